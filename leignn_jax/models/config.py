@@ -1,0 +1,148 @@
+"""LEIGNNConfig: the numbers that fix a model's shape, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, Literal
+
+from ase.data import chemical_symbols
+
+from leignn_jax.errors import ConfigError
+from leignn_jax.models.radial import ENVELOPES, RADIAL_BASES
+
+Variant = Literal["leignn", "vanilla_nmu", "vanilla"]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "leignn": {"update": "gated", "global_nodes": True},
+    "vanilla_nmu": {"update": "gated", "global_nodes": False},
+    "vanilla": {"update": "painn", "global_nodes": False},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LEIGNNConfig:
+    """What fixes the shape and the formula of a LEIGNN; hashable, so it can be a static argument of ``jax.jit``.
+
+    elements: symbols of the elements the model knows, in the order of its embedding.
+    features: width F of scalars and vectors, even.
+    layers: number of layers, each reaching one ``cutoff`` further.
+    num_radial: number of radial functions.
+    radial_basis: "bessel", "gaussian" (published) or "bernstein".
+    envelope: "polynomial" (published) or "exponential".
+    envelope_exponent: p of the polynomial envelope.
+    cutoff: Å.
+    update: "gated" (LEIGNN) or "painn" (the published "vanilla" model).
+    global_nodes: one scalar and one vector per structure that all its atoms exchange with; they make the energy of a
+        structure depend on all of it, however far (pitfall: two distant molecules are not independent).
+    smooth_cutoff: the envelope multiplies the whole filter, bias included, so that energy, forces and their
+        derivatives vanish at the cutoff; False is the published formula, whose energy jumps there.
+    direct_forces: add the published head that predicts forces beside the energy; they are no gradient of it.
+    repulsion: add the Ziegler-Biersack-Littmark repulsion of the nuclei below the sum of the covalent radii.
+    message_dtype: "float32", or "bfloat16" for the arrays [pairs, features] and what is gathered from them; geometry
+        and sums stay in the positions' dtype.
+    matmul_precision: precision of matrix products on GPU and TPU: "highest", "high" or "default" (TF32, bf16).
+    remat: recompute filters in the backward pass instead of keeping them: less memory, one more filter product.
+    """
+
+    elements: tuple[str, ...] = ()
+    features: int = 128
+    layers: int = 3
+    num_radial: int = 16
+    radial_basis: Literal["bessel", "gaussian", "bernstein"] = "bessel"
+    envelope: Literal["polynomial", "exponential"] = "polynomial"
+    envelope_exponent: int = 5
+    cutoff: float = 5.0
+    update: Literal["gated", "painn"] = "gated"
+    global_nodes: bool = True
+    smooth_cutoff: bool = True
+    direct_forces: bool = False
+    repulsion: bool = False
+    message_dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul_precision: Literal["highest", "high", "default"] = "highest"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "elements", tuple(self.elements))
+        for symbol in self.elements:
+            if symbol not in chemical_symbols[1:]:
+                raise ConfigError(f"elements: {symbol!r} is not an element's symbol (write 'Si', not 'si' or 14).")
+        if len(set(self.elements)) != len(self.elements):
+            raise ConfigError(f"elements: a symbol stands twice in {self.elements}.")
+        _at_least("features", self.features, 2)
+        if self.features % 2:
+            raise ConfigError(f"features must be even, not {self.features}.")
+        _at_least("layers", self.layers, 1)
+        _at_least("num_radial", self.num_radial, 2)
+        if not isinstance(self.cutoff, int | float) or not 0 < self.cutoff < float("inf"):
+            raise ConfigError(f"cutoff must be a positive number of Å, not {self.cutoff!r}.")
+        _at_least("envelope_exponent", self.envelope_exponent, 3)
+        _one_of("radial_basis", self.radial_basis, RADIAL_BASES)
+        _one_of("envelope", self.envelope, ENVELOPES)
+        _one_of("update", self.update, ("gated", "painn"))
+        _one_of("message_dtype", self.message_dtype, ("float32", "bfloat16"))
+        _one_of("matmul_precision", self.matmul_precision, ("highest", "high", "default"))
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Atomic numbers of ``elements``."""
+        return tuple(chemical_symbols.index(symbol) for symbol in self.elements)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LEIGNNConfig:
+        """The config of these fields; an unknown key raises ConfigError with the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"Unknown model setting {key!r}{_did_you_mean(key, known)} Known: {', '.join(known)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types; ``from_dict`` takes them back."""
+        return {**dataclasses.asdict(self), "elements": list(self.elements)}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {
+        "features": 512,
+        "layers": 4,
+        "num_radial": 128,
+        "radial_basis": "gaussian",
+        "smooth_cutoff": False,
+        "direct_forces": True,
+    },
+    "large": {"features": 256, "layers": 4, "num_radial": 16, "repulsion": True},
+    "medium": {"features": 128, "layers": 3, "num_radial": 16, "repulsion": True},
+    "small": {"features": 64, "layers": 2, "num_radial": 12, "repulsion": True},
+}
+
+
+def preset(name: str, *, variant: Variant = "leignn", **settings: Any) -> LEIGNNConfig:
+    """A named model size with some settings changed.
+
+    Args:
+        name: "published" (512 x 4 with 128 Gaussians, arXiv:2311.02869), "large", "medium" or "small".
+        variant: "leignn", "vanilla_nmu" (no global nodes) or "vanilla" (no global nodes, PaiNN's update).
+        settings: fields of :class:`LEIGNNConfig`; ``elements`` is needed sooner or later.
+
+    Raises:
+        ConfigError: an unknown name, variant or setting, or a setting out of range.
+    """
+    _one_of("preset", name, tuple(PRESETS))
+    _one_of("variant", variant, tuple(VARIANTS))
+    return LEIGNNConfig.from_dict({**PRESETS[name], **VARIANTS[variant], **settings})
+
+
+def _did_you_mean(key: str, known) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else "."
+
+
+def _one_of(name: str, value: Any, allowed) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}: {value!r} is not known{_did_you_mean(str(value), allowed)} One of {list(allowed)}.")
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}.")

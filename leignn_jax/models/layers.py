@@ -1,0 +1,225 @@
+r"""The four steps of a layer, each a small Flax module of pure functions.
+
+Symbols of the paper (arXiv:2311.02869) and of the published code:
+
+=============================  =======================================================
+x ``[atoms, F]``               ``scalars``
+V ``[atoms, 3, F]``            ``vectors``
+g ``[graphs, F]``              ``global_scalars``, the scalar of the global node
+W ``[graphs, 3, F]``           ``global_vectors``, its vector
+sigma                          ``activation``, silu / 0.6
+f ``[pairs, F]`` (three)       ``filters``, the distance's weight on a message
+u ``[pairs, 3]``               ``directions``, from neighbour to centre
+=============================  =======================================================
+
+A linear map of a concatenation is written as the sum of two maps, so that the part that is the same for all atoms of a
+structure is computed once per structure; a map with several outputs as one map per output, so that one nobody reads is
+never computed and none is cut out of a wider array.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from leignn_jax.graph import Graph
+from leignn_jax.models.config import LEIGNNConfig
+from leignn_jax.models.radial import filter_scale
+from leignn_jax.pair_ops import pair_sum
+
+
+def activation(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """silu(x) / 0.6, which about keeps the variance of a standard normal input."""
+    return jax.nn.silu(x) / 0.6
+
+
+def linear(features: int, name: str, scale: float = 1.0, bias: bool = False, precision: str | None = None) -> nn.Dense:
+    """A linear map whose kernel starts with variance scale^2 / fan_in; biases start at zero."""
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        name=name,
+        precision=precision,
+        kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal"),
+    )
+
+
+class GlobalToLocal(nn.Module):
+    """Global message distributing: x <- x + sigma(A2 sigma(A1 [x, g])), V <- V + B (V + W)."""
+
+    precision: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        scalars: Float[Array, "nodes features"],
+        vectors: Float[Array, "nodes 3 features"] | None,
+        global_scalars: Float[Array, "graphs features"],
+        global_vectors: Float[Array, "graphs 3 features"] | None,
+        spread: Callable[[Array], Array],
+    ):
+        """``spread`` copies a structure's value to its nodes; vectors of None are zero."""
+        features, precision = scalars.shape[-1], self.precision
+        local = linear(features, "scalars_local", math.sqrt(0.5), bias=True, precision=precision)(scalars)
+        from_global = linear(features, "scalars_global", math.sqrt(0.5), precision=precision)(global_scalars)
+        hidden = activation(local + spread(from_global))
+        scalars = scalars + activation(linear(features, "scalars_out", bias=True, precision=precision)(hidden))
+        if vectors is not None:
+            mix = linear(features, "vectors", precision=precision)
+            vectors = vectors + mix(vectors) + spread(mix(global_vectors))
+        return scalars, vectors
+
+
+class LocalMessages(nn.Module):
+    r"""Local message passing: from the neighbours' x and V to the change of an atom's.
+
+    h = C2 sigma(C1 x), f = D phi, (m1, m2, m3)_ij = h_j f_ij / sqrt(3);
+    dx_i = sum_j m3, dV_i = sum_j (m1 V_j + m2 u_ij) / sqrt(features).
+    """
+
+    config: LEIGNNConfig
+    precision: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        graph: Graph,
+        radial: Float[Array, "pairs radial"],
+        directions: Float[Array, "pairs 3"],
+        scalars: Float[Array, "nodes features"],
+        vectors: Float[Array, "nodes 3 features"] | None,
+        species: Int[Array, "atoms"] | None = None,
+    ):
+        """Changes of scalars ``[atoms, F]`` and vectors ``[atoms, 3, F]``.
+
+        ``species`` says that nodes are elements and not atoms, as in the first layer, and which element each atom is.
+        """
+        features = scalars.shape[-1]
+        hidden = activation(linear(features // 2, "hidden", bias=True, precision=self.precision)(scalars))
+
+        def message(name):
+            return linear(features, name, bias=True, precision=self.precision)(hidden) / math.sqrt(3)
+
+        def filter_kernel(name):
+            return self.param(f"filter_{name}", self._filter_init, (radial.shape[1], features), jnp.float32)
+
+        directional, scalar = message("directional"), message("scalar")
+        kernel_directional, kernel_scalar = filter_kernel("directional"), filter_kernel("scalar")
+        if species is not None and 4 * scalars.shape[0] < graph.lists.neighbors.shape[1]:
+            density, dipole = _element_densities(graph, radial, directions, species, scalars.shape[0])
+            d_scalars = (self._dot(density, kernel_scalar) * scalar).sum(1)
+            d_vectors = (self._dot(dipole, kernel_directional) * directional).sum(2)
+            return d_scalars, d_vectors / math.sqrt(features)
+        if species is not None:
+            scalar, directional = rows(scalar, species), rows(directional, species)
+        d_scalars = pair_sum(graph.lists, self._dot(radial, kernel_scalar), scalar[:, None])[:, 0]
+        d_vectors = pair_sum(
+            graph.lists, self._dot(radial, kernel_directional), directional[:, None], directions[..., None], odd=True
+        )
+        if vectors is not None:
+            radial_filter = self._dot(radial, filter_kernel("vector"))
+            d_vectors += pair_sum(graph.lists, radial_filter, message("vector")[:, None] * vectors)
+        return d_scalars, d_vectors / math.sqrt(features)
+
+    def _dot(self, x, kernel):
+        return jnp.dot(x, kernel.astype(x.dtype), precision=self.precision)
+
+    def _filter_init(self, key, shape, dtype):
+        kernel = filter_scale(self.config) * jax.random.normal(key, shape, dtype)
+        return kernel.at[-1].set(0.0)  # the last radial function is the constant one: its row is the bias
+
+
+def _element_densities(graph: Graph, radial, directions, species, elements: int):
+    """Sums of radial functions, and of them times directions, over each atom's neighbours of each element.
+
+    Where all neighbours of one element send the same message, it can be taken out of the sum: what is left has as many
+    columns as there are radial functions instead of features. ``[atoms, elements, radial]`` and ``[atoms, 3, ...]``.
+    """
+    is_element = (species[:, None] == jnp.arange(elements)).astype(radial.dtype)
+    shape = (*is_element.shape, radial.shape[1])
+    density = pair_sum(graph.lists, radial, jnp.broadcast_to(is_element[..., None], shape))
+    dipole = [
+        pair_sum(
+            graph.lists,
+            radial,
+            jnp.broadcast_to(is_element[:, e, None, None], (shape[0], 1, shape[2])),
+            directions[..., None],
+            odd=True,
+        )
+        for e in range(elements)
+    ]
+    return density, jnp.stack(dipole, axis=2)
+
+
+def rows(table, index):
+    """``table[index]`` as a product with a 0/1 matrix: its transpose is a product too and not a scatter."""
+    one_hot = (index[:, None] == jnp.arange(table.shape[0])).astype(table.dtype)
+    return jnp.dot(one_hot, table, precision="highest")
+
+
+class LocalUpdate(nn.Module):
+    r"""Local message updating: scalars and vectors of one atom act on each other.
+
+    (V1, V2) = P V, n = sqrt(|V2|^2 + 1e-8), (a1, a2, a3) = Q2 sigma(Q1 [x, n]);
+
+    - gated (LEIGNN): dx = a2 / sqrt(2) + x tanh(a3), dV = a1 V1;
+    - painn: dx = (a1 + a2 (V1 . V2) / sqrt(features)) / sqrt(2), dV = a3 V1.
+    """
+
+    kind: str
+    precision: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, scalars: Float[Array, "atoms features"], vectors: Float[Array, "atoms 3 features"], last: bool
+    ):
+        """The new scalars and vectors; with ``last`` the vectors are not needed any more and None."""
+        features, precision = scalars.shape[-1], self.precision
+        right = linear(features, "vectors_right", precision=precision)(vectors)
+        norm = jnp.sqrt((right**2).sum(1) + 1e-8)
+        # V starts smaller than x by sqrt(features): its norm's kernel starts larger by as much.
+        hidden = linear(features, "hidden_scalars", math.sqrt(0.5), bias=True, precision=precision)(scalars)
+        hidden += linear(features, "hidden_norm", math.sqrt(0.5 * features), precision=precision)(norm)
+        hidden = activation(hidden)
+
+        def head(name):
+            return linear(features, name, bias=True, precision=precision)(hidden)
+
+        left = None
+        if self.kind == "painn" or not last:
+            left = linear(features, "vectors_left", precision=precision)(vectors)
+        if self.kind == "gated":
+            change = head("add") / math.sqrt(2) + scalars * jnp.tanh(head("gate"))
+        else:
+            inner = (left * right).sum(1) / math.sqrt(features)
+            change = (head("add") + head("inner") * inner) / math.sqrt(2)
+        if last:
+            return scalars + change, None
+        return scalars + change, vectors + head("vectors_gate")[:, None] * left
+
+
+class LocalToGlobal(nn.Module):
+    """Global message aggregating: g <- g + sigma(F2 sigma(F1 [mean x, g])), W <- W + G (mean V + W)."""
+
+    precision: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        mean_scalars: Float[Array, "graphs features"],
+        mean_vectors: Float[Array, "graphs 3 features"],
+        global_scalars: Float[Array, "graphs features"],
+        global_vectors: Float[Array, "graphs 3 features"],
+    ):
+        """The new global scalars and vectors."""
+        features, precision = global_scalars.shape[-1], self.precision
+        hidden = linear(features, "scalars_mean", math.sqrt(0.5), bias=True, precision=precision)(mean_scalars)
+        hidden += linear(features, "scalars_global", math.sqrt(0.5), precision=precision)(global_scalars)
+        change = linear(features, "scalars_out", bias=True, precision=precision)(activation(hidden))
+        mix = linear(features, "vectors", precision=precision)
+        return global_scalars + activation(change), global_vectors + mix(mean_vectors + global_vectors)

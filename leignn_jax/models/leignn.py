@@ -1,0 +1,127 @@
+"""LEIGNN: the energy of every atom of a graph, and direct forces where the model has that head."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from leignn_jax.graph import Graph
+from leignn_jax.models.config import LEIGNNConfig
+from leignn_jax.models.layers import (
+    GlobalToLocal,
+    LocalMessages,
+    LocalToGlobal,
+    LocalUpdate,
+    activation,
+    linear,
+    rows,
+)
+from leignn_jax.models.radial import radial_functions
+from leignn_jax.neighbors import Pairs
+
+
+class Output(NamedTuple):
+    """What the network gives: ``atomic_energies`` [atoms], ``direct_forces`` [atoms, 3] or None; no units yet."""
+
+    atomic_energies: Float[Array, "atoms"]
+    direct_forces: Float[Array, "atoms 3"] | None
+
+
+class LEIGNN(nn.Module):
+    """Lightweight equivariant interaction graph neural network. Yang et al., arXiv:2311.02869 (later E2GNN)."""
+
+    config: LEIGNNConfig
+
+    @nn.compact
+    def __call__(self, graph: Graph, vectors: Float[Array, "pairs 3"] | None = None) -> Output:
+        """Run the network on ``graph``; ``vectors`` [Å] replace the pair vectors of its positions, to differentiate by."""
+        config = self.config
+        precision = None if config.matmul_precision == "default" else config.matmul_precision
+        distances, directions = pair_geometry(graph, graph.vectors() if vectors is None else vectors)
+        radial = radial_functions(config, distances, graph.pair_mask)
+        species = species_index(config, graph.numbers)
+
+        # Before the first message passing an atom is its element and nothing more, and all global nodes are one: what
+        # they become is computed once per element. Vectors are zero, which None says.
+        scalars = self.param("embedding", _uniform_embedding, (len(config.elements), config.features), jnp.float32)
+        scalars = scalars.astype(distances.dtype)
+        per_element = len(config.elements) <= graph.numbers.shape[0]
+        if not per_element:
+            scalars = rows(scalars, species)
+        vectors = global_scalars = global_vectors = None
+        if config.global_nodes:
+            global_scalars = self.param("global_embedding", nn.initializers.normal(1.0), (1, config.features))
+            global_scalars = global_scalars.astype(distances.dtype)
+
+        messages = nn.remat(LocalMessages) if config.remat else LocalMessages
+        for layer in range(config.layers):
+            first, last = layer == 0, layer == config.layers - 1
+            if config.global_nodes:
+                distribute = GlobalToLocal(precision, name=f"global_to_local_{layer}")
+                spread = (lambda x: x) if first else graph.spread
+                scalars, vectors = distribute(scalars, vectors, global_scalars, global_vectors, spread)
+
+            message = messages(config, precision, name=f"messages_{layer}")
+            elements = species if first and per_element else None
+            d_scalars, d_vectors = message(graph, radial, directions, scalars, vectors, elements)
+            if elements is not None:
+                scalars = rows(scalars, species)
+            scalars = (scalars + d_scalars) / math.sqrt(2)
+            vectors = d_vectors if vectors is None else vectors + d_vectors
+
+            update = LocalUpdate(config.update, precision, name=f"update_{layer}")
+            scalars, vectors = update(scalars, vectors, last and not config.direct_forces)
+
+            if config.global_nodes and not last:
+                atoms = jnp.maximum(graph.sum_atoms(graph.atom_mask.astype(distances.dtype)), 1)
+                means = graph.sum_atoms(scalars) / atoms[:, None], graph.sum_atoms(vectors) / atoms[:, None, None]
+                if first:
+                    global_scalars = jnp.broadcast_to(global_scalars, means[0].shape)
+                    global_vectors = jnp.zeros_like(means[1])
+                aggregate = LocalToGlobal(precision, name=f"local_to_global_{layer}")
+                global_scalars, global_vectors = aggregate(*means, global_scalars, global_vectors)
+
+        hidden = activation(linear(config.features // 2, "energy_hidden", bias=True, precision=precision)(scalars))
+        energies = linear(1, "energy", bias=True, precision=precision)(hidden)[:, 0]
+        energies = jnp.where(graph.atom_mask, energies, 0.0)
+        if not config.direct_forces:
+            return Output(energies, None)
+        forces = linear(1, "direct_forces", precision=precision)(vectors)[..., 0]
+        return Output(energies, jnp.where(graph.atom_mask[:, None], forces, 0.0))
+
+
+def pair_geometry(graph: Graph, vectors: Float[Array, "pairs 3"]):
+    """Distances ``[pairs]`` in Å and unit vectors ``[pairs, 3]`` from sender to receiver; padding gets 1 and 0."""
+    squared = (vectors**2).sum(-1)
+    exists = graph.pair_mask & (squared > 0)
+    distances = jnp.sqrt(jnp.where(exists, squared, 1.0))
+    return distances, jnp.where(exists[:, None], -vectors / distances[:, None], 0.0)
+
+
+def species_index(config: LEIGNNConfig, numbers: Int[Array, "atoms"]) -> Int[Array, "atoms"]:
+    """Row of each atom's element in the embedding; padding and unknown elements get the number of elements."""
+    table = np.full(120, len(config.elements), np.int32)
+    table[list(config.numbers)] = np.arange(len(config.elements))
+    return jnp.asarray(table)[numbers]
+
+
+def _uniform_embedding(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
+
+
+def init_params(config: LEIGNNConfig, key: jax.Array):
+    """Parameters at the start of training, a nested dict of float32 arrays."""
+    pair = Graph.from_pairs(
+        positions=np.array([[0.0, 0.0, 0.0], [0.5 * config.cutoff, 0.0, 0.0]]),
+        numbers=np.array([config.numbers[0]] * 2),
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, bool),
+        pairs=Pairs(np.array([0]), np.array([1]), np.zeros((1, 3)), np.array([0.5 * config.cutoff])),
+    )
+    return LEIGNN(config).init(key, pair)["params"]

@@ -1,0 +1,109 @@
+r"""Radial functions of a pair's distance and the envelope that takes them to zero at the cutoff.
+
+All are functions of the scaled distance t = d / cutoff in (0, 1) and act on any shape.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+if TYPE_CHECKING:
+    from leignn_jax.models.config import LEIGNNConfig
+
+RADIAL_BASES = ("bessel", "gaussian", "bernstein")
+ENVELOPES = ("polynomial", "exponential")
+
+
+def polynomial_envelope(t: Float[Array, "*pairs"], exponent: int = 5) -> Float[Array, "*pairs"]:
+    r"""1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2) below t = 1, else 0.
+
+    Value, slope and curvature vanish at t = 1. Gasteiger et al., arXiv:2003.03123, eq. 8.
+    """
+    p = exponent
+    inside = t < 1
+    t = jnp.where(inside, t, 1.0)
+    value = 1 + t**p * (-(p + 1) * (p + 2) / 2 + t * (p * (p + 2) - t * p * (p + 1) / 2))
+    return jnp.where(inside, value, 0.0)
+
+
+def exponential_envelope(t: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
+    r"""exp(-t^2 / ((1 - t)(1 + t))) below t = 1, else 0; every derivative vanishes at t = 1.
+
+    Unke et al., arXiv:2105.00304, eq. 16.
+    """
+    inside = t < 1
+    t = jnp.where(inside, t, 0.0)
+    return jnp.where(inside, jnp.exp(-(t**2) / ((1 - t) * (1 + t))), 0.0)
+
+
+def envelope(t: Float[Array, "*pairs"], name: str, exponent: int = 5) -> Float[Array, "*pairs"]:
+    """The envelope of that name, 1 at t = 0 and 0 from t = 1 on."""
+    return polynomial_envelope(t, exponent) if name == "polynomial" else exponential_envelope(t)
+
+
+def gaussian_basis(t: Float[Array, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
+    """exp(-((t - c_k)(size - 1))^2 / 2), centres c_k = k / (size - 1): as wide as they are apart (LEIGNN, E2GNN)."""
+    centers = jnp.arange(size, dtype=t.dtype) / (size - 1)
+    return jnp.exp(-0.5 * ((t[..., None] - centers) * (size - 1)) ** 2)
+
+
+def bessel_basis(t: Float[Array, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
+    """sqrt(2) sin(n pi t) / t, n = 1 ... size. Gasteiger et al., arXiv:2003.03123, eq. 7.
+
+    The same as ``e3nn_jax.bessel``, which takes three seconds to import.
+    """
+    n = jnp.arange(1, size + 1, dtype=t.dtype)
+    return math.sqrt(2) * jnp.sin(n * math.pi * t[..., None]) / t[..., None]
+
+
+def bernstein_basis(t: Float[Array, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
+    """Bernstein polynomials binomial(n, k) s^k (1 - s)^(n - k) of s = exp(-4 t), n = size - 1.
+
+    Unke et al., arXiv:2105.00304, eq. 14, with the decay fixed so that they are spread over bond lengths.
+    """
+    n = size - 1
+    k = jnp.arange(size, dtype=t.dtype)
+    log_binomial = jnp.asarray(
+        [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(size)], t.dtype
+    )
+    log_s = -4 * t[..., None]
+    return jnp.exp(log_binomial + k * log_s + (n - k) * jnp.log(-jnp.expm1(log_s)))
+
+
+def radial_basis(t: Float[Array, "*pairs"], name: str, size: int) -> Float[Array, "*pairs {size}"]:
+    """The ``size`` radial functions of that name at scaled distances t > 0, before any envelope."""
+    return {"gaussian": gaussian_basis, "bessel": bessel_basis, "bernstein": bernstein_basis}[name](t, size)
+
+
+def radial_functions(config: LEIGNNConfig, distances: Float[Array, "pairs"], pair_mask: Bool[Array, "pairs"]) -> Float[Array, "pairs radial"]:
+    """The radial functions times the envelope and, last, the function that multiplies the filter's bias.
+
+    That last one is the envelope too where the cutoff is smooth, and 1 inside the cutoff in the published formula.
+    Padding and pairs from the cutoff on get zero throughout.
+    """
+    t = distances / config.cutoff
+    inside = pair_mask & (t < 1)
+    t = jnp.where(inside, t, 0.5)
+    decay = envelope(t, config.envelope, config.envelope_exponent)
+    values = decay[:, None] * radial_basis(t, config.radial_basis, config.num_radial)
+    last = decay if config.smooth_cutoff else jnp.ones_like(decay)
+    return jnp.where(inside[:, None], jnp.concatenate([values, last[:, None]], axis=1), 0.0)
+
+
+def filter_scale(config: LEIGNNConfig) -> float:
+    """Standard deviation of filter kernels at the start that makes a sum over neighbours keep a message's variance.
+
+    The expected square of the sum of random filters over atoms of a typical density, 0.08 per Å^3, none closer than
+    1 Å, is the integral of 4 pi r^2 density sum_k phi_k(r)^2.
+    """
+    r = np.linspace(min(1.0, 0.5 * config.cutoff), config.cutoff, 513)[:-1]
+    with jax.ensure_compile_time_eval():
+        values = np.asarray(radial_functions(config, jnp.asarray(r, jnp.float32), np.ones(r.shape, bool)))
+    density = 4 * np.pi * r**2 * 0.08 * (values[:, :-1] ** 2).sum(1)
+    return float(1 / np.sqrt(np.trapezoid(density, r)))
