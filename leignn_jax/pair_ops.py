@@ -17,13 +17,14 @@ Each is linear in each of its array arguments and the transpose of one is anothe
 neither forces nor the gradient of a force loss nor a Hessian needs a scatter: all sums run in a fixed order and a
 result is the same bits at every run.
 
-What bounds them is memory traffic: ``pair_sum`` reads one row of ``w`` and Q rows of ``y`` per directed edge. On CPU
-the rows of a block of atoms are gathered, multiplied and summed while they are in the cache (``lax.map``); elsewhere
-XLA fuses the whole expression into one kernel, which no blocking helps.
+What bounds them is memory traffic: ``pair_sum`` reads one row of ``w`` and Q rows of ``y`` per directed edge. On CPU it
+goes through the neighbour table column by column, which XLA turns into one fused loop of gather, multiply and add;
+elsewhere XLA fuses the whole expression into one kernel.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -35,8 +36,8 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# Bytes of the gathered rows of one block: a share of a core's second-level cache. Measured in experiments/layout.
-_BLOCK_BYTES = 1 << 19
+# Bytes of the running sums of one block of atoms: so that they stay in the cache. Measured in experiments/layout.
+_BLOCK_BYTES = 1 << 21
 
 
 @struct.dataclass
@@ -101,80 +102,73 @@ def _signs(signs, odd, dtype):
 
 
 def _products(receivers, senders, left, right, odd):
-    forward = _take(left, receivers)[:, :, None] * _take(right, senders)[:, None]
-    backward = _take(left, senders)[:, :, None] * _take(right, receivers)[:, None]
+    """Features of both ends multiplied, forward plus (odd: minus) backward, for every m and q."""
+    forward = _take(left, receivers) * _take(right, senders)
+    backward = _take(left, senders) * _take(right, receivers)
     return forward - backward if odd else forward + backward
 
 
-def _sum_last(x, lanes: int = 16):
-    # XLA sums a contiguous axis on CPU one number after another; a strided partial sum is vectorised.
-    if x.shape[-1] % lanes:
-        return x.sum(-1)
-    return x.reshape(*x.shape[:-1], -1, lanes).sum(-2).sum(-1)
-
-
-def _sum_rule(arrays, tables, blocked):
+def _sum_rule(arrays, tables, cpu):
     weights, features = arrays
-    _, _, *rows = tables
+    _, _, neighbors, pairs, signs = tables
 
-    def block(rows):
-        neighbors, pairs, signs = rows
+    def slot(neighbors, pairs, signs):
         w = _take(weights, pairs) * _signs(signs, False, weights.dtype)[..., None]
-        return (w[:, :, None, :] * _take(features, neighbors)).sum(1)
+        return w[..., None, :] * _take(features, neighbors)
 
-    return _in_blocks(block, rows, rows[0].shape[1] * _row_bytes(weights, features), blocked)
+    return _sum_slots(slot, (neighbors, pairs, signs), features.shape[1:], weights.dtype, cpu)
 
 
-def _coupled_sum_rule(arrays, tables, blocked, odd):
+def _coupled_sum_rule(arrays, tables, cpu, odd):
     weights, coefficients, features = arrays
-    _, _, *rows = tables
+    _, _, neighbors, pairs, signs = tables
 
-    def block(rows):
-        neighbors, pairs, signs = rows
+    def slot(neighbors, pairs, signs):
         c = _take(coefficients, pairs) * _signs(signs, odd, coefficients.dtype)[..., None, None]
-        wy = _take(weights, pairs)[:, :, None, :] * _take(features, neighbors)
-        return (c[..., None] * wy[:, :, None]).sum((1, 3))
+        w, y = _take(weights, pairs), _take(features, neighbors)
+        return sum(c[..., q, None] * (w * y[..., q, :])[..., None, :] for q in range(features.shape[1]))
 
-    return _in_blocks(block, rows, rows[0].shape[1] * _row_bytes(weights, features), blocked)
+    shape = (coefficients.shape[1], features.shape[2])
+    return _sum_slots(slot, (neighbors, pairs, signs), shape, weights.dtype, cpu)
 
 
-def _weight_rule(arrays, tables, blocked):
+def _weight_rule(arrays, tables, cpu):
     left, right = arrays
-
-    def block(rows):
-        receivers, senders = rows
-        forward = _take(left, receivers) * _take(right, senders)
-        return (forward + _take(left, senders) * _take(right, receivers)).sum(1)
-
-    return _in_blocks(block, tables[:2], 2 * _row_bytes(left, right), blocked)
+    receivers, senders, *_ = tables
+    return sum(_products(receivers, senders, left[:, q], right[:, q], False) for q in range(left.shape[1]))
 
 
-def _coupled_weight_rule(arrays, tables, blocked, odd):
+def _coupled_weight_rule(arrays, tables, cpu, odd):
     coefficients, left, right = arrays
+    receivers, senders, *_ = tables
+    return sum(
+        coefficients[:, m, q, None] * _products(receivers, senders, left[:, m], right[:, q], odd)
+        for m in range(left.shape[1])
+        for q in range(right.shape[1])
+    )
 
-    def block(rows):
-        receivers, senders, c = rows
-        return (c[..., None] * _products(receivers, senders, left, right, odd)).sum((1, 2))
 
-    return _in_blocks(block, (*tables[:2], coefficients), 2 * _row_bytes(left, right), blocked)
-
-
-def _coefficient_rule(arrays, tables, blocked, odd):
+def _coefficient_rule(arrays, tables, cpu, odd):
     weights, left, right = arrays
 
     def block(rows):
         receivers, senders, w = rows
-        return _sum_last(w[:, None, None] * _products(receivers, senders, left, right, odd))
+        products = _products(receivers, senders, left[:, :, None], right[:, None], odd) * w[:, None, None]
+        if not cpu:
+            return products.sum(-1)
+        # XLA sums a contiguous axis on CPU one number after another; as a matrix product it is vectorised.
+        return jnp.dot(products, jnp.ones(products.shape[-1], products.dtype), precision="highest")
 
-    return _in_blocks(block, (*tables[:2], weights), 2 * _row_bytes(left, right), blocked)
+    rows = (*tables[:2], weights)
+    return _in_blocks(block, rows, 2 * _row_bytes(left, right)) if cpu else block(rows)
 
 
-def _difference_rule(arrays, tables, blocked):
+def _difference_rule(arrays, tables, cpu):
     (features,), (receivers, senders, *_) = arrays, tables
     return _take(features, senders) - _take(features, receivers)
 
 
-def _divergence_rule(arrays, tables, blocked):
+def _divergence_rule(arrays, tables, cpu):
     (flow,), (_, _, _, pairs, signs) = arrays, tables
     return -(_take(flow, pairs) * _signs(signs, True, flow.dtype)[..., None]).sum(1)
 
@@ -183,11 +177,30 @@ def _row_bytes(*arrays) -> int:
     return sum(a.size // max(a.shape[0], 1) * a.dtype.itemsize for a in arrays)
 
 
-def _in_blocks(function, rows, row_bytes: int, blocked: bool):
-    """``function(rows)``, on CPU by blocks of the leading axis that take about ``_BLOCK_BYTES`` each."""
+def _sum_slots(slot, table, shape, dtype, cpu):
+    """Sum ``slot`` over the columns of the neighbour table, for every atom.
+
+    On CPU one column after another for a block of atoms: the running sums stay in the cache and the innermost loop runs
+    along the features. As one expression XLA would run along the neighbours and read one number per cache line.
+    """
+    if not cpu:
+        return slot(*table).sum(1)
+
+    def block(rows):
+        def add(total, column):
+            return total + slot(*column), None
+
+        zero = jnp.zeros((rows[0].shape[0], *shape), dtype)
+        return lax.scan(add, zero, tuple(x.T for x in rows), unroll=2)[0]
+
+    return _in_blocks(block, table, math.prod(shape) * jnp.dtype(dtype).itemsize)
+
+
+def _in_blocks(function, rows, row_bytes: int):
+    """``function(rows)`` by blocks of the leading axis, of about ``_BLOCK_BYTES`` each at ``row_bytes`` a row."""
     total = rows[0].shape[0]
     blocks = -(-total * row_bytes // _BLOCK_BYTES)
-    if not blocked or blocks <= 1:
+    if blocks <= 1:
         return function(tuple(rows))
     size = -(-total // blocks)
     blocks = -(-total // size)
@@ -209,8 +222,8 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
     """A primitive linear in each of its first ``arrays`` operands; the five pair tables follow them."""
     primitive = Primitive(name)
 
-    def implementation(*operands, blocked=False, **params):
-        return rule(operands[:arrays], operands[arrays:], blocked, **params)
+    def implementation(*operands, cpu=False, **params):
+        return rule(operands[:arrays], operands[arrays:], cpu, **params)
 
     def abstract(*operands, **params):
         out = jax.eval_shape(
@@ -254,7 +267,7 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
     batching.primitive_batchers[primitive] = batch
     lower = partial(mlir.lower_fun, multiple_results=False)
     mlir.register_lowering(primitive, lower(implementation))
-    mlir.register_lowering(primitive, lower(partial(implementation, blocked=True)), platform="cpu")
+    mlir.register_lowering(primitive, lower(partial(implementation, cpu=True)), platform="cpu")
     return primitive
 
 

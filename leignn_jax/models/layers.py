@@ -29,13 +29,18 @@ from jaxtyping import Array, Float, Int
 
 from leignn_jax.graph import Graph
 from leignn_jax.models.config import LEIGNNConfig
-from leignn_jax.models.radial import filter_scale
+from leignn_jax.models.radial import smooth_filters
 from leignn_jax.pair_ops import pair_sum
 
 
 def activation(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """silu(x) / 0.6, which about keeps the variance of a standard normal input."""
     return jax.nn.silu(x) / 0.6
+
+
+# Scale of kernels at the end of a residual branch: what is added at the start is small beside what it is added to, so
+# that neither values nor gradients grow with the number of layers.
+BRANCH = 0.3
 
 
 def linear(features: int, name: str, scale: float = 1.0, bias: bool = False, precision: str | None = None) -> nn.Dense:
@@ -68,9 +73,9 @@ class GlobalToLocal(nn.Module):
         local = linear(features, "scalars_local", math.sqrt(0.5), bias=True, precision=precision)(scalars)
         from_global = linear(features, "scalars_global", math.sqrt(0.5), precision=precision)(global_scalars)
         hidden = activation(local + spread(from_global))
-        scalars = scalars + activation(linear(features, "scalars_out", bias=True, precision=precision)(hidden))
+        scalars = scalars + activation(linear(features, "scalars_out", BRANCH, bias=True, precision=precision)(hidden))
         if vectors is not None:
-            mix = linear(features, "vectors", precision=precision)
+            mix = linear(features, "vectors", BRANCH, precision=precision)
             vectors = vectors + mix(vectors) + spread(mix(global_vectors))
         return scalars, vectors
 
@@ -130,8 +135,9 @@ class LocalMessages(nn.Module):
         return jnp.dot(x, kernel.astype(x.dtype), precision=self.precision)
 
     def _filter_init(self, key, shape, dtype):
-        kernel = filter_scale(self.config) * jax.random.normal(key, shape, dtype)
-        return kernel.at[-1].set(0.0)  # the last radial function is the constant one: its row is the bias
+        modes = smooth_filters(self.config)
+        kernel = modes.T @ jax.random.normal(key, (modes.shape[0], shape[1]), dtype)
+        return jnp.append(kernel, jnp.zeros((1, shape[1]), dtype), axis=0)  # the last row is the bias
 
 
 def _element_densities(graph: Graph, radial, directions, species, elements: int):
@@ -188,7 +194,7 @@ class LocalUpdate(nn.Module):
         hidden = activation(hidden)
 
         def head(name):
-            return linear(features, name, bias=True, precision=precision)(hidden)
+            return linear(features, name, BRANCH, bias=True, precision=precision)(hidden)
 
         left = None
         if self.kind == "painn" or not last:
@@ -220,6 +226,6 @@ class LocalToGlobal(nn.Module):
         features, precision = global_scalars.shape[-1], self.precision
         hidden = linear(features, "scalars_mean", math.sqrt(0.5), bias=True, precision=precision)(mean_scalars)
         hidden += linear(features, "scalars_global", math.sqrt(0.5), precision=precision)(global_scalars)
-        change = linear(features, "scalars_out", bias=True, precision=precision)(activation(hidden))
-        mix = linear(features, "vectors", precision=precision)
+        change = linear(features, "scalars_out", BRANCH, bias=True, precision=precision)(activation(hidden))
+        mix = linear(features, "vectors", BRANCH, precision=precision)
         return global_scalars + activation(change), global_vectors + mix(mean_vectors + global_vectors)

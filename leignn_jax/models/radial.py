@@ -96,14 +96,23 @@ def radial_functions(config: LEIGNNConfig, distances: Float[Array, "pairs"], pai
     return jnp.where(inside[:, None], jnp.concatenate([values, last[:, None]], axis=1), 0.0)
 
 
-def filter_scale(config: LEIGNNConfig) -> float:
-    """Standard deviation of filter kernels at the start that makes a sum over neighbours keep a message's variance.
+def smooth_filters(config: LEIGNNConfig, modes: int = 8) -> Float[Array, "{modes} radial"]:
+    r"""Weights of the radial functions that give cos(m pi t) / (1 + m) times the envelope, m = 0, 1 ..., least squares.
 
-    The expected square of the sum of random filters over atoms of a typical density, 0.08 per Å^3, none closer than
-    1 Å, is the integral of 4 pi r^2 density sum_k phi_k(r)^2.
+    Random sums of these rows are what filters start as: independent random weights of narrow Gaussians would be noise
+    from one hundredth of an Å to the next, whose forces drown all else. They are normalised so that a sum over the
+    neighbours of an atom about keeps a message's variance, the messages of different neighbours being alike by a fifth:
+    over atoms of a typical density, 0.08 per Å^3, none closer than 1 Å, the integral of a random filter's square plus
+    0.2 times the square of its integral is 1.
     """
-    r = np.linspace(min(1.0, 0.5 * config.cutoff), config.cutoff, 513)[:-1]
+    r = np.linspace(min(1.0, 0.2 * config.cutoff), config.cutoff, 513)[:-1]
     with jax.ensure_compile_time_eval():
         values = np.asarray(radial_functions(config, jnp.asarray(r, jnp.float32), np.ones(r.shape, bool)))
-    density = 4 * np.pi * r**2 * 0.08 * (values[:, :-1] ** 2).sum(1)
-    return float(1 / np.sqrt(np.trapezoid(density, r)))
+        decay = np.asarray(envelope(jnp.asarray(r / config.cutoff), config.envelope, config.envelope_exponent))
+    m = np.arange(modes)[:, None]
+    target = decay * np.cos(m * np.pi * r / config.cutoff) / (1 + m)
+    weights = np.linalg.lstsq(values[:, :-1], target.T, rcond=1e-3)[0].T
+    shell = 4 * np.pi * r**2 * 0.08
+    functions = weights @ values[:, :-1].T
+    variance = np.trapezoid(shell * functions**2, r).sum() + 0.2 * (np.trapezoid(shell * functions, r) ** 2).sum()
+    return jnp.asarray(weights / np.sqrt(variance), jnp.float32)
