@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.data import chemical_symbols
 from flax import struct
 from jaxtyping import Array, Float
 
-from leignn_jax.errors import ConfigError, ElementError
-from leignn_jax.graph import Graph
+from leignn_jax.errors import ConfigError, ElementError, LeignnError, StructureError
+from leignn_jax.graph import Graph, bucket
 from leignn_jax.models.config import LEIGNNConfig
 from leignn_jax.models.leignn import LEIGNN, init_params, pair_geometry, species_index
 from leignn_jax.models.repulsion import zbl_energy
@@ -201,17 +202,147 @@ class Potential:
 
     # --------------------------------------------------------------------------------------------- for people with atoms
 
+    def predict(
+        self, atoms: ase.Atoms | Sequence[ase.Atoms], *, dtype: str = "float32", batch_atoms: int = 1024
+    ) -> Prediction | list[Prediction]:
+        """Energy, forces and stress of one structure or of each of several, as NumPy arrays in float64.
+
+        Args:
+            atoms: one structure or a sequence; all images within the cutoff count, wherever atoms and cell are.
+            dtype: "float32" or "float64", of the network's arithmetic; reference energies are added in float64.
+            batch_atoms: several structures run together up to this number of atoms.
+
+        Raises:
+            StructureError, ElementError: see :meth:`Graph.from_ase` and :meth:`check_elements`; for a sequence the
+                message names the structure's index.
+        """
+        if hasattr(atoms, "positions"):
+            return self._predict_batch([self.to_graph(atoms, dtype)])[0]
+        graphs = []
+        for index, one in enumerate(atoms):
+            try:
+                graphs.append(self.to_graph(one, dtype))
+            except LeignnError as error:
+                raise type(error)(f"Structure {index}: {error}") from error
+        results: list[Prediction] = []
+        while len(results) < len(graphs):
+            start = end = len(results)
+            while end < len(graphs) and (
+                end == start or sum(g.shape[0] for g in graphs[start : end + 1]) <= batch_atoms
+            ):
+                end += 1
+            results += self._predict_batch(graphs[start:end])
+        return results
+
+    def to_graph(self, atoms: ase.Atoms, dtype: str = "float32") -> Graph:
+        """The graph of a structure for this potential, checked for unknown elements; raises as :meth:`predict`."""
+        if dtype not in ("float32", "float64"):
+            raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+        self.check_elements(atoms.numbers)
+        return Graph.from_ase(atoms, self.cutoff, np.dtype(dtype))
+
+    def _predict_batch(self, graphs: list[Graph]) -> list[Prediction]:
+        batch = Graph.batch(graphs).pad_to_bucket()
+        batch = batch.pad(graphs=bucket(len(graphs), 1))
+        network, references = self.split_references()
+        out = compute(network, batch)
+        starts = np.cumsum([0, *(g.shape[0] for g in graphs)])
+        predictions = []
+        for index, graph in enumerate(graphs):
+            rows = slice(starts[index], starts[index + 1])
+            add = references[np.asarray(graph.numbers)]
+            prediction = Prediction(
+                energy=float(out.energy[index]) + float(add.sum()) + float(self.energy_shift),
+                forces=out.forces[rows],
+                stress=out.stress[index],
+                atomic_energies=out.atomic_energies[rows] + add,
+                direct_forces=None if out.direct_forces is None else out.direct_forces[rows],
+            )
+            check_finite(prediction)
+            predictions.append(prediction)
+        return predictions
+
+    def split_references(self) -> tuple[Potential, np.ndarray]:
+        """This potential without constants, and the reference energy by atomic number in float64.
+
+        Total energies of DFT are large beside their differences: added on the device in float32 they would round the
+        network's part away.
+        """
+        references = np.zeros(120)
+        references[list(self.config.numbers)] = np.asarray(self.reference_energies, np.float64)
+        zero = np.zeros_like(np.asarray(self.reference_energies))
+        return self.replace(reference_energies=zero, energy_shift=np.zeros(())), references
+
+    def calculator(self, *, dtype: str = "float32", skin: float = 0.5):
+        """An ASE calculator: energy, free_energy, forces, stress, energies; see :mod:`leignn_jax.interop.ase_calculator`."""
+        from leignn_jax.interop.ase_calculator import LEIGNNCalculator
+
+        return LEIGNNCalculator(self, dtype=dtype, skin=skin)
+
+    def save(self, path: str | Path) -> None:
+        """Write the potential to one .safetensors file, whole or not at all; see :mod:`leignn_jax.potential_file`."""
+        from leignn_jax.potential_file import save_potential
+
+        save_potential(self, path)
+
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ElementError where an atomic number is not among the potential's elements."""
-        known = np.isin(numbers, self.config.numbers)
-        if not known.all():
-            from ase.data import chemical_symbols
-
-            first = int(np.flatnonzero(~known)[0])
+        unknown = np.flatnonzero(~np.isin(numbers, self.config.numbers))
+        if len(unknown):
+            symbol = chemical_symbols[int(numbers[unknown[0]])]
             raise ElementError(
-                f"Atom {first} is {chemical_symbols[int(numbers[first])]}, which this potential has not seen; it knows "
+                f"Atom {unknown[0]} is {symbol}, which this potential has not seen; it knows "
                 f"{', '.join(self.config.elements)}. Use a potential trained on that element."
             )
+
+    def summary(self) -> dict[str, str]:
+        """What the potential is, in words, for a person."""
+        c = self.config
+        count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(self.params))
+        parts = [f"{c.update} update", f"{c.num_radial} {c.radial_basis} functions"]
+        parts += [name for name in ("global_nodes", "smooth_cutoff", "direct_forces", "repulsion") if getattr(c, name)]
+        energies = np.atleast_1d(np.asarray(self.reference_energies, np.float64))
+        return {
+            "elements": ", ".join(c.elements),
+            "size": f"{c.features} features x {c.layers} layers, {count:,} parameters",
+            "cutoff": f"{c.cutoff:g} Å per layer",
+            "model": ", ".join(part.replace("_", " ") for part in parts),
+            "reference energies": ", ".join(
+                f"{e} {v:.4f} eV" for e, v in zip(c.elements, energies.reshape(-1, len(c.elements))[0], strict=True)
+            ),
+            **{key: str(value) for key, value in self.metadata.items()},
+        }
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>{html.escape(v)}</td></tr>"
+            for k, v in self.summary().items()
+        )
+        return f"<table><caption>LEIGNN potential</caption>{rows}</table>"
+
+
+def compute(potential: Potential, graph: Graph) -> Prediction:
+    """:meth:`Potential.compute` compiled once per shape, its results as float64 NumPy arrays on the host."""
+    # x64 only for this call and only where asked for: the process's setting stays as the user left it.
+    with jax.enable_x64(graph.positions.dtype == np.float64):
+        out = jax.device_get(_compute(potential, graph))
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), out)
+
+
+@jax.jit
+def _compute(potential: Potential, graph: Graph) -> Prediction:
+    return potential.compute(graph)
+
+
+def check_finite(prediction: Prediction) -> None:
+    """Raise StructureError where a potential answers with NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(prediction.forces).all(axis=1))
+    if len(bad) or not np.isfinite(prediction.energy):
+        where = f"atom {bad[0]}" if len(bad) else "the energy"
+        raise StructureError(
+            f"The potential gives no finite number for {where}: the structure is far from anything it was trained on, or "
+            "its parameters are damaged."
+        )
 
 
 def _strain_gradient(graph: Graph, vectors, gradient):

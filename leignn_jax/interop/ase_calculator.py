@@ -1,0 +1,89 @@
+"""An ASE calculator of a potential, which reuses its neighbour list and its compiled program from step to step."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import ase
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from leignn_jax.errors import ConfigError
+from leignn_jax.graph import Graph, bucket
+from leignn_jax.neighbors import check_structure, find_pairs
+from leignn_jax.potential import Potential, check_finite, compute
+
+
+class LEIGNNCalculator(Calculator):
+    """Energy [eV], free energy, forces [eV/Å], stress [eV/Å^3, Voigt] and atomic energies of a potential.
+
+    Pairs are listed up to cutoff + skin and used until an atom has moved by half the skin, or cell, elements or
+    periodicity change. Array sizes only grow, so that a simulation compiles once or a few times.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress", "energies"]
+
+    def __init__(self, potential: Potential, *, dtype: str = "float32", skin: float = 0.5):
+        """See :meth:`Potential.calculator`; ``skin`` in Å, 0 makes a new list at every step."""
+        super().__init__()
+        if dtype not in ("float32", "float64"):
+            raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+        if not (np.isfinite(skin) and skin >= 0):
+            raise ConfigError(f"skin must be a number of Å, zero or more, not {skin!r}.")
+        self.dtype = np.dtype(dtype)
+        self.skin = skin
+        self.network, self._references = potential.split_references()
+        self._shift = float(potential.energy_shift)
+        self._listed: ase.Atoms | None = None
+        self._graph: Graph | None = None
+        self._sizes = (0, 0, 0)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fill ``results``; raises StructureError and ElementError for structures that can't be computed."""
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        if "stress" in properties and not atoms.pbc.all():
+            raise PropertyNotImplementedError("A stress needs a cell that is periodic in all three directions.")
+        graph = self._updated_graph(atoms)
+        out = compute(self.network, graph)
+        count = len(atoms)
+        references = self._references[atoms.numbers]
+        out = out._replace(forces=out.forces[:count], energy=float(out.energy[0]))
+        check_finite(out)
+        energy = out.energy + float(references.sum()) + self._shift
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": out.forces,
+            "energies": out.atomic_energies[:count] + references,
+        }
+        if atoms.pbc.all():
+            self.results["stress"] = full_3x3_to_voigt_6_stress(out.stress[0])
+
+    def _updated_graph(self, atoms: ase.Atoms) -> Graph:
+        cell, pbc = np.asarray(atoms.cell), np.asarray(atoms.pbc)
+        check_structure(atoms.positions, cell, pbc)
+        if self._graph is None or self._outdated(atoms):
+            self.network.check_elements(atoms.numbers)
+            pairs = find_pairs(atoms.positions, cell, pbc, self.network.cutoff + self.skin)
+            graph = Graph.from_pairs(atoms.positions, atoms.numbers, cell, pbc, pairs, self.dtype)
+            wanted = (bucket(graph.shape[0], 4), bucket(graph.shape[1], 16), bucket(graph.shape[2], 4))
+            # A list that shrinks a little keeps the larger program; one that shrinks by half is another system.
+            keep = all(w <= have <= 2 * w for w, have in zip(wanted, self._sizes, strict=True))
+            self._sizes = self._sizes if keep else wanted
+            self._graph = graph.pad(*self._sizes)
+            self._listed = atoms.copy()
+            return self._graph
+        positions = np.zeros_like(self._graph.positions)
+        positions[: len(atoms)] = atoms.positions
+        return self._graph.replace(positions=positions)
+
+    def _outdated(self, atoms: ase.Atoms) -> bool:
+        old = self._listed
+        if old is None or len(old) != len(atoms) or not np.array_equal(old.numbers, atoms.numbers):
+            return True
+        if not np.array_equal(old.pbc, atoms.pbc) or not np.array_equal(old.cell, atoms.cell):
+            return True
+        moved = np.linalg.norm(atoms.positions - old.positions, axis=1)
+        return bool(moved.max() >= 0.5 * self.skin)
