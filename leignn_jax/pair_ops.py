@@ -15,7 +15,7 @@ with p the pair of atom i and its k-th neighbour j, a = receivers[p], b = sender
 which change sign with the direction of the edge) s_ik is +1 where i = a and -1 where i = b, and s = -1; else both are 1.
 Each is linear in each of its array arguments and the transpose of one is another of the three, at every order, so that
 neither forces nor the gradient of a force loss nor a Hessian needs a scatter: all sums run in a fixed order and a
-result is the same bits at every run.
+result is the same bits at every run. Weights and features may be bfloat16: products and sums are float32 at least.
 
 What bounds them is memory traffic: ``pair_sum`` reads one row of ``w`` and Q rows of ``y`` per directed edge. On CPU it
 goes through the neighbour table column by column, which XLA turns into one fused loop of gather, multiply and add;
@@ -30,11 +30,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+# Arrays of a graph are NumPy's on the host and JAX's on the device.
+AnyArray = jax.Array | np.ndarray
 
 # Bytes of the running sums of one block of atoms: so that they stay in the cache. Measured in experiments/layout.
 _BLOCK_BYTES = 1 << 21
@@ -112,11 +116,13 @@ def _sum_rule(arrays, tables, cpu):
     weights, features = arrays
     _, _, neighbors, pairs, signs = tables
 
+    dtype = _sum_dtype(weights, features)
+
     def slot(neighbors, pairs, signs):
-        w = _take(weights, pairs) * _signs(signs, False, weights.dtype)[..., None]
+        w = _take(weights, pairs).astype(dtype) * _signs(signs, False, dtype)[..., None]
         return w[..., None, :] * _take(features, neighbors)
 
-    return _sum_slots(slot, (neighbors, pairs, signs), features.shape[1:], weights.dtype, cpu)
+    return _sum_slots(slot, (neighbors, pairs, signs), features.shape[1:], dtype, cpu)
 
 
 def _coupled_sum_rule(arrays, tables, cpu, odd):
@@ -125,21 +131,21 @@ def _coupled_sum_rule(arrays, tables, cpu, odd):
 
     def slot(neighbors, pairs, signs):
         c = _take(coefficients, pairs) * _signs(signs, odd, coefficients.dtype)[..., None, None]
-        w, y = _take(weights, pairs), _take(features, neighbors)
+        w, y = _take(weights, pairs).astype(c.dtype), _take(features, neighbors)
         return sum(c[..., q, None] * (w * y[..., q, :])[..., None, :] for q in range(features.shape[1]))
 
     shape = (coefficients.shape[1], features.shape[2])
-    return _sum_slots(slot, (neighbors, pairs, signs), shape, weights.dtype, cpu)
+    return _sum_slots(slot, (neighbors, pairs, signs), shape, _sum_dtype(weights, features), cpu)
 
 
 def _weight_rule(arrays, tables, cpu):
-    left, right = arrays
     receivers, senders, *_ = tables
+    left, right = (x.astype(_sum_dtype(x)) for x in arrays)
     return sum(_products(receivers, senders, left[:, q], right[:, q], False) for q in range(left.shape[1]))
 
 
 def _coupled_weight_rule(arrays, tables, cpu, odd):
-    coefficients, left, right = arrays
+    coefficients, left, right = (x.astype(_sum_dtype(x)) for x in arrays)
     receivers, senders, *_ = tables
     return sum(
         coefficients[:, m, q, None] * _products(receivers, senders, left[:, m], right[:, q], odd)
@@ -149,7 +155,7 @@ def _coupled_weight_rule(arrays, tables, cpu, odd):
 
 
 def _coefficient_rule(arrays, tables, cpu, odd):
-    weights, left, right = arrays
+    weights, left, right = (x.astype(_sum_dtype(x)) for x in arrays)
 
     def block(rows):
         receivers, senders, w = rows
@@ -175,6 +181,11 @@ def _divergence_rule(arrays, tables, cpu):
 
 def _row_bytes(*arrays) -> int:
     return sum(a.size // max(a.shape[0], 1) * a.dtype.itemsize for a in arrays)
+
+
+def _sum_dtype(*arrays):
+    """What sums and products are computed in: at least float32, whatever is gathered."""
+    return jnp.result_type(jnp.float32, *arrays)
 
 
 def _sum_slots(slot, table, shape, dtype, cpu):

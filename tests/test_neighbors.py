@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import vesin
 from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
@@ -126,6 +127,20 @@ def test_shifts_follow_atoms_moved_by_lattice_vectors():
     after = pairs_of(moved, 5.0)
     expected = before._replace(shifts=before.shifts + moves[before.receivers] - moves[before.senders])
     assert directed(after) == directed(expected)
+
+
+def test_pairs_in_any_order_and_direction_are_put_in_one(monkeypatch):
+    class Backwards(vesin.NeighborList):
+        def compute(self, *args, **kwargs):
+            i, j, shifts, distances = super().compute(*args, **kwargs)
+            return j[::-1], i[::-1], -shifts[::-1], distances[::-1]
+
+    atoms = random_structure(4, 5, (True, True, True), outside=2)
+    expected = pairs_of(atoms, 5.0)
+    monkeypatch.setattr(vesin, "NeighborList", Backwards)
+    pairs = pairs_of(atoms, 5.0)
+    assert (pairs.receivers <= pairs.senders).all()
+    assert directed(pairs) == directed(expected)
 
 
 def test_arguments_are_left_alone():

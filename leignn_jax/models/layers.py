@@ -30,10 +30,10 @@ from jaxtyping import Array, Float, Int
 from leignn_jax.graph import Graph
 from leignn_jax.models.config import LEIGNNConfig
 from leignn_jax.models.radial import smooth_filters
-from leignn_jax.pair_ops import pair_sum
+from leignn_jax.pair_ops import AnyArray, pair_sum
 
 
-def activation(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def activation(x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
     """silu(x) / 0.6, which about keeps the variance of a standard normal input."""
     return jax.nn.silu(x) / 0.6
 
@@ -122,13 +122,20 @@ class LocalMessages(nn.Module):
             return d_scalars, d_vectors / math.sqrt(features)
         if species is not None:
             scalar, directional = rows(scalar, species), rows(directional, species)
-        d_scalars = pair_sum(graph.lists, self._dot(radial, kernel_scalar), scalar[:, None])[:, 0]
+
+        def stored(x):
+            return x.astype(jnp.bfloat16) if self.config.message_dtype == "bfloat16" else x
+
+        def filters(kernel):
+            return stored(self._dot(radial, kernel))
+
+        d_scalars = pair_sum(graph.lists, filters(kernel_scalar), stored(scalar)[:, None])[:, 0]
         d_vectors = pair_sum(
-            graph.lists, self._dot(radial, kernel_directional), directional[:, None], directions[..., None], odd=True
+            graph.lists, filters(kernel_directional), stored(directional)[:, None], directions[..., None], odd=True
         )
         if vectors is not None:
-            radial_filter = self._dot(radial, filter_kernel("vector"))
-            d_vectors += pair_sum(graph.lists, radial_filter, message("vector")[:, None] * vectors)
+            carried = stored(message("vector")[:, None] * vectors)
+            d_vectors += pair_sum(graph.lists, filters(filter_kernel("vector")), carried)
         return d_scalars, d_vectors / math.sqrt(features)
 
     def _dot(self, x, kernel):

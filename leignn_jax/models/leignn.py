@@ -24,6 +24,7 @@ from leignn_jax.models.layers import (
 )
 from leignn_jax.models.radial import radial_functions
 from leignn_jax.neighbors import Pairs
+from leignn_jax.pair_ops import AnyArray
 
 
 class Output(NamedTuple):
@@ -50,14 +51,14 @@ class LEIGNN(nn.Module):
         # Before the first message passing an atom is its element and nothing more, and all global nodes are one: what
         # they become is computed once per element. Vectors are zero, which None says.
         scalars = self.param("embedding", _uniform_embedding, (len(config.elements), config.features), jnp.float32)
-        scalars = scalars.astype(distances.dtype)
+        scalars = jnp.asarray(scalars, distances.dtype)
         per_element = len(config.elements) <= graph.numbers.shape[0]
         if not per_element:
             scalars = rows(scalars, species)
         vectors = global_scalars = global_vectors = None
         if config.global_nodes:
             global_scalars = self.param("global_embedding", nn.initializers.normal(1.0), (1, config.features))
-            global_scalars = global_scalars.astype(distances.dtype)
+            global_scalars = jnp.asarray(global_scalars, distances.dtype)
 
         messages = nn.remat(LocalMessages) if config.remat else LocalMessages
         for layer in range(config.layers):
@@ -104,7 +105,7 @@ def pair_geometry(graph: Graph, vectors: Float[Array, "pairs 3"]):
     return distances, jnp.where(exists[:, None], -vectors / distances[:, None], 0.0)
 
 
-def species_index(config: LEIGNNConfig, numbers: Int[Array, "atoms"]) -> Int[Array, "atoms"]:
+def species_index(config: LEIGNNConfig, numbers: Int[AnyArray, "atoms"]) -> Int[Array, "atoms"]:
     """Row of each atom's element in the embedding; padding and unknown elements get the number of elements."""
     table = np.full(120, len(config.elements), np.int32)
     table[list(config.numbers)] = np.arange(len(config.elements))

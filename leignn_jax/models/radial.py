@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from leignn_jax.pair_ops import AnyArray
+
 if TYPE_CHECKING:
     from leignn_jax.models.config import LEIGNNConfig
 
@@ -20,7 +22,7 @@ RADIAL_BASES = ("bessel", "gaussian", "bernstein")
 ENVELOPES = ("polynomial", "exponential")
 
 
-def polynomial_envelope(t: Float[Array, "*pairs"], exponent: int = 5) -> Float[Array, "*pairs"]:
+def polynomial_envelope(t: Float[AnyArray, "*pairs"], exponent: int = 5) -> Float[Array, "*pairs"]:
     r"""1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2) below t = 1, else 0.
 
     Value, slope and curvature vanish at t = 1. Gasteiger et al., arXiv:2003.03123, eq. 8.
@@ -32,7 +34,7 @@ def polynomial_envelope(t: Float[Array, "*pairs"], exponent: int = 5) -> Float[A
     return jnp.where(inside, value, 0.0)
 
 
-def exponential_envelope(t: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
+def exponential_envelope(t: Float[AnyArray, "*pairs"]) -> Float[Array, "*pairs"]:
     r"""exp(-t^2 / ((1 - t)(1 + t))) below t = 1, else 0; every derivative vanishes at t = 1.
 
     Unke et al., arXiv:2105.00304, eq. 16.
@@ -42,18 +44,18 @@ def exponential_envelope(t: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
     return jnp.where(inside, jnp.exp(-(t**2) / ((1 - t) * (1 + t))), 0.0)
 
 
-def envelope(t: Float[Array, "*pairs"], name: str, exponent: int = 5) -> Float[Array, "*pairs"]:
+def envelope(t: Float[AnyArray, "*pairs"], name: str, exponent: int = 5) -> Float[Array, "*pairs"]:
     """The envelope of that name, 1 at t = 0 and 0 from t = 1 on."""
     return polynomial_envelope(t, exponent) if name == "polynomial" else exponential_envelope(t)
 
 
-def gaussian_basis(t: Float[Array, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
+def gaussian_basis(t: Float[AnyArray, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
     """exp(-((t - c_k)(size - 1))^2 / 2), centres c_k = k / (size - 1): as wide as they are apart (LEIGNN, E2GNN)."""
     centers = jnp.arange(size, dtype=t.dtype) / (size - 1)
     return jnp.exp(-0.5 * ((t[..., None] - centers) * (size - 1)) ** 2)
 
 
-def bessel_basis(t: Float[Array, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
+def bessel_basis(t: Float[AnyArray, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
     """sqrt(2) sin(n pi t) / t, n = 1 ... size. Gasteiger et al., arXiv:2003.03123, eq. 7.
 
     The same as ``e3nn_jax.bessel``, which takes three seconds to import.
@@ -62,7 +64,7 @@ def bessel_basis(t: Float[Array, "*pairs"], size: int) -> Float[Array, "*pairs {
     return math.sqrt(2) * jnp.sin(n * math.pi * t[..., None]) / t[..., None]
 
 
-def bernstein_basis(t: Float[Array, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
+def bernstein_basis(t: Float[AnyArray, "*pairs"], size: int) -> Float[Array, "*pairs {size}"]:
     """Bernstein polynomials binomial(n, k) s^k (1 - s)^(n - k) of s = exp(-4 t), n = size - 1.
 
     Unke et al., arXiv:2105.00304, eq. 14, with the decay fixed so that they are spread over bond lengths.
@@ -76,12 +78,12 @@ def bernstein_basis(t: Float[Array, "*pairs"], size: int) -> Float[Array, "*pair
     return jnp.exp(log_binomial + k * log_s + (n - k) * jnp.log(-jnp.expm1(log_s)))
 
 
-def radial_basis(t: Float[Array, "*pairs"], name: str, size: int) -> Float[Array, "*pairs {size}"]:
+def radial_basis(t: Float[AnyArray, "*pairs"], name: str, size: int) -> Float[Array, "*pairs {size}"]:
     """The ``size`` radial functions of that name at scaled distances t > 0, before any envelope."""
     return {"gaussian": gaussian_basis, "bessel": bessel_basis, "bernstein": bernstein_basis}[name](t, size)
 
 
-def radial_functions(config: LEIGNNConfig, distances: Float[Array, "pairs"], pair_mask: Bool[Array, "pairs"]) -> Float[Array, "pairs radial"]:
+def radial_functions(config: LEIGNNConfig, distances: Float[Array, "pairs"], pair_mask: Bool[AnyArray, "pairs"]) -> Float[Array, "pairs radial"]:
     """The radial functions times the envelope and, last, the function that multiplies the filter's bias.
 
     That last one is the envelope too where the cutoff is smooth, and 1 inside the cutoff in the published formula.

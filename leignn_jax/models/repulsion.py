@@ -8,6 +8,7 @@ from ase.data import covalent_radii
 from jaxtyping import Array, Float, Int
 
 from leignn_jax.models.radial import polynomial_envelope
+from leignn_jax.pair_ops import AnyArray
 
 # e^2 / (4 pi epsilon_0) in eV Å and the Bohr radius in Å (CODATA 2018).
 COULOMB = 14.399645478
@@ -18,7 +19,7 @@ _SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.028
 
 
 def zbl_energy(
-    distances: Float[Array, "pairs"], receivers: Int[Array, "pairs"], senders: Int[Array, "pairs"]
+    distances: Float[Array, "pairs"], receivers: Int[AnyArray, "pairs"], senders: Int[AnyArray, "pairs"]
 ) -> Float[Array, "pairs"]:
     """Energy of each pair in eV, smoothly zero from the sum of the covalent radii on.
 

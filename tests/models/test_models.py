@@ -1,0 +1,164 @@
+"""Settings, radial functions, initialisation, symmetries of the whole network in float32, and its size."""
+
+import ase.build
+import e3nn_jax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import leignn_jax as leignn
+from leignn_jax.errors import ConfigError
+from leignn_jax.models.radial import bessel_basis, envelope, radial_basis
+from leignn_jax.models.repulsion import zbl_energy
+
+
+def structure(name):
+    if name == "silicon":
+        atoms = ase.build.bulk("Si", cubic=True)
+        atoms.rattle(0.05, seed=0)
+        return atoms, ("Si",)
+    return ase.build.molecule("CH3CH2OH"), ("H", "C", "O")
+
+
+def test_unknown_settings_have_a_suggestion():
+    with pytest.raises(ConfigError, match=r"'feature': did you mean 'features'"):
+        leignn.preset("medium", feature=64)
+    with pytest.raises(ConfigError, match="did you mean 'medium'"):
+        leignn.preset("mediun")
+    with pytest.raises(ConfigError, match="did you mean 'bessel'"):
+        leignn.preset("small", radial_basis="besel")
+    with pytest.raises(ConfigError, match="vanilla"):
+        leignn.preset("small", variant="painn")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("cutoff", 0.0), ("cutoff", -1), ("cutoff", float("nan")), ("features", 7), ("features", 0), ("layers", 0),
+     ("num_radial", 1), ("elements", ("si",)), ("elements", ("Si", "Si")), ("layers", True), ("layers", 2.0)],
+)  # fmt: skip
+def test_settings_out_of_range(setting, value):
+    with pytest.raises(ConfigError, match=setting):
+        leignn.preset("small", **{setting: value})
+
+
+def test_config_survives_json():
+    config = leignn.preset("large", elements=("Li", "P", "S"), cutoff=6)
+    assert leignn.LEIGNNConfig.from_dict(config.to_dict()) == config
+
+
+def test_bessel_functions_are_e3nn_jax_ones():
+    t = np.linspace(0.01, 1, 50)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(bessel_basis(t, 8), e3nn_jax.bessel(t, 8), rtol=1e-12, atol=1e-12)
+
+
+def test_bernstein_polynomials_sum_to_one():
+    t = np.linspace(0.02, 0.98, 40)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(np.asarray(radial_basis(t, "bernstein", 12)).sum(-1), 1.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["polynomial", "exponential"])
+def test_envelopes_end_smoothly(name):
+    with jax.enable_x64(True):
+        functions = [lambda t: envelope(t, name)]
+        for _ in range(2):
+            functions.append(jax.grad(functions[-1]))
+        assert float(functions[0](1e-9)) == pytest.approx(1.0)
+        for function in functions:
+            assert abs(float(function(1 - 1e-7))) < 1e-4
+            assert float(function(1.0)) == float(function(1.5)) == 0.0
+
+
+def test_polynomial_envelope_is_e3nn_jax_one():
+    t = np.linspace(0.0, 1.2, 50)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(envelope(t, "polynomial", 5), e3nn_jax.poly_envelope(4, 2)(t), atol=1e-10)
+
+
+def test_zbl_of_two_silicon_nuclei():
+    # At 0.1 Å: 14.3996 * 14^2 / 0.1 times the universal screening at x = 0.1 / (0.8854 * 0.529177 / (2 * 14^0.23)).
+    x = 0.1 * 2 * 14**0.23 / (0.8854 * 0.529177210903)
+    screening = sum(
+        a * np.exp(-b * x) for a, b in ((0.18175, 3.1998), (0.50986, 0.94229), (0.28022, 0.4029), (0.02817, 0.20162))
+    )
+    distances = jnp.array([0.1, 2.22, 3.0])
+    energy = zbl_energy(distances, jnp.full(3, 14), jnp.full(3, 14))
+    assert float(energy[0]) == pytest.approx(14.3996 * 196 / 0.1 * screening, rel=1e-3)
+    assert float(energy[1]) == float(energy[2]) == 0.0
+
+
+@pytest.mark.parametrize("basis", ["bessel", "gaussian", "bernstein"])
+@pytest.mark.parametrize("features", [32, 256])
+def test_training_starts_at_the_scale_of_the_data(basis, features):
+    """Forces of an untrained network are not beyond the data's, narrow or wide, for each basis."""
+    for name in ("silicon", "ethanol"):
+        atoms, elements = structure(name)
+        config = leignn.preset("medium", elements=elements, features=features, radial_basis=basis, repulsion=False)
+        forces = leignn.Potential.create(config, jax.random.key(0)).predict(atoms).forces
+        assert 1e-3 < np.sqrt((forces**2).mean()) < 2.0, name
+
+
+@pytest.mark.parametrize("variant", ["leignn", "vanilla_nmu", "vanilla"])
+def test_float32_is_equivariant_under_100_rotations_and_reflections(variant):
+    atoms, elements = structure("silicon")
+    config = leignn.preset("medium", variant=variant, elements=elements, direct_forces=True)
+    potential = leignn.Potential.create(config, jax.random.key(0))
+    graph = potential.to_graph(atoms)
+    rotations = e3nn_jax.rand_matrix(jax.random.key(1), (100,))
+    rotations *= jnp.where(jnp.arange(100) % 2, -1.0, 1.0)[:, None, None]
+
+    @jax.jit
+    def rotated(r):
+        out = potential.compute(graph.replace(positions=graph.positions @ r.T, cell=graph.cell @ r.T))
+        stress = r.T @ out.stress[0] @ r
+        return out.energy, out.forces @ r, out.direct_forces @ r, stress
+
+    reference = rotated(jnp.eye(3))
+    found = jax.lax.map(rotated, rotations, batch_size=10)
+    for one, many in zip(reference, found, strict=True):
+        assert float(jnp.abs(many - one).max() / jnp.abs(one).max()) < 1e-5
+
+
+@pytest.mark.parametrize("repeat", [(2, 1, 1), (2, 2, 2)])
+def test_supercells_are_exact_multiples_with_global_nodes(repeat):
+    atoms, elements = structure("silicon")
+    potential = leignn.Potential.create(leignn.preset("small", elements=elements), jax.random.key(0))
+    one, many = (potential.predict(a, dtype="float64") for a in (atoms, atoms * repeat))
+    copies = int(np.prod(repeat))
+    assert many.energy == pytest.approx(copies * one.energy, rel=1e-12)
+    np.testing.assert_allclose(many.forces, np.tile(one.forces, (copies, 1)), atol=1e-12)
+    np.testing.assert_allclose(many.stress, one.stress, atol=1e-13)
+    assert np.abs(many.forces.sum(0)).max() < 1e-12
+
+
+def test_one_program_serves_one_shape():
+    atoms, elements = structure("ethanol")
+    potential = leignn.Potential.create(leignn.preset("small", elements=elements, features=8), jax.random.key(0))
+    traced = []
+
+    @jax.jit
+    def energy(potential, graph):
+        traced.append(graph.shape)
+        return potential.energy(graph)
+
+    for seed in range(4):
+        moved = atoms.copy()
+        moved.rattle(0.05, seed=seed)
+        energy(potential.replace(scale=np.asarray(1.0 + seed)), potential.to_graph(moved).pad_to_bucket())
+    assert len(traced) == 1
+
+
+def test_rematerialisation_changes_no_number():
+    atoms, elements = structure("ethanol")
+    config = leignn.preset("small", elements=elements, features=16)
+    plain = leignn.Potential.create(config, jax.random.key(0))
+    remat = plain.replace(config=leignn.LEIGNNConfig.from_dict({**config.to_dict(), "remat": True}))
+    graph = plain.to_graph(atoms)
+
+    def loss(potential):
+        return (potential.energy_and_forces(graph)[1] ** 2).sum()
+
+    for a, b in zip(*(jax.tree.leaves(jax.jit(jax.grad(loss))(p)) for p in (plain, remat)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

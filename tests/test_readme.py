@@ -1,0 +1,12 @@
+"""The README's Python runs as printed."""
+
+import re
+from pathlib import Path
+
+
+def test_readme_snippets_run():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    snippets = re.findall(r"<!-- test -->\n```python\n(.*?)```", text, re.S)
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {})
