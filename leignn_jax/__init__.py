@@ -9,4 +9,13 @@ from leignn_jax.potential_file import load_potential
 
 __version__ = "0.1.0"
 
-__all__ = ["LEIGNN", "Graph", "LEIGNNConfig", "Potential", "Prediction", "import_torch_checkpoint", "load_potential", "preset"]
+__all__ = [
+    "LEIGNN",
+    "Graph",
+    "LEIGNNConfig",
+    "Potential",
+    "Prediction",
+    "import_torch_checkpoint",
+    "load_potential",
+    "preset",
+]

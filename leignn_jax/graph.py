@@ -176,7 +176,10 @@ class Graph:
             place[mine] = np.arange(len(mine))
             keep = host["pair_mask"] & (place[receivers] >= 0)
             pairs = Pairs(
-                place[receivers[keep]], place[senders[keep]], host["shifts"][keep].astype(np.int32), np.zeros(keep.sum())
+                place[receivers[keep]],
+                place[senders[keep]],
+                host["shifts"][keep].astype(np.int32),
+                np.zeros(keep.sum()),
             )
             out.append(
                 Graph.from_pairs(

@@ -99,7 +99,9 @@ class Potential:
         reference_energies = dict(reference_energies or {})
         unknown = set(reference_energies) - set(config.elements)
         if unknown:
-            raise ConfigError(f"Reference energies of {sorted(unknown)}, but the model's elements are {config.elements}.")
+            raise ConfigError(
+                f"Reference energies of {sorted(unknown)}, but the model's elements are {config.elements}."
+            )
         return cls(
             params=params,
             reference_energies=np.array([reference_energies.get(e, 0.0) for e in config.elements], np.float64),

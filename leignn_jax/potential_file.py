@@ -66,7 +66,9 @@ def load_potential(path: str | Path) -> Potential:
             header: dict[str, str] = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, ValueError) as error:
-        raise FileFormatError(f"{path}: not a readable .safetensors file ({error}). Truncated? Copy it again.") from error
+        raise FileFormatError(
+            f"{path}: not a readable .safetensors file ({error}). Truncated? Copy it again."
+        ) from error
     if header.get("format") != FORMAT:
         hint = " It looks like a checkpoint of the published code: use import_torch_checkpoint."
         torch_like = any(name.startswith(("message_layers", "atom_emb")) for name in arrays)

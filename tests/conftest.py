@@ -10,9 +10,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
-install_import_hook("leignn_jax", "beartype.beartype")
+# All but models.config, which checks its values itself and says more than a type checker would.
+CHECKED = ("graph", "neighbors", "pair_ops", "potential", "potential_file", "testing", "interop")
+CHECKED_MODELS = ("layers", "leignn", "radial", "repulsion")
+install_import_hook(
+    [f"leignn_jax.{name}" for name in CHECKED] + [f"leignn_jax.models.{name}" for name in CHECKED_MODELS],
+    "beartype.beartype",
+)
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 

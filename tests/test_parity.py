@@ -103,26 +103,26 @@ def test_layer_by_layer(reference, variant):
         _, state = LEIGNN(potential.config).apply(
             {"params": potential.params}, graph, capture_intermediates=True, mutable=["intermediates"]
         )
-    got = {name: value["__call__"][0] for name, value in state["intermediates"].items() if name != "__call__"}
-    for layer in range(2):
-        last = layer == 1
-        if variant == "leignn":
-            scalars, vectors = got[f"global_to_local_{layer}"]
-            # Before the first message our nodes are elements; their vectors are zero and not kept.
-            x_in = scalars[np.searchsorted([1, 6, 8], case["z"])] if layer == 0 else scalars
-            assert deviation(x_in, data[f"x_in_{layer}"]) < 1e-12
-            if layer:
-                assert deviation(vectors, data[f"vec_in_{layer}"]) < 1e-12
-        d_scalars, d_vectors = got[f"messages_{layer}"]
-        assert deviation((data[f"x_in_{layer}"] + d_scalars) / np.sqrt(2), data[f"x_mid_{layer}"]) < 1e-12
-        assert deviation(data[f"vec_in_{layer}"] + d_vectors, data[f"vec_mid_{layer}"]) < 1e-12
-        scalars, vectors = got[f"update_{layer}"]
-        assert deviation(scalars, data[f"x_{layer}"]) < 1e-12
-        assert deviation(vectors, data[f"vec_{layer}"]) < 1e-12
-        if variant == "leignn" and not last:
-            scalars, vectors = got[f"local_to_global_{layer}"]
-            assert deviation(scalars, data[f"vx_{layer}"]) < 1e-12
-            assert deviation(vectors, data[f"vvec_{layer}"]) < 1e-12
+        got = {name: value["__call__"][0] for name, value in state["intermediates"].items() if name != "__call__"}
+        for layer in range(2):
+            last = layer == 1
+            if variant == "leignn":
+                scalars, vectors = got[f"global_to_local_{layer}"]
+                # Before the first message our nodes are elements; their vectors are zero and not kept.
+                x_in = scalars[np.searchsorted([1, 6, 8], case["z"])] if layer == 0 else scalars
+                assert deviation(x_in, data[f"x_in_{layer}"]) < 1e-12
+                if layer:
+                    assert deviation(vectors, data[f"vec_in_{layer}"]) < 1e-12
+            d_scalars, d_vectors = got[f"messages_{layer}"]
+            assert deviation((data[f"x_in_{layer}"] + d_scalars) / np.sqrt(2), data[f"x_mid_{layer}"]) < 1e-12
+            assert deviation(data[f"vec_in_{layer}"] + d_vectors, data[f"vec_mid_{layer}"]) < 1e-12
+            scalars, vectors = got[f"update_{layer}"]
+            assert deviation(scalars, data[f"x_{layer}"]) < 1e-12
+            assert deviation(vectors, data[f"vec_{layer}"]) < 1e-12
+            if variant == "leignn" and not last:
+                scalars, vectors = got[f"local_to_global_{layer}"]
+                assert deviation(scalars, data[f"vx_{layer}"]) < 1e-12
+                assert deviation(vectors, data[f"vvec_{layer}"]) < 1e-12
 
 
 def test_radial_functions_and_activation(reference):

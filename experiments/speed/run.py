@@ -38,9 +38,7 @@ def plan(models: list[str], all_structures: bool) -> list[tuple[str, str]]:
     pairs = [("matmul", "water")] if "matmul" in models else []
     for structure in STRUCTURES:
         for model in models:
-            if model in OURS or (
-                model in PEERS and (all_structures or structure == "water")
-            ):
+            if model in OURS or (model in PEERS and (all_structures or structure == "water")):
                 pairs.append((model, structure))
     return pairs
 
@@ -82,19 +80,15 @@ def published_flops(atoms: int, edges: int, features: int, radial: int, layers: 
     Matrix products only, two FLOPs per multiply-add, one structure; the forces cost
     as much again as the energy.
     """
-    forward = layers * (
-        38 * atoms * features**2 + 6 * edges * radial * features + 12 * features**2
-    ) + atoms * (features**2 + features)
+    forward = layers * (38 * atoms * features**2 + 6 * edges * radial * features + 12 * features**2) + atoms * (
+        features**2 + features
+    )
     return 2 * forward
 
 
 def summarise(rows: list[dict]) -> list[dict]:
     """One entry per model and structure: medians over the rounds."""
-    good = {
-        (row["model"], row["structure"], row["round"]): row
-        for row in rows
-        if row["status"] == "ok"
-    }
+    good = {(row["model"], row["structure"], row["round"]): row for row in rows if row["status"] == "ok"}
     rates = [r["best_flop_per_s"] for r in good.values() if r["model"] == "matmul"]
     rate = statistics.median(rates) if rates else None
 
@@ -125,9 +119,7 @@ def summarise(rows: list[dict]) -> list[dict]:
             "us_per_atom": 1e3 * statistics.median(times) / first["atoms"],
             "first_call_s": statistics.median(r["first_call_s"] for r in own.values()),
             "peak_rss_mib": max(r["peak_rss_mib"] for r in own.values()),
-            "added_rss_mib": max(
-                r["peak_rss_mib"] - r["baseline_rss_mib"] for r in own.values()
-            ),
+            "added_rss_mib": max(r["peak_rss_mib"] - r["baseline_rss_mib"] for r in own.values()),
             "others_cpu_share": max(shares, default=None),
             "note": first["note"],
             "ratios": {},
@@ -230,11 +222,7 @@ def markdown(results: dict) -> str:
         lines.append("| " + " | ".join(cells) + " |")
 
     lines.append("")
-    products = [
-        row
-        for row in results["measurements"]
-        if row["model"] == "matmul" and row["status"] == "ok"
-    ]
+    products = [row for row in results["measurements"] if row["model"] == "matmul" and row["status"] == "ok"]
     if products:
         rate = statistics.median(row["best_flop_per_s"] for row in products)
         lines += [
@@ -267,10 +255,7 @@ def draw(summary: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     timed = [entry for entry in summary if "median_ms" in entry]
-    panels = [
-        (name, [entry for entry in timed if entry["structure"] == name])
-        for name in STRUCTURES
-    ]
+    panels = [(name, [entry for entry in timed if entry["structure"] == name]) for name in STRUCTURES]
     panels = [(name, entries) for name, entries in panels if entries]
     if not panels:
         return
@@ -318,26 +303,14 @@ def draw(summary: list[dict], path: Path) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="fewest calls per round")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="least timed seconds per round"
-    )
-    parser.add_argument(
-        "--models", nargs="+", choices=["matmul", *MODELS], default=DEFAULT_MODELS
-    )
-    parser.add_argument(
-        "--all", action="store_true", help="time other models on all structures too"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="one round of at least two calls"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=1200.0, help="seconds per measurement"
-    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="least timed seconds per round")
+    parser.add_argument("--models", nargs="+", choices=["matmul", *MODELS], default=DEFAULT_MODELS)
+    parser.add_argument("--all", action="store_true", help="time other models on all structures too")
+    parser.add_argument("--quick", action="store_true", help="one round of at least two calls")
+    parser.add_argument("--timeout", type=float, default=1200.0, help="seconds per measurement")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
     options = parser.parse_args()
     if options.quick:

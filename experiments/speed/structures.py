@@ -48,9 +48,7 @@ def water(box: float = 12.4, per_side: int = 4, seed: int = 0) -> ase.Atoms:
         oxygen = (np.array(site) + 0.5) * box / per_side
         oxygen = oxygen + rng.normal(scale=0.1, size=3)
         positions.append(oxygen + molecule @ turn.T)
-    return ase.Atoms(
-        "OHH" * per_side**3, np.concatenate(positions), cell=[box] * 3, pbc=True
-    )
+    return ase.Atoms("OHH" * per_side**3, np.concatenate(positions), cell=[box] * 3, pbc=True)
 
 
 def silicon(seed: int = 0) -> ase.Atoms:

@@ -20,7 +20,6 @@ from typing import TypeVar
 import ase
 import numpy as np
 from ase.neighborlist import neighbor_list
-
 from structures import STRUCTURES
 
 CUTOFF = 5.0  # Angstrom
@@ -75,6 +74,7 @@ def load_mlip() -> None:
 def load_ours() -> None:
     """Import our library and start the jax backend."""
     import jax
+
     import leignn_jax  # noqa: F401
 
     jax.devices()
@@ -143,9 +143,7 @@ def build_mlip(atoms: ase.Atoms, network_name: str) -> Case:
         avg_num_neighbors=len(distances) / len(atoms),
         avg_r_min_angstrom=float(distances.min()),
     )
-    force_field = mlip.models.ForceField.from_mlip_network(
-        network_class(network_class.Config(), info), seed=0
-    )
+    force_field = mlip.models.ForceField.from_mlip_network(network_class(network_class.Config(), info), seed=0)
     graph = Graph.from_chemical_system(ChemicalSystem.from_ase_atoms(atoms), CUTOFF)
     edges = len(graph.senders)
     graph = jax.device_put(graph)
@@ -161,6 +159,7 @@ def build_mlip(atoms: ase.Atoms, network_name: str) -> Case:
 def build_ours(atoms: ase.Atoms, model: str) -> Case:
     """One of our presets, random parameters."""
     import jax
+
     import leignn_jax as leignn
 
     preset, overrides = OURS[model]
@@ -242,9 +241,7 @@ def busy_seconds() -> float | None:
     """CPU seconds used by the other processes since the machine started (Linux)."""
     try:
         with open("/proc/stat") as file:
-            user, nice, system, _, _, irq, softirq, steal = map(
-                int, file.readline().split()[1:9]
-            )
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
     except OSError:
         return None
     ticks = user + nice + system + irq + softirq + steal
@@ -312,21 +309,25 @@ def time_model(name: str, structure: str, repeats: int, seconds: float) -> dict:
     energy, forces = map(np.asarray, case.call())
     check_forces(forces, atoms)
     times = repeat(case.call, repeats, seconds)
-    return row | times | {
-        "status": "ok",
-        "atoms": len(atoms),
-        "edges": case.edges,
-        "cutoff_angstrom": case.cutoff,
-        "first_call_s": first_call,
-        "peak_rss_mib": peak_rss_mib(),
-        "baseline_rss_mib": baseline,
-        "energy": float(energy.sum()),
-        "device": case.device,
-        "dtype": str(forces.dtype),
-        "sizes": case.sizes,
-        "note": case.note,
-        "versions": installed_versions(model.packages),
-    }
+    return (
+        row
+        | times
+        | {
+            "status": "ok",
+            "atoms": len(atoms),
+            "edges": case.edges,
+            "cutoff_angstrom": case.cutoff,
+            "first_call_s": first_call,
+            "peak_rss_mib": peak_rss_mib(),
+            "baseline_rss_mib": baseline,
+            "energy": float(energy.sum()),
+            "device": case.device,
+            "dtype": str(forces.dtype),
+            "sizes": case.sizes,
+            "note": case.note,
+            "versions": installed_versions(model.packages),
+        }
+    )
 
 
 def time_matmul(repeats: int, seconds: float) -> dict:
@@ -373,9 +374,7 @@ def main() -> None:
         if options.model == "matmul":
             row = time_matmul(options.repeats, options.seconds)
         else:
-            row = time_model(
-                options.model, options.structure, options.repeats, options.seconds
-            )
+            row = time_model(options.model, options.structure, options.repeats, options.seconds)
     except Exception as error:
         traceback.print_exc()
         reason = (str(error).splitlines() or [""])[0]

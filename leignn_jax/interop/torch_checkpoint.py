@@ -64,8 +64,10 @@ def import_torch_checkpoint(
         raise FileFormatError(f"{path}: no weights named message_layers.*: not a LEIGNN checkpoint.")
     has_global = "vn_emb.weight" in weights
     if has_global != VARIANTS[variant]["global_nodes"]:
-        found, others = ("has", "'leignn'") if has_global else ("has no", "'vanilla_nmu' or 'vanilla'")
-        raise FileFormatError(f"{path} {found} global node (vn_emb.weight), so variant={variant!r} can't be; try {others}.")
+        found, others = ("has a", "'leignn'") if has_global else ("has no", "'vanilla_nmu' or 'vanilla'")
+        raise FileFormatError(
+            f"{path} {found} global node (vn_emb.weight), so variant={variant!r} can't be; try {others}."
+        )
     known = chemical_symbols[1 : embedding.shape[0]]
     kept = list(known) if elements is None else list(elements)
     unknown = [e for e in kept if e not in known]
@@ -121,10 +123,7 @@ def _convert(weights: dict[str, np.ndarray], config: LEIGNNConfig, path: Path) -
         name = f"message_layers.{layer}"
         # Order of the rows: what multiplies V_j, what multiplies u_ij, what goes to the scalars.
         parts = dict(zip(("vector", "directional", "scalar"), split(f"{name}.x_proj.2", 3), strict=True))
-        filters = [
-            np.concatenate([p["kernel"], p["bias"][None]])
-            for p in split(f"{name}.rbf_proj", 3)
-        ]
+        filters = [np.concatenate([p["kernel"], p["bias"][None]]) for p in split(f"{name}.rbf_proj", 3)]
         filters = {f"filter_{k}": v for k, v in zip(parts, filters, strict=True)}
         if first:
             del parts["vector"], filters["filter_vector"]
@@ -135,7 +134,9 @@ def _convert(weights: dict[str, np.ndarray], config: LEIGNNConfig, path: Path) -
         hidden_scalars, hidden_norm = halves(f"{name}.xvec_proj.0")
         a = split(f"{name}.xvec_proj.2", 3)
         gated = config.update == "gated"
-        heads = dict(zip(("vectors_gate", "add", "gate") if gated else ("add", "inner", "vectors_gate"), a, strict=True))
+        heads = dict(
+            zip(("vectors_gate", "add", "gate") if gated else ("add", "inner", "vectors_gate"), a, strict=True)
+        )
         update = {"vectors_right": right, "hidden_scalars": hidden_scalars, "hidden_norm": hidden_norm, **heads}
         if last and not config.direct_forces:
             del update["vectors_gate"]

@@ -94,7 +94,9 @@ class LEIGNNConfig:
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise ConfigError(f"Unknown model setting {key!r}{_did_you_mean(key, known)} Known: {', '.join(known)}.")
+                raise ConfigError(
+                    f"Unknown model setting {key!r}{_did_you_mean(key, known)} Known: {', '.join(known)}."
+                )
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

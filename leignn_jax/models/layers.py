@@ -188,9 +188,7 @@ class LocalUpdate(nn.Module):
     precision: str | None = None
 
     @nn.compact
-    def __call__(
-        self, scalars: Float[Array, "atoms features"], vectors: Float[Array, "atoms 3 features"], last: bool
-    ):
+    def __call__(self, scalars: Float[Array, "atoms features"], vectors: Float[Array, "atoms 3 features"], last: bool):
         """The new scalars and vectors; with ``last`` the vectors are not needed any more and None."""
         features, precision = scalars.shape[-1], self.precision
         right = linear(features, "vectors_right", precision=precision)(vectors)

@@ -25,13 +25,15 @@ ENVELOPES = ("polynomial", "exponential")
 def polynomial_envelope(t: Float[AnyArray, "*pairs"], exponent: int = 5) -> Float[Array, "*pairs"]:
     r"""1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2) below t = 1, else 0.
 
-    Value, slope and curvature vanish at t = 1. Gasteiger et al., arXiv:2003.03123, eq. 8.
+    Value, slope and curvature vanish at t = 1. Gasteiger et al., arXiv:2003.03123, eq. 8. Computed as
+    (1 - t)^3 sum_{k<p} (k+1)(k+2)/2 t^k, whose terms are all positive: nothing cancels near the cutoff.
     """
-    p = exponent
     inside = t < 1
     t = jnp.where(inside, t, 1.0)
-    value = 1 + t**p * (-(p + 1) * (p + 2) / 2 + t * (p * (p + 2) - t * p * (p + 1) / 2))
-    return jnp.where(inside, value, 0.0)
+    series = 0.0
+    for k in reversed(range(exponent)):
+        series = series * t + (k + 1) * (k + 2) / 2
+    return jnp.where(inside, (1 - t) ** 3 * series, 0.0)
 
 
 def exponential_envelope(t: Float[AnyArray, "*pairs"]) -> Float[Array, "*pairs"]:
@@ -83,7 +85,9 @@ def radial_basis(t: Float[AnyArray, "*pairs"], name: str, size: int) -> Float[Ar
     return {"gaussian": gaussian_basis, "bessel": bessel_basis, "bernstein": bernstein_basis}[name](t, size)
 
 
-def radial_functions(config: LEIGNNConfig, distances: Float[Array, "pairs"], pair_mask: Bool[AnyArray, "pairs"]) -> Float[Array, "pairs radial"]:
+def radial_functions(
+    config: LEIGNNConfig, distances: Float[Array, "pairs"], pair_mask: Bool[AnyArray, "pairs"]
+) -> Float[Array, "pairs radial"]:
     """The radial functions times the envelope and, last, the function that multiplies the filter's bias.
 
     That last one is the envelope too where the cutoff is smooth, and 1 inside the cutoff in the published formula.

@@ -65,10 +65,10 @@ def test_envelopes_end_smoothly(name):
         functions = [lambda t: envelope(t, name)]
         for _ in range(2):
             functions.append(jax.grad(functions[-1]))
-        assert float(functions[0](1e-9)) == pytest.approx(1.0)
+        assert float(functions[0](jnp.array(1e-9))) == pytest.approx(1.0)
         for function in functions:
-            assert abs(float(function(1 - 1e-7))) < 1e-4
-            assert float(function(1.0)) == float(function(1.5)) == 0.0
+            assert abs(float(function(jnp.array(1 - 1e-7)))) < 1e-4
+            assert float(function(jnp.array(1.0))) == float(function(jnp.array(1.5))) == 0.0
 
 
 def test_polynomial_envelope_is_e3nn_jax_one():
@@ -100,25 +100,39 @@ def test_training_starts_at_the_scale_of_the_data(basis, features):
         assert 1e-3 < np.sqrt((forces**2).mean()) < 2.0, name
 
 
+@pytest.mark.parametrize("name", ["silicon", "ethanol"])
 @pytest.mark.parametrize("variant", ["leignn", "vanilla_nmu", "vanilla"])
-def test_float32_is_equivariant_under_100_rotations_and_reflections(variant):
-    atoms, elements = structure("silicon")
+def test_float32_is_equivariant_under_100_rotations_and_reflections(variant, name):
+    """Relative to the largest component. Silicon is distorted: near a lattice site forces are what is left of larger
+    ones that cancel, and the rounding of the rotated positions themselves would be measured (2e-5 there)."""
+    atoms, elements = structure(name)
+    if name == "silicon":
+        atoms.rattle(0.3, seed=1)
     config = leignn.preset("medium", variant=variant, elements=elements, direct_forces=True)
     potential = leignn.Potential.create(config, jax.random.key(0))
     graph = potential.to_graph(atoms)
-    rotations = e3nn_jax.rand_matrix(jax.random.key(1), (100,))
-    rotations *= jnp.where(jnp.arange(100) % 2, -1.0, 1.0)[:, None, None]
+    rotations = np.array(e3nn_jax.rand_matrix(jax.random.key(1), (100,)), np.float64)
+    rotations = np.linalg.svd(rotations)[0] @ np.linalg.svd(rotations)[2]  # orthogonal in float64
+    rotations[::2] *= -1
+    positions = jnp.asarray(atoms.positions @ rotations.transpose(0, 2, 1), jnp.float32)
+    cells = jnp.asarray(np.asarray(atoms.cell) @ rotations.transpose(0, 2, 1), jnp.float32)
 
     @jax.jit
-    def rotated(r):
-        out = potential.compute(graph.replace(positions=graph.positions @ r.T, cell=graph.cell @ r.T))
-        stress = r.T @ out.stress[0] @ r
-        return out.energy, out.forces @ r, out.direct_forces @ r, stress
+    def rotated(inputs):
+        return potential.compute(graph.replace(positions=inputs[0], cell=inputs[1][None]))
 
-    reference = rotated(jnp.eye(3))
-    found = jax.lax.map(rotated, rotations, batch_size=10)
-    for one, many in zip(reference, found, strict=True):
-        assert float(jnp.abs(many - one).max() / jnp.abs(one).max()) < 1e-5
+    one = jax.device_get(rotated((graph.positions, graph.cell[0])))
+    many = jax.device_get(jax.lax.map(rotated, (positions, cells), batch_size=10))
+
+    def deviation(turned, reference):
+        return np.abs(turned - reference).max() / np.abs(reference).max()
+
+    assert deviation(many.energy, one.energy) < 1e-5
+    assert deviation(many.forces @ rotations, one.forces) < 1e-5
+    assert deviation(many.direct_forces @ rotations, one.direct_forces) < 1e-5
+    if name == "silicon":
+        back = rotations.transpose(0, 2, 1) @ many.stress[:, 0] @ rotations
+        assert deviation(back, one.stress[0]) < 1e-5
 
 
 @pytest.mark.parametrize("repeat", [(2, 1, 1), (2, 2, 2)])
