@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from numpy.typing import DTypeLike
 
 from leignn_jax.errors import StructureError
 from leignn_jax.neighbors import Pairs, find_pairs
@@ -43,7 +44,7 @@ class Graph:
     lists: PairLists
 
     @staticmethod
-    def from_ase(atoms: ase.Atoms, cutoff: float, dtype=np.float32) -> Graph:
+    def from_ase(atoms: ase.Atoms, cutoff: float, dtype: DTypeLike = np.float32) -> Graph:
         """The graph of one structure, unpadded, with NumPy arrays; raises as :func:`leignn_jax.neighbors.find_pairs`.
 
         Args:
@@ -63,7 +64,7 @@ class Graph:
         return Graph.from_pairs(atoms.positions, numbers, cell, pbc, pairs, dtype)
 
     @staticmethod
-    def from_pairs(positions, numbers, cell, pbc, pairs: Pairs, dtype=np.float32) -> Graph:
+    def from_pairs(positions, numbers, cell, pbc, pairs: Pairs, dtype: DTypeLike = np.float32) -> Graph:
         """The graph of one structure from pairs found before; arguments as in :func:`find_pairs`."""
         has_pairs = len(pairs.receivers) > 0
         none = np.zeros(1, np.int32)
@@ -256,10 +257,10 @@ def bucket(size: int, smallest: int) -> int:
     return -(-size // step) * step
 
 
-def _lengthen(x, length: int):
+def _lengthen(x, length: int) -> np.ndarray:
     x = np.asarray(x)
-    return np.pad(x, ((0, length - x.shape[0]),) + ((0, 0),) * (x.ndim - 1))
+    return np.concatenate([x, np.zeros((length - x.shape[0], *x.shape[1:]), x.dtype)])
 
 
-def _widen(x, width: int):
-    return np.pad(x, ((0, 0), (0, width - x.shape[1])))
+def _widen(x: np.ndarray, width: int) -> np.ndarray:
+    return np.concatenate([x, np.zeros((x.shape[0], width - x.shape[1]), x.dtype)], axis=1)

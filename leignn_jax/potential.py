@@ -6,7 +6,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -219,9 +219,9 @@ class Potential:
                 message names the structure's index.
         """
         if hasattr(atoms, "positions"):
-            return self._predict_batch([self.to_graph(atoms, dtype)])[0]
+            return self._predict_batch([self.to_graph(cast("ase.Atoms", atoms), dtype)])[0]
         graphs = []
-        for index, one in enumerate(atoms):
+        for index, one in enumerate(cast("Sequence[ase.Atoms]", atoms)):
             try:
                 graphs.append(self.to_graph(one, dtype))
             except LeignnError as error:

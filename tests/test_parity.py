@@ -1,5 +1,7 @@
 """Equal to the published PyTorch code, number for number: every file of the reference folder, layer by layer too."""
 
+import itertools
+
 import ase
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ def structures(data) -> list[ase.Atoms]:
     starts = np.cumsum([0, *data["natoms"]])
     return [
         ase.Atoms(data["z"][a:b], data["pos"][a:b], cell=data["cell"][g], pbc=data["pbc"][g])
-        for g, (a, b) in enumerate(zip(starts[:-1], starts[1:], strict=True))
+        for g, (a, b) in enumerate(itertools.pairwise(starts))
     ]
 
 

@@ -268,7 +268,7 @@ def draw(summary: list[dict], path: Path) -> None:
         squeeze=False,
         layout="constrained",
     )
-    for axis, (name, entries) in zip(axes[:, 0], panels):
+    for axis, (name, entries) in zip(axes[:, 0], panels, strict=False):
         entries = sorted(entries, key=lambda entry: entry["median_ms"], reverse=True)
         times = [entry["median_ms"] for entry in entries]
         whiskers = [

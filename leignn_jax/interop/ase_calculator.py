@@ -39,10 +39,11 @@ class LEIGNNCalculator(Calculator):
         self._graph: Graph | None = None
         self._sizes = (0, 0, 0)
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+    def calculate(self, atoms: ase.Atoms | None = None, properties=("energy",), system_changes=all_changes):
         """Fill ``results``; raises StructureError and ElementError for structures that can't be computed."""
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
+        assert atoms is not None  # ASE has set it above
         if "stress" in properties and not atoms.pbc.all():
             raise PropertyNotImplementedError("A stress needs a cell that is periodic in all three directions.")
         graph = self._updated_graph(atoms)

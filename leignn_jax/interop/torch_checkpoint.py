@@ -246,7 +246,7 @@ _MARK = object()
 def _tensors_of_pickle(data: bytes, path: Path) -> dict[str, Any]:
     """What a pickle of a dict of tensors says, by walking its opcodes; no class is looked up, nothing is called."""
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         at = max(k for k, item in enumerate(stack) if item is _MARK)
@@ -287,7 +287,7 @@ def _tensors_of_pickle(data: bytes, path: Path) -> dict[str, Any]:
                 count = int(name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
             elif name == "GLOBAL":
-                stack.append(("global", arg.replace(" ", ".")))
+                stack.append(("global", str(arg).replace(" ", ".")))
             elif name == "STACK_GLOBAL":
                 stack[-2:] = [("global", ".".join(stack[-2:]))]
             elif name == "BINPERSID":

@@ -201,8 +201,9 @@ class LocalUpdate(nn.Module):
         def head(name):
             return linear(features, name, BRANCH, bias=True, precision=precision)(hidden)
 
-        left = None
-        if self.kind == "painn" or not last:
+        if last and self.kind == "gated":
+            left = vectors  # not read
+        else:
             left = linear(features, "vectors_left", precision=precision)(vectors)
         if self.kind == "gated":
             change = head("add") / math.sqrt(2) + scalars * jnp.tanh(head("gate"))

@@ -82,7 +82,7 @@ class LEIGNN(nn.Module):
             if config.global_nodes and not last:
                 atoms = jnp.maximum(graph.sum_atoms(graph.atom_mask.astype(distances.dtype)), 1)
                 means = graph.sum_atoms(scalars) / atoms[:, None], graph.sum_atoms(vectors) / atoms[:, None, None]
-                if first:
+                if global_scalars is not None and first:
                     global_scalars = jnp.broadcast_to(global_scalars, means[0].shape)
                     global_vectors = jnp.zeros_like(means[1])
                 aggregate = LocalToGlobal(precision, name=f"local_to_global_{layer}")

@@ -29,7 +29,9 @@ def zbl_energy(
     """
     radii = jnp.asarray(np.where(np.arange(len(covalent_radii)) > 0, covalent_radii, 0.0), distances.dtype)
     reach = jnp.maximum(radii[receivers] + radii[senders], 1e-3)
-    z1, z2 = receivers.astype(distances.dtype), senders.astype(distances.dtype)
+    z1, z2 = jnp.asarray(receivers, distances.dtype), jnp.asarray(senders, distances.dtype)
     length = 0.8854 * BOHR / jnp.maximum(z1**0.23 + z2**0.23, 1e-3)
-    screening = sum(a * jnp.exp(-b * distances / length) for a, b in _SCREENING)
-    return COULOMB * z1 * z2 / distances * screening * polynomial_envelope(distances / reach, 6)
+    screening = jnp.zeros_like(distances)
+    for amplitude, decay in _SCREENING:
+        screening += amplitude * jnp.exp(-decay * distances / length)
+    return screening * (COULOMB * z1 * z2 / distances) * polynomial_envelope(distances / reach, 6)
