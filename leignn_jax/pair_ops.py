@@ -253,9 +253,9 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
 
     def batch(operands, axes, **params):
         # A batch of graphs is one larger graph: fold the new axis into atoms and pairs and shift the indices.
-        (size,) = {o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not batching.not_mapped}
+        (size,) = {o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None}
         operands = [
-            jnp.broadcast_to(o, (size, *o.shape)) if a is batching.not_mapped else jnp.moveaxis(o, a, 0)
+            jnp.broadcast_to(o, (size, *o.shape)) if a is None else jnp.moveaxis(o, a, 0)
             for o, a in zip(operands, axes, strict=True)
         ]
         receivers, senders, neighbors, pairs, signs = operands[arrays:]
