@@ -87,7 +87,6 @@ def import_torch_checkpoint(
     params = _convert(weights, config, path)
     expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     _check_shapes(params, expected, path, variant)
-    params = jax.tree.map(lambda e, p: p, expected, params)
     return Potential.from_params(config, params, energy_shift=energy_shift)
 
 
