@@ -1,21 +1,54 @@
 """LEIGNN in JAX: an interatomic potential to train, to simulate with and to differentiate through."""
 
-from leignn_jax.graph import Graph
-from leignn_jax.interop.torch_checkpoint import import_torch_checkpoint
-from leignn_jax.models.config import LEIGNNConfig, preset
-from leignn_jax.models.leignn import LEIGNN
-from leignn_jax.potential import Potential, Prediction
-from leignn_jax.potential_file import load_potential
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leignn_jax.data.readers import read_frames as read_frames
+    from leignn_jax.graph import Graph as Graph
+    from leignn_jax.interop.torch_checkpoint import import_torch_checkpoint as import_torch_checkpoint
+    from leignn_jax.models.config import LEIGNNConfig as LEIGNNConfig
+    from leignn_jax.models.config import preset as preset
+    from leignn_jax.models.leignn import LEIGNN as LEIGNN
+    from leignn_jax.potential import Potential as Potential
+    from leignn_jax.potential import Prediction as Prediction
+    from leignn_jax.potential_file import load_potential as load_potential
+    from leignn_jax.sweeps.population import committee as committee
+    from leignn_jax.sweeps.population import committee_predict as committee_predict
+    from leignn_jax.sweeps.study import sweep as sweep
+    from leignn_jax.training.api import train as train
+    from leignn_jax.training.evaluate import evaluate as evaluate
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "LEIGNN",
-    "Graph",
-    "LEIGNNConfig",
-    "Potential",
-    "Prediction",
-    "import_torch_checkpoint",
-    "load_potential",
-    "preset",
-]
+# Imported when first asked for: the command line prints its help without waiting for JAX.
+_HOME = {
+    "LEIGNN": "models.leignn",
+    "Graph": "graph",
+    "LEIGNNConfig": "models.config",
+    "Potential": "potential",
+    "Prediction": "potential",
+    "committee": "sweeps.population",
+    "committee_predict": "sweeps.population",
+    "evaluate": "training.evaluate",
+    "import_torch_checkpoint": "interop.torch_checkpoint",
+    "load_potential": "potential_file",
+    "preset": "models.config",
+    "read_frames": "data.readers",
+    "sweep": "sweeps.study",
+    "train": "training.api",
+}
+
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

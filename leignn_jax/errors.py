@@ -10,7 +10,7 @@ class StructureError(LeignnError):
 
 
 class ConfigError(LeignnError):
-    """A model setting that is unknown or out of range."""
+    """A setting that is unknown or out of range."""
 
 
 class ElementError(LeignnError):
@@ -18,4 +18,12 @@ class ElementError(LeignnError):
 
 
 class FileFormatError(LeignnError):
-    """A potential file or checkpoint that is truncated, edited or made for another model."""
+    """A file that is truncated, edited, unsafe to read or made for something else."""
+
+
+class DataError(LeignnError):
+    """A set of frames that can't be trained on or compared with: labels missing, not finite or in the wrong unit."""
+
+
+class TrainingError(LeignnError):
+    """A training run that can't go on: the loss is no number, the disk is full, the run folder is another run's."""

@@ -159,6 +159,17 @@ class Potential:
             direct_forces=direct,
         )
 
+    def direct(self, graph: Graph) -> tuple[Float[Array, "graphs"], Float[Array, "atoms 3"]]:
+        """Energies in eV and the forces of the direct head in eV/Å, without any gradient.
+
+        Raises:
+            ConfigError: the model has no such head.
+        """
+        if not self.config.direct_forces:
+            raise ConfigError("This model has no direct forces; create it with direct_forces=True.")
+        energies, forces = self._network(graph, graph.vectors())
+        return graph.sum_atoms(energies + self._references(graph)) + self._shift(graph), cast("Array", forces)
+
     def strain_gradient(self, graph: Graph) -> Float[Array, "graphs 3 3"]:
         """Derivative of the energy by a symmetric strain of positions and cell, in eV; defined for molecules too."""
         vectors = graph.vectors()

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from leignn_jax.errors import ConfigError, FileFormatError
+from leignn_jax.files import write_atomically
 from leignn_jax.models.config import LEIGNNConfig
 from leignn_jax.models.leignn import init_params
 from leignn_jax.potential import Potential
@@ -93,21 +92,6 @@ def load_potential(path: str | Path) -> Potential:
         metadata_json=header["metadata"],
         **{name: arrays[name] for name in _CONSTANTS},
     )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file by a temporary one beside it, fsync and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _digest(arrays: dict[str, np.ndarray], header: dict[str, str]) -> str:

@@ -2,6 +2,8 @@
 
     python experiments/speed/run.py                 # three rounds, about half an hour
     python experiments/speed/run.py --quick --models leignn-medium painn
+    python experiments/speed/run.py --huge-pages --out experiments/speed/huge_pages \\
+        --models matmul painn nequip leignn-medium leignn-published
 
 Every measurement runs in a process of its own (worker.py). The models take turns in
 each round, so that a slow spell of the machine falls on all of them. Writes
@@ -53,6 +55,8 @@ def measure(model: str, structure: str, options: argparse.Namespace) -> dict:
         "JAX_ENABLE_X64": "0",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
+    if options.huge_pages:
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     try:
         done = subprocess.run(
             command,
@@ -180,7 +184,8 @@ def markdown(results: dict) -> str:
         "",
         f"{about['processor']}, {about['cpus']} CPUs, {about['system']}, Python "
         f"{about['python']}; float32 on the CPU; {options['rounds']} round(s) of at "
-        f"least {options['repeats']} calls. Started {results['started']}.",
+        f"least {options['repeats']} calls. Started {results['started']}."
+        + (" All processes with GLIBC_TUNABLES=glibc.malloc.hugetlb=1." if options.get("huge_pages") else ""),
         "",
         "Times are medians over rounds of each round's median, with the smallest and "
         "largest round in brackets. Neighbour lists are made before the clock starts. "
@@ -310,6 +315,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=["matmul", *MODELS], default=DEFAULT_MODELS)
     parser.add_argument("--all", action="store_true", help="time other models on all structures too")
     parser.add_argument("--quick", action="store_true", help="one round of at least two calls")
+    parser.add_argument("--huge-pages", action="store_true", help="let glibc ask for huge pages, for all models")
     parser.add_argument("--timeout", type=float, default=1200.0, help="seconds per measurement")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
     options = parser.parse_args()

@@ -94,9 +94,7 @@ class LEIGNNConfig:
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise ConfigError(
-                    f"Unknown model setting {key!r}{_did_you_mean(key, known)} Known: {', '.join(known)}."
-                )
+                raise ConfigError(f"Unknown model setting {key!r}{did_you_mean(key, known)} Known: {', '.join(known)}.")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,14 +133,14 @@ def preset(name: str, *, variant: Variant = "leignn", **settings: Any) -> LEIGNN
     return LEIGNNConfig.from_dict({**PRESETS[name], **VARIANTS[variant], **settings})
 
 
-def _did_you_mean(key: str, known) -> str:
+def did_you_mean(key: str, known) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     return f": did you mean {close[0]!r}?" if close else "."
 
 
 def _one_of(name: str, value: Any, allowed) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name}: {value!r} is not known{_did_you_mean(str(value), allowed)} One of {list(allowed)}.")
+        raise ConfigError(f"{name}: {value!r} is not known{did_you_mean(str(value), allowed)} One of {list(allowed)}.")
 
 
 def _at_least(name: str, value: Any, least: int) -> None:

@@ -1,0 +1,165 @@
+"""``leignn``: train, evaluate and look at data and potentials from a shell. Nothing heavy is imported before it is used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="leignn",
+    help="Train, evaluate and use interatomic potentials (LEIGNN in JAX).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+@app.command(
+    epilog="Examples:  leignn train study.yaml optimizer.learning_rate=1e-3   |   "
+    "leignn train --train frames.extxyz --out run data.batch_size=4"
+)
+def train(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE ...]", help="Settings, section.key=value.")
+    ] = None,
+    train: Annotated[Path | None, typer.Option(help="Frames to train on.")] = None,
+    val: Annotated[Path | None, typer.Option(help="Frames to validate on; without, a part of --train.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Frames to test on at the end.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a run folder that holds a run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a potential; the same command goes on with a run that was stopped."""
+    words = words or []
+    files = [w for w in words if "=" not in w]
+    overrides = [w for w in words if "=" in w]
+    if len(files) > 1:
+        _stop(f"One config file, not {len(files)}: {', '.join(files)}. Settings are written key=value.")
+    named = {"data.train": train, "data.validation": val, "data.test": test, "run.out": out}
+    overrides = [*(f"{key}={json.dumps(str(value))}" for key, value in named.items() if value is not None), *overrides]
+    if not files and train is None and not any(o.startswith("data.train=") for o in overrides):
+        _stop("Give a config file, or --train FILE.")
+    from leignn_jax.training.config import load_config, make_config
+    from leignn_jax.training.loop import train as run
+
+    config = load_config(files[0], overrides) if files else make_config({}, overrides)
+    result = run(config, resume=not fresh, progress=False if quiet else None)
+    if not result.finished:
+        typer.echo(f"Stopped. The same command goes on; so far: {result.out}", err=True)
+        raise typer.Exit(143)
+    typer.echo(json.dumps(result.metrics, indent=1))
+    typer.echo(f"Potential: {result.out / 'potential.safetensors'}\nReport: {result.out / 'report.html'}", err=True)
+
+
+@app.command(
+    epilog="Example:  leignn evaluate run/potential.safetensors test.extxyz --json errors.json --plot parity.png"
+)
+def evaluate(
+    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    data: Annotated[Path, typer.Argument(help="Labelled frames.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the errors there too.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write parity plots there, a PNG.")] = None,
+    units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    direct: Annotated[bool, typer.Option("--direct", help="Judge the direct head's forces.")] = False,
+) -> None:
+    """Errors of a potential on labelled frames, as JSON: MAE and RMSE in meV/atom, meV/Å, meV/Å^3."""
+    from leignn_jax.files import write_atomically
+    from leignn_jax.potential_file import load_potential
+    from leignn_jax.training.evaluate import evaluate as run
+
+    result = run(load_potential(potential), data, units=units, dtype=dtype, direct=direct)
+    text = json.dumps(result.metrics, indent=1)
+    typer.echo(text)
+    if json_file is not None:
+        write_atomically(json_file, (text + "\n").encode())
+    if plot is not None:
+        from leignn_jax.training.report import parity, save_figure
+
+        save_figure(parity(result, f"{data.name}, {result.metrics['structures']} structures"), plot)
+
+
+@app.command(epilog="Example:  leignn sweep study.yaml")
+def sweep(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file: base, space, search, samples, mesh.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train many models that differ in settings, as few compiled programs as their shapes allow."""
+    from leignn_jax.sweeps.study import sweep as run
+
+    result = run(study, progress=False if quiet else None)
+    typer.echo((result.out / "results.csv").read_text().rstrip())
+    typer.echo(f"Report: {result.out / 'report.html'}", err=True)
+
+
+@app.command(epilog="Example:  leignn info run/potential.safetensors")
+def info(
+    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What a potential is and what it was trained on."""
+    from leignn_jax.potential_file import load_potential
+
+    summary = load_potential(potential).summary()
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
+        return
+    width = max(len(key) for key in summary)
+    for key, value in summary.items():
+        typer.echo(f"{key:{width}}  {value}")
+
+
+@data_app.command("inspect", epilog="Example:  leignn data inspect train.extxyz --against test.extxyz --plot data.png")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file or folder of frames.")],
+    against: Annotated[Path | None, typer.Option(help="Another set, to find frames that stand in both.")] = None,
+    cutoff: Annotated[float, typer.Option(help="Å, for neighbours.")] = 5.0,
+    batch_size: Annotated[int, typer.Option(help="Frames per batch, for the plan.")] = 8,
+    units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write histograms there, a PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Statistics, outliers and duplicates of a set of frames, and how it would be batched."""
+    from leignn_jax.data.inspect import inspect_data, plot_data
+
+    facts = inspect_data(path, cutoff=cutoff, batch_size=batch_size, units=units, against=against)
+    if as_json:
+        typer.echo(json.dumps(facts.to_dict(), indent=1))
+    else:
+        for key, value in facts.lines():
+            typer.echo(f"{key:28}{value}")
+    if plot is not None:
+        plot_data(facts, plot)
+
+
+def _stop(message: str) -> Any:
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point: errors made for people are printed without a traceback, exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("absl", "orbax", "jax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from leignn_jax.errors import LeignnError
+
+    try:
+        app()
+    except (LeignnError, FileNotFoundError, PermissionError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

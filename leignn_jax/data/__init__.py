@@ -1,0 +1,6 @@
+"""From files of DFT frames to padded batches: read, label, describe, batch."""
+
+from leignn_jax.data.labels import Labels, read_labels
+from leignn_jax.data.readers import read_frames
+
+__all__ = ["Labels", "read_frames", "read_labels"]

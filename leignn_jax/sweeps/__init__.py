@@ -1,0 +1,1 @@
+"""Sweeps: many models that differ in numbers train as one compiled program."""

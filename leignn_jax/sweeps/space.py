@@ -1,0 +1,167 @@
+"""Search spaces: which settings a study varies, and the members that a grid or random draws give."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leignn_jax.errors import ConfigError
+from leignn_jax.models.config import did_you_mean
+from leignn_jax.training.config import StrictLoader, TrainConfig, make_config
+
+
+class Range(BaseModel):
+    """Numbers to draw: ``{uniform: [a, b]}``, ``{log_uniform: [a, b]}`` or ``{integers: [a, b]}`` (b included)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None
+    integers: tuple[int, int] | None = None
+
+    def draw(self, rng: np.random.Generator, name: str) -> float | int:
+        """One number; raises ConfigError where the range is none."""
+        given = [x for x in (self.uniform, self.log_uniform, self.integers) if x is not None]
+        if len(given) != 1 or not given[0][0] < given[0][1]:
+            raise ConfigError(f"space.{name}: give one of uniform, log_uniform, integers as [low, high], low < high.")
+        if self.integers is not None:
+            return int(rng.integers(self.integers[0], self.integers[1], endpoint=True))
+        if self.log_uniform is not None:
+            low, high = self.log_uniform
+            if low <= 0:
+                raise ConfigError(f"space.{name}: log_uniform needs positive numbers, not {low}.")
+            return float(math.exp(rng.uniform(math.log(low), math.log(high))))
+        assert self.uniform is not None
+        return float(rng.uniform(*self.uniform))
+
+
+class StudyConfig(BaseModel):
+    """A study: a training and what to vary in it.
+
+    base: a training's config, see :class:`leignn_jax.training.config.TrainConfig`; ``run.out`` is the study's folder.
+    space: settings as "section.key", each with a list of choices or a range.
+    search: "grid" takes all combinations of lists; "random" draws ``samples`` members.
+    samples: members of a random search.
+    seed: of the draws.
+    members_at_once: members trained in one program; more are trained one lot after another. None is all.
+    mesh: devices along ("sweep", "data").
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    base: dict[str, Any] = {}
+    space: dict[str, list[Any] | Range] = {}
+    search: Literal["grid", "random"] = "grid"
+    samples: Annotated[int, Field(ge=1)] = 16
+    seed: int = 0
+    members_at_once: Annotated[int, Field(ge=1)] | None = None
+    mesh: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+
+
+def make_study(values: Mapping[str, Any]) -> StudyConfig:
+    """A checked study from nested values; raises ConfigError with the nearest known key."""
+    for key in values:
+        if key not in StudyConfig.model_fields:
+            raise ConfigError(f"unknown key {key!r}{did_you_mean(key, list(StudyConfig.model_fields))}")
+    try:
+        study = StudyConfig.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}.") from None
+    members(study)
+    return study
+
+
+def load_study(path: str | Path) -> StudyConfig:
+    """The study in a YAML file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such study file.")
+    try:
+        return make_study(yaml.load(path.read_text(), Loader=StrictLoader) or {})
+    except (yaml.YAMLError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def members(study: StudyConfig) -> list[tuple[dict[str, Any], TrainConfig]]:
+    """All members: what each varies, and its whole config."""
+    if not study.space:
+        raise ConfigError("space: name at least one setting to vary, such as run.seed: [0, 1, 2, 3].")
+    if study.search == "grid":
+        ranges = [name for name, choices in study.space.items() if isinstance(choices, Range)]
+        if ranges:
+            raise ConfigError(f"space.{ranges[0]}: a grid needs a list of choices; draw from ranges by search: random.")
+        lists = [choices for choices in study.space.values() if isinstance(choices, list)]
+        points = [dict(zip(study.space, point, strict=True)) for point in itertools.product(*lists)]
+    else:
+        rng = np.random.default_rng(study.seed)
+        points = [
+            {
+                name: choices.draw(rng, name)
+                if isinstance(choices, Range)
+                else choices[int(rng.integers(len(choices)))]
+                for name, choices in study.space.items()
+            }
+            for _ in range(study.samples)
+        ]
+    found = []
+    for point in points:
+        found.append((point, make_config(_set(study.base, point))))
+    return found
+
+
+def _set(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    for name, value in point.items():
+        section, dot, key = name.partition(".")
+        if not dot:
+            raise ConfigError(f"space.{name}: write section.key, such as optimizer.learning_rate.")
+        out[section] = {**out.get(section, {}), key: value}
+    return out
+
+
+# Settings that become array leaves: members that differ in these alone train in one program.
+NUMBERS: dict[str, frozenset[str]] = {
+    "run": frozenset({"seed", "out"}),
+    "optimizer": frozenset(
+        {
+            "learning_rate",
+            "schedule",
+            "warmup_epochs",
+            "final_fraction",
+            "plateau_factor",
+            "plateau_patience",
+            "beta1",
+            "beta2",
+            "epsilon",
+            "weight_decay",
+            "clip_norm",
+            "ema_decay",
+        }
+    ),
+    "loss": frozenset(
+        {
+            "energy_weight",
+            "forces_weight",
+            "stress_weight",
+            "final_energy_weight",
+            "final_forces_weight",
+            "final_stress_weight",
+            "ramp",
+            "huber_delta",
+        }
+    ),
+}
+
+
+def group_key(config: TrainConfig) -> str:
+    """The same for members that one compiled program can train."""
+    values = config.model_dump(mode="json")
+    for section, names in NUMBERS.items():
+        values[section] = {k: v for k, v in values[section].items() if k not in names}
+    return yaml.safe_dump({**values, "with_stress": config.loss.kinds().with_stress}, sort_keys=True)

@@ -1,0 +1,125 @@
+"""Checkpoints by orbax: the whole state, with a hash that tells a damaged one, and a way back to the one before."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from leignn_jax.errors import TrainingError
+
+log = logging.getLogger("leignn_jax")
+
+# A checkpoint and its replacement must fit beside each other, with room for logs and potentials.
+_ROOM = 3
+
+
+def named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of a pytree on the host, by their path."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    """sha256 of names, dtypes, shapes and bytes."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        total.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return total.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, the newest ``keep`` of them.
+
+    Orbax writes to a temporary folder and renames it, so that a process killed at any moment leaves the last complete
+    checkpoint; arrays are copied before :meth:`save` returns, and written by a thread.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+        """Write ``tree`` and ``meta`` (plain JSON) as the checkpoint of ``step``; TrainingError where the disk is full."""
+        arrays = named_leaves(tree)
+        check_room(self.folder, arrays)
+        meta = {**meta, "sha256": digest(arrays)}
+        ocp = self._ocp
+        try:
+            # A checkpoint of this step is there already when a run stops right after one.
+            if step not in self._manager.all_steps():
+                args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+                self._manager.save(step, args=args)
+        except OSError as error:
+            raise _disk_error(self.folder, error) from error
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, as a tree like ``like``, and its meta; None where there is none.
+
+        Raises:
+            TrainingError: there are checkpoints, but none can be read, or they are of another model.
+        """
+        ocp = self._ocp
+        arrays = named_leaves(like)
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        problems = []
+        for step in steps:
+            try:
+                found = self._manager.restore(
+                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays), meta=ocp.args.JsonRestore())
+                )
+                state, meta = found["state"], found["meta"]
+                if digest({k: np.asarray(v) for k, v in state.items()}) != meta["sha256"]:
+                    raise ValueError("its checksum does not fit its content")
+            except Exception as error:
+                # Anything at all may come out of a damaged file.
+                problems.append(f"{step} ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
+                log.warning("Checkpoint %s is damaged; trying the one before.", problems[-1])
+                continue
+            for bad in steps[: steps.index(step)]:
+                self._manager.delete(bad)
+            leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+            values = [np.asarray(state[jax.tree_util.keystr(path)]) for path, _ in leaves]
+            return jax.tree_util.tree_unflatten(structure, values), meta
+        if problems:
+            raise TrainingError(f"{self.folder}: no checkpoint can be read: {'; '.join(problems)}. Start a new run.")
+        return None
+
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise _disk_error(self.folder, error) from error
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+def check_room(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """TrainingError where the disk has no room for another checkpoint."""
+    need = _ROOM * sum(a.nbytes for a in arrays.values()) + (1 << 20)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise TrainingError(
+            f"{folder}: {free / 2**20:.0f} MiB free on the disk, {need / 2**20:.0f} MiB needed for a checkpoint. Free some "
+            "space; the run goes on from its last checkpoint."
+        )
+
+
+def _disk_error(folder: Path, error: OSError) -> TrainingError:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+    return TrainingError(f"{folder}: a checkpoint can't be written: {reason}. The run goes on from the one before.")

@@ -1,0 +1,319 @@
+"""TrainConfig: everything that a training run is told, from YAML or Python, strictly checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leignn_jax.errors import ConfigError
+from leignn_jax.models.config import PRESETS, VARIANTS, LEIGNNConfig, did_you_mean, preset
+from leignn_jax.training.loss import LossKinds, LossWeights
+from leignn_jax.training.optimizer import Hyperparameters
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Section):
+    """Which frames, and how they come in batches.
+
+    train, validation, test: files or folders that :func:`leignn_jax.data.read_frames` reads.
+    validation_fraction: of train, held out at random where there is no validation file.
+    split_seed: of that choice. order_seed: of the order of frames in each epoch.
+    max_frames: of train, the first ones.
+    units: of all files, see :data:`leignn_jax.data.readers.UNITS`.
+    keys: other names of energy, forces, stress.
+    reference_energies: "fit" by least squares, "isolated" from ``isolated_atoms``, or numbers in eV by symbol.
+    batch_size: frames per batch; accumulate: batches per update.
+    allow_unusual: train although labels look like another unit's.
+    """
+
+    train: Path | None = None
+    validation: Path | None = None
+    test: Path | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    split_seed: int = 0
+    order_seed: int = 0
+    max_frames: Count | None = None
+    units: str | None = None
+    keys: dict[Literal["energy", "forces", "stress"], str] = {}
+    reference_energies: Literal["fit", "isolated"] | dict[str, float] = "fit"
+    isolated_atoms: Path | None = None
+    batch_size: Count = 8
+    accumulate: Count = 1
+    allow_unusual: bool = False
+
+
+class LossSettings(_Section):
+    """Kinds and weights of the loss, see :mod:`leignn_jax.training.loss`; ``final_*`` None keeps the weight.
+
+    ramp: the weights turn into the final ones between these fractions of the training.
+    """
+
+    energy: Literal["l1", "l2", "huber"] = "huber"
+    forces: Literal["l1", "l2", "huber", "norm"] = "norm"
+    stress: Literal["l1", "l2", "huber"] = "huber"
+    force_source: Literal["gradient", "direct"] = "gradient"
+    energy_weight: NotNegative = 1.0
+    forces_weight: NotNegative = 1.0
+    stress_weight: NotNegative = 0.0
+    final_energy_weight: NotNegative | None = None
+    final_forces_weight: NotNegative | None = None
+    final_stress_weight: NotNegative | None = None
+    ramp: tuple[Fraction, Fraction] = (0.5, 0.75)
+    huber_delta: Positive = 0.01
+
+    def kinds(self) -> LossKinds:
+        """The static part."""
+        with_stress = self.stress_weight > 0 or bool(self.final_stress_weight)
+        return LossKinds(self.energy, self.forces, self.stress, self.force_source, with_stress)
+
+
+class OptimizerSettings(_Section):
+    """Numbers of the optimizer, see :class:`leignn_jax.training.optimizer.Hyperparameters`.
+
+    schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
+    warmup_epochs: may be a fraction of an epoch.
+    plateau_patience: epochs; None never.
+    freeze: patterns of parameters that are not trained.
+    """
+
+    algorithm: Literal["adam", "amsgrad"] = "adam"
+    learning_rate: Positive = 2e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: NotNegative = 2.0
+    final_fraction: Fraction = 0.0
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    plateau_patience: Count | None = None
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    clip_norm: Positive = 10.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    freeze: list[str] = []
+
+
+class RunSettings(_Section):
+    """Where and how long.
+
+    out: the run folder.
+    seed: of the first parameters.
+    start_from: a potential to go on from (fine-tuning); its model is kept.
+    epochs: of training. early_stop: epochs without a better validation loss after which to stop; None never.
+    validate_every: epochs.
+    checkpoint_minutes: between checkpoints; keep: how many.
+    devices: among which the batches of one update are divided; each takes ``data.batch_size`` frames.
+    tensorboard, wandb: log there too (each needs its package); wandb is the project's name.
+    """
+
+    out: Path = Path("run")
+    seed: int = 0
+    start_from: Path | None = None
+    epochs: Count = 100
+    early_stop: Count | None = None
+    validate_every: Count = 1
+    checkpoint_minutes: NotNegative = 2.0
+    keep: Annotated[int, Field(ge=2)] = 2
+    devices: Count = 1
+    tensorboard: bool = False
+    wandb: str | None = None
+
+
+class TrainConfig(_Section):
+    """A training run: data, model (a preset's name and any field of LEIGNNConfig), loss, optimizer, run.
+
+    recipe: what is not said comes from "default" or from "published", the recipe of arXiv:2311.02869 (direct forces,
+    AMSGrad, learning rate 5e-4 reduced on plateaus).
+    """
+
+    recipe: Literal["default", "published"] = "default"
+    data: DataSettings = DataSettings()
+    model: dict[str, Any] = {}
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    run: RunSettings = RunSettings()
+
+    def model_for(self, elements: Sequence[str]) -> LEIGNNConfig:
+        """The model's config; elements of the data where the config names none."""
+        settings = dict(self.model)
+        name = settings.pop("preset", "medium")
+        variant = settings.pop("variant", "leignn")
+        settings.setdefault("elements", tuple(elements))
+        missing = sorted(set(elements) - set(settings["elements"]))
+        if missing:
+            raise ConfigError(f"model.elements lacks {missing[0]}, which the data hold.")
+        return preset(name, variant=variant, **settings)
+
+    def hyperparameters(self, steps_per_epoch: int) -> Hyperparameters:
+        """The numbers of the training as arrays' worth of floats."""
+        o, loss = self.optimizer, self.loss
+        total = float(self.run.epochs * steps_per_epoch)
+        first = LossWeights(loss.energy_weight, loss.forces_weight, loss.stress_weight, loss.huber_delta)
+
+        def final(value, start):
+            return start if value is None else value
+
+        last = LossWeights(
+            final(loss.final_energy_weight, first.energy),
+            final(loss.final_forces_weight, first.forces),
+            final(loss.final_stress_weight, first.stress),
+            loss.huber_delta,
+        )
+        return Hyperparameters(
+            learning_rate=o.learning_rate,
+            warmup_steps=o.warmup_epochs * steps_per_epoch,
+            decay_steps=total if o.schedule == "cosine" else math.inf,
+            final_fraction=o.final_fraction,
+            plateau_factor=o.plateau_factor,
+            plateau_patience=math.inf if o.plateau_patience is None else float(o.plateau_patience),
+            beta1=o.beta1,
+            beta2=o.beta2,
+            epsilon=o.epsilon,
+            weight_decay=o.weight_decay,
+            clip_norm=o.clip_norm,
+            ema_decay=o.ema_decay,
+            weights=first,
+            final_weights=last,
+            ramp_start=loss.ramp[0] * total,
+            ramp_end=loss.ramp[1] * total,
+        )
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "published": {
+        "model": {"preset": "published"},
+        "loss": {
+            "energy": "l1",
+            "forces": "norm",
+            "force_source": "direct",
+            "energy_weight": 0.001,
+            "forces_weight": 0.999,
+        },
+        "optimizer": {
+            "algorithm": "amsgrad",
+            "learning_rate": 5e-4,
+            "schedule": "constant",
+            "warmup_epochs": 0.0,
+            "plateau_factor": 0.8,
+            "plateau_patience": 5,
+            "weight_decay": 0.01,
+            "clip_norm": 100.0,
+            "ema_decay": 0.999,
+        },
+    },
+}
+
+
+def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+    """A checked config from nested values and ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a value of the wrong kind or out of range.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError("A config is sections of keys and values, such as `data: {train: frames.extxyz}`.")
+    values = _merge({}, values)
+    for override in overrides:
+        path, sign, text = override.partition("=")
+        if not sign or not path:
+            raise ConfigError(f"{override!r}: write section.key=value, such as optimizer.learning_rate=1e-3.")
+        nested: Any = yaml.safe_load(text)
+        for key in reversed(path.split(".")):
+            nested = {key: nested}
+        values = _merge(values, nested)
+    recipe = values.get("recipe", "default")
+    if isinstance(recipe, str) and recipe in RECIPES:
+        values = _merge(RECIPES[recipe], values)
+    try:
+        config = TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    _check_model(config)
+    if config.loss.force_source == "direct" and config.loss.kinds().with_stress:
+        raise ConfigError("loss: direct forces give no stress; set loss.stress_weight to 0.")
+    return config
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The config in a YAML file; paths in it are relative to the working directory."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file.")
+    try:
+        values = yaml.load(path.read_text(), Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    try:
+        return make_config(values or {}, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The config as YAML, every value said."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+def _check_model(config: TrainConfig) -> None:
+    settings = dict(config.model)
+    elements = settings.pop("elements", ("H",))
+    known = ["preset", "variant", *LEIGNNConfig.__dataclass_fields__]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"model: unknown key {key!r}{did_you_mean(key, known)}")
+    try:
+        made = config.model_copy(update={"model": {**settings, "elements": elements}}).model_for(tuple(elements))
+    except TypeError as error:
+        raise ConfigError(f"model: {error}. Presets: {list(PRESETS)}; variants: {list(VARIANTS)}.") from error
+    if config.loss.force_source == "direct" and not made.direct_forces:
+        raise ConfigError("loss.force_source is direct, but the model has no such head: set model.direct_forces=true.")
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            section: Any = TrainConfig
+            for part in problem["loc"][:-1]:
+                section = section.model_fields[part].annotation
+            key = str(problem["loc"][-1])
+            lines.append(f"unknown key {place!r}{did_you_mean(key, list(section.model_fields))}")
+        else:
+            lines.append(f"{place} = {problem['input']!r}: {problem['msg']}.")
+    return " ".join(lines)
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which plain YAML keeps the last in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"line {line}: the key {key!r} stands twice.")
+            seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,97 @@
+"""Evaluate a potential on labelled frames: errors in the units people quote, and the numbers behind parity plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from leignn_jax.data.labels import Labels, read_labels
+from leignn_jax.data.readers import read_frames
+from leignn_jax.errors import LeignnError
+from leignn_jax.potential import Potential, Prediction
+
+
+class Evaluation(NamedTuple):
+    """Errors and what they come from.
+
+    metrics: MAE and RMSE in meV/atom, meV/Å and meV/Å^3, None where there are no labels; ``structures``, their number;
+        ``energy_offset_mev_per_atom``, mean of prediction minus label.
+    energies: ``[frames, 2]`` eV/atom, label and prediction, both less the potential's reference energies.
+    forces: ``[components, 2]`` eV/Å, label and prediction.
+    stresses: ``[components, 2]`` eV/Å^3, label and prediction.
+    """
+
+    metrics: dict[str, Any]
+    energies: np.ndarray
+    forces: np.ndarray
+    stresses: np.ndarray
+
+
+def evaluate(
+    potential: Potential,
+    data: str | Path | Sequence,
+    *,
+    units: str | None = None,
+    keys: dict | None = None,
+    dtype: str = "float32",
+    direct: bool = False,
+) -> Evaluation:
+    """Compare a potential with the labels of a file or of frames.
+
+    Args:
+        potential: to be judged.
+        data: a file or folder that :func:`leignn_jax.data.read_frames` reads, or a sequence of ``ase.Atoms``.
+        units, keys: as there and in :func:`leignn_jax.data.read_labels`.
+        dtype: of the arithmetic.
+        direct: judge the direct head's forces instead of the energy's gradient.
+
+    Raises:
+        LeignnError: frames that can't be read or that hold another element; names file and frame.
+    """
+    if isinstance(data, str | Path):
+        frames = read_frames(data, units=units)
+        names = [f"{data}: frame {i}" for i in range(len(frames))]
+    else:
+        frames = list(data)
+        names = [f"frame {i}" for i in range(len(frames))]
+    labels = [read_labels(one, name, keys) for one, name in zip(frames, names, strict=True)]
+    for atoms, name in zip(frames, names, strict=True):
+        try:
+            potential.check_elements(atoms.numbers)
+        except LeignnError as error:
+            raise type(error)(f"{name}: {error}") from error
+    predictions = cast("list[Prediction]", potential.predict(frames, dtype=dtype))
+    return compare(potential, frames, labels, predictions, direct)
+
+
+def compare(potential: Potential, frames, labels: Sequence[Labels], predictions, direct: bool = False) -> Evaluation:
+    """The evaluation of predictions made before."""
+    _, references = potential.split_references()
+    energies, forces, stresses = [], [], []
+    for atoms, label, prediction in zip(frames, labels, predictions, strict=True):
+        if label.energy is not None:
+            base = references[atoms.numbers].sum()
+            energies.append([(label.energy - base) / len(atoms), (prediction.energy - base) / len(atoms)])
+        if label.forces is not None:
+            found = prediction.direct_forces if direct else prediction.forces
+            forces.append(np.stack([label.forces.ravel(), found.ravel()], axis=1))
+        if label.stress is not None and np.isfinite(prediction.stress).all():
+            stresses.append(np.stack([label.stress.ravel(), prediction.stress.ravel()], axis=1))
+    tables = {
+        "energy": np.array(energies).reshape(-1, 2),
+        "forces": np.concatenate(forces) if forces else np.zeros((0, 2)),
+        "stress": np.concatenate(stresses) if stresses else np.zeros((0, 2)),
+    }
+    units = {"energy": "mev_per_atom", "forces": "mev_per_angstrom", "stress": "mev_per_angstrom3"}
+    found: dict[str, Any] = {}
+    for name, table in tables.items():
+        error = 1e3 * (table[:, 1] - table[:, 0])
+        found[f"{name}_mae_{units[name]}"] = float(np.abs(error).mean()) if len(error) else None
+        found[f"{name}_rmse_{units[name]}"] = float(np.sqrt((error**2).mean())) if len(error) else None
+    shift = tables["energy"]
+    found["energy_offset_mev_per_atom"] = float(1e3 * (shift[:, 1] - shift[:, 0]).mean()) if len(shift) else None
+    found["structures"] = len(frames)
+    return Evaluation(found, tables["energy"], tables["forces"], tables["stress"])

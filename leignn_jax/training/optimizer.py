@@ -1,0 +1,104 @@
+"""The optimizer, with every number an array: a sweep may give each member its own."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from leignn_jax.training.loss import LossWeights
+
+Algorithm = Literal["adam", "amsgrad"]
+
+
+@struct.dataclass
+class Hyperparameters:
+    """Every number of a training that a sweep may vary; all leaves are float32 arrays, scalar for a single run.
+
+    learning_rate: the largest of the schedule.
+    warmup_steps: the learning rate grows in a straight line over these steps.
+    decay_steps: then it falls along a cosine until this step; infinity never.
+    final_fraction: of the learning rate at the end of the cosine.
+    plateau_factor: the learning rate is multiplied by this when the validation loss has not fallen ...
+    plateau_patience: ... for more than these epochs; infinity never.
+    beta1, beta2, epsilon: of Adam.
+    weight_decay: decoupled (AdamW), on matrices alone.
+    clip_norm: largest global norm of the gradient.
+    ema_decay: of the running mean of the parameters that is evaluated and saved.
+    weights: of the loss at the start.
+    final_weights: of the loss at the end; between the steps ``ramp_start`` and ``ramp_end`` one turns into the other.
+    """
+
+    learning_rate: Any
+    warmup_steps: Any
+    decay_steps: Any
+    final_fraction: Any
+    plateau_factor: Any
+    plateau_patience: Any
+    beta1: Any
+    beta2: Any
+    epsilon: Any
+    weight_decay: Any
+    clip_norm: Any
+    ema_decay: Any
+    weights: LossWeights
+    final_weights: LossWeights
+    ramp_start: Any
+    ramp_end: Any
+
+
+@struct.dataclass
+class Plateau:
+    """Where reduce-on-plateau stands: the factor reached, the best validation loss, epochs since."""
+
+    factor: Any
+    best: Any
+    waited: Any
+
+    @classmethod
+    def start(cls) -> Plateau:
+        return cls(jnp.float32(1.0), jnp.float32(jnp.inf), jnp.float32(0.0))
+
+
+def plateau_step(plateau: Plateau, hyper: Hyperparameters, validation_loss) -> Plateau:
+    """One epoch of reduce-on-plateau."""
+    better = validation_loss < plateau.best
+    waited = jnp.where(better, 0.0, plateau.waited + 1.0)
+    reduce = waited > hyper.plateau_patience
+    return Plateau(
+        factor=jnp.where(reduce, plateau.factor * hyper.plateau_factor, plateau.factor),
+        best=jnp.where(better, validation_loss, plateau.best),
+        waited=jnp.where(reduce, 0.0, waited),
+    )
+
+
+def learning_rate(hyper: Hyperparameters, plateau: Plateau, step):
+    """Warm-up, then cosine, times the plateau's factor."""
+    step = jnp.asarray(step, jnp.float32)
+    warm = jnp.minimum(1.0, (step + 1.0) / jnp.maximum(hyper.warmup_steps, 1.0))
+    length = jnp.maximum(hyper.decay_steps - hyper.warmup_steps, 1.0)
+    # Infinity over infinity is no number: a schedule without end stays at the start.
+    done = jnp.where(jnp.isinf(length), 0.0, jnp.clip((step - hyper.warmup_steps) / length, 0.0, 1.0))
+    cosine = hyper.final_fraction + (1.0 - hyper.final_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    return hyper.learning_rate * warm * cosine * plateau.factor
+
+
+def loss_weights(hyper: Hyperparameters, step) -> LossWeights:
+    """The weights of the loss at a step, between first and final ones."""
+    step = jnp.asarray(step, jnp.float32)
+    length = jnp.maximum(hyper.ramp_end - hyper.ramp_start, 1.0)
+    done = jnp.where(jnp.isinf(hyper.ramp_start), 0.0, jnp.clip((step - hyper.ramp_start) / length, 0.0, 1.0))
+    return jax.tree.map(lambda a, b: a + done * (b - a), hyper.weights, hyper.final_weights)
+
+
+def transformation(hyper: Hyperparameters, algorithm: Algorithm) -> optax.GradientTransformation:
+    """Clipping, Adam and decoupled weight decay; to be built inside the traced step. The learning rate comes after."""
+    scale = optax.scale_by_adam if algorithm == "adam" else optax.scale_by_amsgrad
+    return optax.chain(
+        optax.clip_by_global_norm(hyper.clip_norm),
+        scale(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.epsilon),
+        optax.add_decayed_weights(hyper.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+    )

@@ -1,0 +1,65 @@
+"""Several devices: a mesh with the axes "sweep" (members of a population) and "data" (batches of one update)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from leignn_jax.errors import ConfigError
+
+SWEEP, DATA = "sweep", "data"
+
+
+def make_mesh(sweep: int = 1, data: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of ``sweep * data`` devices, all hosts' together; raises ConfigError where there are fewer.
+
+    Args:
+        sweep: devices among which the members of a population are divided.
+        data: devices among which the batches of one update are divided.
+        devices: to take; None is ``jax.devices()``.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if sweep * data > len(devices):
+        raise ConfigError(
+            f"A mesh of {sweep} x {data} needs {sweep * data} devices; there are {len(devices)} ({devices[0].platform}). On "
+            "CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual ones."
+        )
+    return Mesh(np.array(devices[: sweep * data]).reshape(sweep, data), (SWEEP, DATA))
+
+
+def place_state(mesh: Mesh, state: Any, *, members: bool = False) -> Any:
+    """Copy a state to the mesh: its members divided along "sweep", or whole on every device."""
+    sharding = NamedSharding(mesh, P(SWEEP) if members else P())
+    return jax.tree.map(lambda x: _place(sharding, np.asarray(x)), state)
+
+
+def place_batch(mesh: Mesh, parts: Any) -> Any:
+    """Copy batches, stacked on a leading axis as long as "data", to their devices.
+
+    With several hosts every host makes all parts and hands over those of its own devices.
+    """
+    sharding = NamedSharding(mesh, P(DATA))
+    return jax.tree.map(lambda x: _place(sharding, np.asarray(x)), parts)
+
+
+def _place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def shard_step(step: Callable, mesh: Mesh, *, members: bool = False) -> Callable:
+    """``step(state, batch)`` on a mesh, where ``step`` averages over the axis "data" itself.
+
+    The state is whole on every device, or with ``members`` divided along "sweep"; the batch carries its parts on a
+    leading axis. Every device runs the step on its own part; only gradients cross, so no gather of a graph ever does.
+    """
+    state = P(SWEEP) if members else P()
+
+    def local(carry, batch):
+        return step(carry, jax.tree.map(lambda x: x[0], batch))
+
+    return jax.shard_map(local, mesh=mesh, in_specs=(state, P(DATA)), out_specs=state, check_vma=False)

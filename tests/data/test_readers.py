@@ -1,0 +1,232 @@
+"""Readers against files written by ASE, h5py and by hand, and against damaged ones."""
+
+import bz2
+import gzip
+import io
+import lzma
+
+import ase.io
+import h5py
+import numpy as np
+import pytest
+from ase.db import connect
+from frames import copper
+
+from leignn_jax.data.labels import read_labels
+from leignn_jax.data.readers import BOHR, HARTREE, KCAL_PER_MOL, read_frames, write_hdf5
+from leignn_jax.errors import ConfigError, DataError, FileFormatError
+
+
+def assert_same(frames, expected, stress=True):
+    assert len(frames) == len(expected)
+    for a, b in zip(frames, expected, strict=True):
+        np.testing.assert_array_equal(a.numbers, b.numbers)
+        np.testing.assert_allclose(a.positions, b.positions, atol=1e-7)
+        np.testing.assert_allclose(np.asarray(a.cell), np.asarray(b.cell), atol=1e-7)
+        np.testing.assert_array_equal(a.pbc, b.pbc)
+        x, y = read_labels(a), read_labels(b)
+        assert x.energy == pytest.approx(y.energy, abs=1e-7)
+        np.testing.assert_allclose(x.forces, y.forces, atol=1e-7)
+        if stress:
+            np.testing.assert_allclose(x.stress, y.stress, atol=1e-7)
+
+
+def extxyz(frames) -> str:
+    text = io.StringIO()
+    ase.io.write(text, frames, format="extxyz")
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".extxyz", ".xyz", ".extxyz.xz", ".extxyz.gz", ".extxyz.bz2"])
+def test_extxyz(tmp_path, suffix):
+    frames = copper(4)
+    opener = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get("." + suffix.split(".")[-1], open)
+    path = tmp_path / f"frames{suffix}"
+    with opener(path, "wt") as file:
+        file.write(extxyz(frames))
+    assert_same(read_frames(path), frames)
+    assert_same(read_frames(path, index="1:3"), frames[1:3])
+
+
+@pytest.mark.parametrize("name", ["frames.traj", "frames.db", "frames.json"])
+def test_formats_of_ase(tmp_path, name):
+    frames = copper(3)
+    ase.io.write(tmp_path / name, frames)
+    assert_same(read_frames(tmp_path / name), frames)
+
+
+def test_vasp(tmp_path):
+    """A vasprun.xml by hand: one structure, energies and forces in eV and Å, stress in kbar of VASP's sign."""
+    text = """<?xml version="1.0" encoding="ISO-8859-1"?>
+<modeling><generator><i name="version" type="string">6.4.1</i></generator>
+<incar></incar><kpoints><varray name="kpointlist"><v>0 0 0</v></varray></kpoints>
+<parameters><separator name="electronic"><i name="NELECT">1</i></separator></parameters>
+<atominfo><atoms>2</atoms><types>1</types>
+<array name="atoms"><field type="string">element</field><field type="int">atomtype</field>
+<set><rc><c>Si</c><c>1</c></rc><rc><c>Si</c><c>1</c></rc></set></array></atominfo>
+<structure name="initialpos"><crystal><varray name="basis"><v>4 0 0</v><v>0 4 0</v><v>0 0 4</v></varray></crystal>
+<varray name="positions"><v>0 0 0</v><v>0.5 0.5 0.5</v></varray></structure>
+<calculation><scstep><energy><i name="e_fr_energy">-10.5</i><i name="e_wo_entrp">-10.4</i>
+<i name="e_0_energy">-10.45</i></energy></scstep>
+<structure><crystal><varray name="basis"><v>4 0 0</v><v>0 4 0</v><v>0 0 4</v></varray></crystal>
+<varray name="positions"><v>0 0 0</v><v>0.5 0.5 0.5</v></varray></structure>
+<varray name="forces"><v>0.1 0 0</v><v>-0.1 0 0</v></varray>
+<varray name="stress"><v>10 0 0</v><v>0 10 0</v><v>0 0 10</v></varray>
+<energy><i name="e_fr_energy">-10.5</i><i name="e_wo_entrp">-10.4</i><i name="e_0_energy">-10.45</i></energy>
+</calculation></modeling>
+"""
+    path = tmp_path / "vasprun.xml"
+    path.write_text(text)
+    (atoms,) = read_frames(path)
+    labels = read_labels(atoms)
+    assert labels.energy == pytest.approx(-10.45)
+    np.testing.assert_allclose(labels.forces, [[0.1, 0, 0], [-0.1, 0, 0]])
+    np.testing.assert_allclose(labels.stress, -10 * 6.241509e-4 * np.eye(3), atol=1e-8)
+
+
+def test_md17(tmp_path):
+    rng = np.random.default_rng(0)
+    positions, forces = rng.normal(size=(5, 3, 3)), rng.normal(size=(5, 3, 3))
+    np.savez(
+        tmp_path / "rmd17.npz", nuclear_charges=[8, 1, 1], coords=positions, energies=np.arange(5.0), forces=forces
+    )
+    np.savez(tmp_path / "md17.npz", z=[8, 1, 1], R=positions, E=np.arange(5.0)[:, None], F=forces)
+    for name in ("rmd17.npz", "md17.npz"):
+        frames = read_frames(tmp_path / name)
+        labels = read_labels(frames[2])
+        np.testing.assert_array_equal(frames[2].numbers, [8, 1, 1])
+        np.testing.assert_array_equal(frames[2].positions, positions[2])
+        assert labels.energy == pytest.approx(2 * KCAL_PER_MOL)
+        np.testing.assert_allclose(labels.forces, forces[2] * KCAL_PER_MOL)
+        assert not frames[2].pbc.any()
+    hartree = read_frames(tmp_path / "md17.npz", units="hartree/bohr")
+    np.testing.assert_allclose(hartree[1].positions, positions[1] * BOHR)
+    np.testing.assert_allclose(read_labels(hartree[1]).forces, forces[1] * HARTREE / BOHR)
+
+
+def test_deepmd(tmp_path):
+    frames = copper(3)
+    for part in ("set.000", "set.001"):
+        (tmp_path / "system" / part).mkdir(parents=True)
+    system = tmp_path / "system"
+    (system / "type.raw").write_text("0\n" * 4)
+    (system / "type_map.raw").write_text("Cu\n")
+    for part, chosen in (("set.000", frames[:2]), ("set.001", frames[2:])):
+        labels = [read_labels(a) for a in chosen]
+        np.save(system / part / "coord.npy", np.array([a.positions.ravel() for a in chosen]))
+        np.save(system / part / "box.npy", np.array([np.asarray(a.cell).ravel() for a in chosen]))
+        np.save(system / part / "energy.npy", np.array([x.energy for x in labels]))
+        np.save(system / part / "force.npy", np.array([x.forces.ravel() for x in labels]))
+        virials = [(-x.stress * a.get_volume()).ravel() for a, x in zip(chosen, labels, strict=True)]
+        np.save(system / part / "virial.npy", np.array(virials))
+    assert_same(read_frames(system), frames)
+    assert_same(read_frames(tmp_path), frames)
+    (system / "type_map.raw").unlink()
+    with pytest.raises(FileFormatError, match=r"type_map\.raw"):
+        read_frames(system)
+
+
+def test_iso17_names(tmp_path):
+    frames = copper(2, stress=False)
+    with connect(tmp_path / "iso.db") as database:
+        for atoms in frames:
+            labels = read_labels(atoms)
+            bare = atoms.copy()
+            database.write(bare, key_value_pairs={"total_energy": labels.energy}, data={"atomic_forces": labels.forces})
+    assert_same(read_frames(tmp_path / "iso.db"), frames, stress=False)
+
+
+def test_s2ef(tmp_path):
+    frames = copper(3)
+    with lzma.open(tmp_path / "0.extxyz.xz", "wt") as file:
+        file.write(extxyz(frames))
+    (tmp_path / "0.txt").write_text("random1,frame0,-1.5\nrandom1,frame1,-1.5\nrandom2,frame0,2.0\n")
+    read = read_frames(tmp_path)
+    assert read_labels(read[2]).energy == pytest.approx(read_labels(frames[2]).energy - 2.0, abs=1e-7)
+    assert read[2].info["system"] == "random2"
+    (tmp_path / "0.txt").write_text("random1,frame0,-1.5\n")
+    with pytest.raises(FileFormatError, match="1 lines for the 3 frames"):
+        read_frames(tmp_path)
+    (tmp_path / "0.txt").unlink()
+    with pytest.raises(FileFormatError, match=r"0\.txt is missing"):
+        read_frames(tmp_path)
+
+
+def test_aselmdb(tmp_path):
+    pytest.importorskip("ase_db_backends")
+    frames = copper(3)
+    with connect(tmp_path / "part.aselmdb", type="aselmdb") as database:
+        for atoms in frames:
+            database.write(atoms)
+    assert_same(read_frames(tmp_path / "part.aselmdb"), frames)
+    assert_same(read_frames(tmp_path), frames)
+
+
+def test_hdf5(tmp_path):
+    frames = copper(4, sizes=((1, 1, 1), (2, 1, 1)))
+    write_hdf5(tmp_path / "frames.h5", frames)
+    assert_same(read_frames(tmp_path / "frames.h5"), [frames[i] for i in (0, 2, 1, 3)])
+    with h5py.File(tmp_path / "by_hand.h5", "w") as file:
+        file["numbers"], file["positions"] = [1, 1], np.array([[[0, 0, 0], [0.74, 0, 0]]] * 2)
+        file["energy"], file["forces"] = [1.0, 2.0], np.ones((2, 2, 3))
+    read = read_frames(tmp_path / "by_hand.h5")
+    assert read_labels(read[1]).energy == 2.0
+    assert not read[1].pbc.any()
+    with h5py.File(tmp_path / "by_hand.h5", "a") as file:
+        del file["energy"]
+        file["energy"] = [1.0]
+    with pytest.raises(FileFormatError, match="2 positions but 1 of energy"):
+        read_frames(tmp_path / "by_hand.h5")
+
+
+def test_damaged_files_name_the_file_and_the_frame(tmp_path):
+    text = extxyz(copper(4))
+    cut = tmp_path / "cut.extxyz"
+    cut.write_text("\n".join(text.splitlines()[:-2]))
+    with pytest.raises(FileFormatError, match=r"cut\.extxyz: frame 3 "):
+        read_frames(cut)
+    packed = tmp_path / "cut.extxyz.xz"
+    packed.write_bytes(lzma.compress(text.encode())[:-40])
+    with pytest.raises(FileFormatError, match=r"cut\.extxyz\.xz: .*cut short"):
+        read_frames(packed)
+    garbage = tmp_path / "garbage.xyz"
+    garbage.write_text("not a number\nat all\n")
+    with pytest.raises(FileFormatError, match=r"garbage\.xyz: frame 0"):
+        read_frames(garbage)
+    (tmp_path / "empty.extxyz").write_text("")
+    with pytest.raises(DataError, match="no frames"):
+        read_frames(tmp_path / "empty.extxyz")
+    (tmp_path / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"0" * 100)
+    with pytest.raises(FileFormatError, match=r"broken\.h5"):
+        read_frames(tmp_path / "broken.h5")
+    np.savez(tmp_path / "other.npz", something=np.zeros(3))
+    with pytest.raises(FileFormatError, match="has no array nuclear_charges"):
+        read_frames(tmp_path / "other.npz")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_frames(tmp_path / "absent.extxyz")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileFormatError, match="none of the known kinds"):
+        read_frames(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("name", ["data.lmdb", "data.pkl", "frames.pt"])
+def test_pickles_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(FileFormatError, match="can run any program"):
+        read_frames(tmp_path / name)
+
+
+def test_object_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "evil.npz", z=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(FileFormatError, match="allow_pickle"):
+        read_frames(tmp_path / "evil.npz")
+
+
+def test_arguments(tmp_path):
+    path = tmp_path / "frames.extxyz"
+    path.write_text(extxyz(copper(2)))
+    with pytest.raises(ConfigError, match="units"):
+        read_frames(path, units="furlong")
+    for index in ("a", "3", "1:2:3:4"):
+        with pytest.raises(ConfigError, match="slice"):
+            read_frames(path, index=index)

@@ -1,0 +1,81 @@
+"""Configs: strict keys, words for errors, recipes, and numbers that end in arrays."""
+
+import numpy as np
+import pytest
+
+from leignn_jax.errors import ConfigError
+from leignn_jax.training.config import dump_config, load_config, make_config
+
+
+def test_defaults_and_round_trip(tmp_path):
+    config = make_config(
+        {"data": {"train": "a.extxyz"}, "model": {"preset": "small"}}, ["optimizer.learning_rate=1e-3"]
+    )
+    assert config.optimizer.learning_rate == 1e-3
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dta": {}}, r"unknown key 'dta': did you mean 'data'\?"),
+        ({"optimizer": {"lerning_rate": 1}}, r"'optimizer\.lerning_rate': did you mean 'learning_rate'\?"),
+        ({"model": {"featurs": 64}}, r"model: unknown key 'featurs': did you mean 'features'\?"),
+        ({"model": {"preset": "smal"}}, r"did you mean 'small'\?"),
+        ({"optimizer": {"learning_rate": -1}}, r"optimizer\.learning_rate = -1: .*greater than 0"),
+        ({"data": {"batch_size": 2.5}}, r"data\.batch_size = 2\.5"),
+        ({"loss": {"forces": "l3"}}, r"loss\.forces = 'l3'"),
+        ({"model": {"features": 7}}, "even"),
+        ({"loss": {"force_source": "direct"}}, r"model\.direct_forces=true"),
+        ({"recipe": "mine"}, "recipe = 'mine'"),
+    ],
+)
+def test_mistakes_are_explained(values, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(values)
+
+
+def test_overrides():
+    assert make_config({}, ["run.epochs=3", "model.cutoff=4.5"]).model == {"cutoff": 4.5}
+    with pytest.raises(ConfigError, match=r"write section\.key=value"):
+        make_config({}, ["epochs"])
+    with pytest.raises(ConfigError, match="did you mean 'epochs'"):
+        make_config({}, ["run.epoch=3"])
+
+
+def test_files(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_config(tmp_path / "absent.yaml")
+    path = tmp_path / "config.yaml"
+    path.write_text("data: [")
+    with pytest.raises(ConfigError, match=r"config\.yaml: not readable as YAML"):
+        load_config(path)
+    path.write_text("run: {epochs: 1, epochs: 2}")
+    with pytest.raises(ConfigError, match="'epochs' stands twice"):
+        load_config(path)
+    path.write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(ConfigError, match="not readable"):
+        load_config(path)
+    path.write_text("- 1")
+    with pytest.raises(ConfigError, match="sections"):
+        load_config(path)
+
+
+def test_published_recipe():
+    config = make_config({"recipe": "published", "optimizer": {"clip_norm": 5.0}})
+    hyper = config.hyperparameters(10)
+    assert config.optimizer.algorithm == "amsgrad"
+    assert config.loss.kinds().source == "direct"
+    assert (hyper.learning_rate, hyper.clip_norm, hyper.plateau_patience) == (5e-4, 5.0, 5.0)
+    assert np.isinf(hyper.decay_steps)
+    assert hyper.weights.forces == 0.999
+    assert config.model_for(("H", "O")).features == 512
+
+
+def test_elements_of_the_data_must_be_there():
+    config = make_config({"model": {"preset": "small", "elements": ["H", "C"]}})
+    assert config.model_for(("H",)).elements == ("H", "C")
+    with pytest.raises(ConfigError, match="lacks O"):
+        config.model_for(("H", "O"))

@@ -1,0 +1,373 @@
+"""Whole runs: what they leave, that they go on bit for bit, and how they refuse."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from frames import copper
+
+import leignn_jax as leignn
+from leignn_jax.data.readers import write_hdf5
+from leignn_jax.errors import ConfigError, DataError, ElementError, LeignnError, TrainingError
+from leignn_jax.training import loop
+from leignn_jax.training.checkpoint import Checkpoints
+from leignn_jax.training.config import make_config
+
+MODEL = {"preset": "small", "features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0, "repulsion": False}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_hdf5(folder / "train.h5", copper(20, 0))
+    write_hdf5(folder / "test.h5", copper(5, 1))
+    return folder
+
+
+def settings(files, out, **run):
+    return {
+        "data": {"train": str(files / "train.h5"), "batch_size": 4, "validation_fraction": 0.2},
+        "model": MODEL,
+        "loss": {"stress_weight": 0.1},
+        "optimizer": {"learning_rate": 5e-3, "warmup_epochs": 0},
+        "run": {"out": str(out), "epochs": 3, **run},
+    }
+
+
+def parameters(path):
+    return leignn.load_potential(path).params
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory):
+    """A run that nobody interrupts."""
+    values = settings(files, tmp_path_factory.mktemp("runs") / "whole", epochs=4)
+    values["data"]["test"] = str(files / "test.h5")
+    return leignn.train(values, progress=False)
+
+
+def test_a_run_folder_is_complete(whole):
+    names = {p.name for p in whole.out.iterdir()}
+    expected = {"config.yaml", "data.json", "metrics.csv", "metrics.json", "report.html", "learning_curve.png"}
+    assert expected | {"parity_validation.png", "parity_test.png", "potential.safetensors", "last.safetensors"} <= names
+    assert whole.finished
+    assert len(whole.history) == len((whole.out / "metrics.csv").read_text().splitlines()) - 1 == 4
+    assert whole.history[-1]["validation_loss"] < whole.history[0]["validation_loss"]
+    found = json.loads((whole.out / "metrics.json").read_text())
+    assert found["test"]["structures"] == 5
+    assert found["run"]["compiles"]["train"][0] <= found["run"]["compiles"]["train"][1] <= 3
+    data = json.loads((whole.out / "data.json").read_text())
+    assert len(data["validation_frames_of_train"]) == 4
+    page = (whole.out / "report.html").read_text()
+    assert page.count("data:image/png") == 3
+    assert whole.potential.metadata["epoch"] == found["run"]["best_epoch"]
+
+
+def test_metrics_are_those_of_evaluate(whole, files):
+    evaluation = leignn.evaluate(whole.potential, files / "test.h5")
+    for name, value in whole.metrics["test"].items():
+        assert evaluation.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-5)
+    best = min(whole.history, key=lambda row: row["validation_loss"])
+    for name in ("energy_mae_mev_per_atom", "forces_rmse_mev_per_angstrom", "stress_mae_mev_per_angstrom3"):
+        assert whole.metrics["validation"][name] == pytest.approx(best[f"validation_{name}"], rel=1e-3)
+
+
+def test_seeds_fix_everything(whole, files, tmp_path):
+    values = settings(files, tmp_path / "again", epochs=4)
+    values["data"]["test"] = str(files / "test.h5")
+    again = leignn.train(values, progress=False)
+    assert same(parameters(whole.out / "last.safetensors"), parameters(again.out / "last.safetensors"))
+    other = leignn.train(values, ["run.seed=1", f"run.out={tmp_path / 'other'}"], progress=False)
+    assert not same(again.potential.params, other.potential.params)
+
+
+SCRIPT = """
+import sys, json, logging
+import leignn_jax
+from leignn_jax.training import loop
+result = leignn_jax.train(json.loads(sys.argv[1]), progress=False)
+print("finished" if result.finished else "stopped", flush=True)
+"""
+
+
+def start(values):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(values)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(path: Path, process, lines: int = 1, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not (path.exists() and len(path.read_text().splitlines()) > lines):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(files, tmp_path):
+    """The process writes a checkpoint, exits, and a second one ends with the bits of an undisturbed run."""
+    undisturbed = leignn.train(settings(files, tmp_path / "undisturbed", epochs=60), progress=False)
+    values = settings(files, tmp_path / "run", epochs=60)
+    process = start(values)
+    wait_for(tmp_path / "run" / "metrics.csv", process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.strip() == "stopped"
+    done = len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) - 1
+    assert 1 <= done < 60
+    result = leignn.train(values, progress=False)
+    assert result.finished
+    assert [row["train_loss"] for row in result.history] == [row["train_loss"] for row in undisturbed.history]
+    for name in ("last.safetensors", "potential.safetensors"):
+        assert same(parameters(tmp_path / "run" / name), parameters(tmp_path / "undisturbed" / name))
+
+
+def kill_and_resume(files, folder, kills: int, epochs: int, seed: int) -> int:
+    """Kill -9 a run at random moments until it is done; the number of kills. Every step is a checkpoint."""
+    rng = random.Random(seed)
+    values = settings(files, folder / "run", epochs=epochs, checkpoint_minutes=0.0)
+    killed = 0
+    while killed < kills:
+        process = start(values)
+        csv = folder / "run" / "metrics.csv"
+        seen = len(csv.read_text().splitlines()) if csv.exists() else 0
+        wait_for(csv, process, lines=max(seen, 1))
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+    result = leignn.train(values, progress=False)
+    undisturbed = leignn.train(settings(files, folder / "undisturbed", epochs=epochs), progress=False)
+    assert [row["train_loss"] for row in result.history] == [row["train_loss"] for row in undisturbed.history]
+    for name in ("last.safetensors", "potential.safetensors"):
+        assert same(parameters(folder / "run" / name), parameters(folder / "undisturbed" / name))
+    return killed
+
+
+def test_kill_and_resume(files, tmp_path):
+    assert kill_and_resume(files, tmp_path, kills=2, epochs=20, seed=0) == 2
+
+
+@pytest.mark.slow
+def test_kill_twenty_times(files, tmp_path):
+    assert kill_and_resume(files, tmp_path, kills=20, epochs=200, seed=1) == 20
+
+
+def stopped_run(files, out, monkeypatch):
+    """A run that ends after its second epoch as if preempted, with a checkpoint after every step."""
+    values = settings(files, out, epochs=6, checkpoint_minutes=0.0)
+    calls = 0
+    original = loop.plateau_step
+
+    def interrupt(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(loop, "plateau_step", interrupt)
+    result = leignn.train(values, progress=False)
+    monkeypatch.undo()
+    assert not result.finished
+    return values
+
+
+def test_a_damaged_checkpoint_falls_back(files, tmp_path, monkeypatch, caplog):
+    values = stopped_run(files, tmp_path / "run", monkeypatch)
+    steps = sorted((int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()), reverse=True)
+    assert len(steps) == 2
+    newest = tmp_path / "run" / "checkpoints" / str(steps[0])
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    largest.write_bytes(content)
+    result = leignn.train(values, progress=False)
+    assert "trying the one before" in caplog.text
+    undisturbed = leignn.train({**values, "run": {**values["run"], "out": str(tmp_path / "other")}}, progress=False)
+    assert same(parameters(result.out / "last.safetensors"), parameters(undisturbed.out / "last.safetensors"))
+
+
+def test_no_checkpoint_that_can_be_read(files, tmp_path, monkeypatch):
+    values = stopped_run(files, tmp_path / "run", monkeypatch)
+    for file in (tmp_path / "run" / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(TrainingError, match="no checkpoint can be read"):
+        leignn.train(values, progress=False)
+
+
+def test_another_config_or_data_is_refused(files, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(files, data)
+    values = stopped_run(data, tmp_path / "run", monkeypatch)
+    with pytest.raises(TrainingError, match=r"another config .*learning_rate: 0\.01"):
+        leignn.train(values, ["optimizer.learning_rate=0.01"], progress=False)
+    with pytest.raises(TrainingError, match="holds a run already"):
+        leignn.train(values, resume=False, progress=False)
+    write_hdf5(data / "train.h5", copper(20, 5))
+    with pytest.raises(TrainingError, match="train file has changed"):
+        leignn.train(values, progress=False)
+
+
+def test_a_full_disk_is_an_error_before_the_first_step(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(TrainingError, match="MiB free on the disk"):
+        leignn.train(settings(files, tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_nan_loss_names_the_batch(files, tmp_path):
+    values = settings(files, tmp_path / "run", epochs=50)
+    values["optimizer"] |= {"learning_rate": 1e30, "clip_norm": 1e30}
+    with pytest.raises(TrainingError, match=r"no finite number at step \d+ \(epoch \d+\), on .*train\.h5: frame \d+"):
+        leignn.train(values, progress=False)
+    kept = parameters(tmp_path / "run" / "last.safetensors")
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
+
+
+def test_fine_tuning_starts_from_a_potential(whole, files, tmp_path):
+    values = settings(files, tmp_path / "tuned", epochs=1, start_from=str(whole.out / "potential.safetensors"))
+    values["optimizer"] |= {"freeze": ["messages_0", "embedding"], "learning_rate": 1e-4}
+    with pytest.raises(ConfigError, match="leave it out"):
+        leignn.train(values, progress=False)
+    del values["model"]
+    tuned = leignn.train(values, progress=False)
+    assert same(tuned.potential.params["messages_0"], whole.potential.params["messages_0"])
+    assert tuned.history[0]["validation_loss"] < 1.2 * min(row["validation_loss"] for row in whole.history)
+
+
+def test_early_stop(files, tmp_path):
+    values = settings(files, tmp_path / "run", epochs=30, early_stop=2)
+    values["optimizer"] |= {"learning_rate": 0.3}
+    result = leignn.train(values, progress=False)
+    assert result.finished
+    assert len(result.history) < 30
+    again = leignn.train(values, progress=False)
+    assert len(again.history) == len(result.history)
+
+
+def test_accumulated_batches(files, tmp_path):
+    values = settings(files, tmp_path / "run", epochs=2)
+    values["data"] |= {"batch_size": 2, "accumulate": 2}
+    result = leignn.train(values, progress=False)
+    assert result.history[-1]["step"] == 8
+    values["data"]["accumulate"] = 20
+    with pytest.raises(ConfigError, match="One update takes 20 batches"):
+        leignn.train({**values, "run": {"out": str(tmp_path / "other")}}, progress=False)
+
+
+def test_published_recipe_on_direct_forces(files, tmp_path):
+    values = settings(files, tmp_path / "run", epochs=3)
+    values |= {"recipe": "published", "model": {**MODEL, "direct_forces": True}, "optimizer": {}, "loss": {}}
+    result = leignn.train(values, progress=False)
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    evaluation = leignn.evaluate(result.potential, files / "train.h5", direct=True)
+    assert evaluation.metrics["forces_mae_mev_per_angstrom"] > 0
+
+
+def bad_file(folder, frames):
+    path = folder / "bad.extxyz"
+    import ase.io
+
+    ase.io.write(path, frames)
+    return path
+
+
+def with_forces(atoms, forces):
+    copy = atoms.copy()
+    copy.calc = SinglePointCalculator(copy, energy=atoms.get_potential_energy(), forces=forces)
+    return copy
+
+
+def test_bad_data_ends_in_words(files, tmp_path):
+    frames = copper(6, 9, stress=False)
+    values = settings(files, tmp_path / "run")
+    values["loss"] = {}
+
+    def attempt(error, message, **data):
+        with pytest.raises(error, match=message):
+            leignn.train({**values, "data": {**values["data"], **data}}, progress=False)
+
+    nan = frames[2].get_forces().copy()
+    nan[1] = np.nan
+    attempt(
+        DataError,
+        r"bad\.extxyz: frame 2: the force on atom 1",
+        train=str(bad_file(tmp_path, [*frames[:2], with_forces(frames[2], nan)])),
+    )
+    large = with_forces(frames[3], 100 * frames[3].get_forces())
+    attempt(
+        DataError, r"bad\.extxyz: frame 3: force RMS", train=str(bad_file(tmp_path, [*frames[:3], large, *frames[4:]]))
+    )
+    attempt(
+        DataError,
+        r"bad\.extxyz: frame 0: the forces' RMS over the set",
+        validation=str(bad_file(tmp_path, [with_forces(a, 100 * a.get_forces()) for a in frames])),
+    )
+    attempt(DataError, "too few", train=str(bad_file(tmp_path, frames[:1])))
+    attempt(DataError, "same structure as", validation=str(files / "train.h5"))
+    gold = frames[0].copy()
+    gold.numbers[0] = 79
+    gold.calc = SinglePointCalculator(gold, **frames[0].calc.results)
+    attempt(
+        ElementError,
+        "holds Au, which no frame of train",
+        validation=str(bad_file(tmp_path, [gold])),
+    )
+    attempt(LeignnError, "name a file", train=None)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_checkpoints_return_what_was_saved(tmp_path):
+    tree = {"a": np.arange(5.0), "b": (np.float32(2.0), np.int32(3))}
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(tree) is None
+    checkpoints.save(3, tree, {"epoch": 1})
+    checkpoints.wait()
+    restored, meta = checkpoints.restore(jax.tree.map(np.zeros_like, tree))
+    assert same(restored, tree)
+    assert meta["epoch"] == 1
+    checkpoints.close()
+
+
+def test_compiles_are_counted():
+    counted = loop.CountedCompiles(lambda x: x + 1, 1, "The step")
+    assert float(counted(np.float32(1))) == 2
+    assert float(counted(np.float32(3))) == 4
+    assert counted.count == 1
+    with pytest.raises(TrainingError, match="1 were planned"):
+        counted(np.zeros(3, np.float32))
+
+
+def test_frames_of_many_sizes_compile_as_planned(tmp_path):
+    write_hdf5(tmp_path / "train.h5", copper(12, 0, ((1, 1, 1), (3, 1, 1))))
+    values = settings(tmp_path, tmp_path / "run", epochs=2)
+    values["data"]["batch_size"] = 1
+    leignn.train(values, progress=False)
+    run = json.loads((tmp_path / "run" / "metrics.json").read_text())["run"]
+    assert run["compiles"]["train"] == [2, 2]
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["plan"]["padding"] < 0.2
+
+
+def test_make_config_is_what_train_takes(files, tmp_path):
+    config = make_config(settings(files, tmp_path / "run", epochs=1))
+    assert leignn.train(config, ["run.seed=3"], progress=False).finished
