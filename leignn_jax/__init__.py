@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
     from leignn_jax.training.evaluate import evaluate as evaluate
 
 __version__ = "0.1.0"
+
+_KNOWN_BAD = {
+    "0.10.2": "gives wrong numbers on CPU",
+    "0.11.0": "has a slow scatter on GPU",
+    "0.11.1": "breaks flax",
+}
+
+
+def _warn_of_known_bad(version: str) -> None:
+    if version in _KNOWN_BAD:
+        warnings.warn(f"jax {version} {_KNOWN_BAD[version]}: install another version of jax.", stacklevel=3)
+
+
+_warn_of_known_bad(importlib.metadata.version("jax"))
 
 # Imported when first asked for: the command line prints its help without waiting for JAX.
 _HOME = {
