@@ -63,7 +63,7 @@ class DataFacts(NamedTuple):
             return "none" if value is None else f"{value:.4g} {unit}"
 
         rows = [
-            ("frames", f"{s.frames} ({s.atoms:,} atoms, {s.compositions} compositions, {s.periodic} periodic)"),
+            ("frames", f"{s.frames} ({s.atoms:,} atoms, compositions: {s.compositions}, periodic: {s.periodic})"),
             ("atoms per frame", span(s.atoms_per_frame)),
             ("elements", ", ".join(f"{e} {n:,}" for e, n in s.elements.items())),
             ("neighbours per atom", span(s.neighbors_per_atom)),
@@ -71,8 +71,8 @@ class DataFacts(NamedTuple):
             ("labels", f"{s.energies} energies, {s.forces} forces, {s.stresses} stresses"),
             ("reference energies", ", ".join(f"{e} {v:.4f} eV" for e, v in s.reference_energies.items()) or "none"),
             ("energy spread", of(s.energy_spread, "eV/atom (standard deviation less references)")),
-            ("forces", f"RMS {of(s.forces_rms, 'eV/Å')}, largest {of(s.forces_max, 'eV/Å')}"),
-            ("stress", f"RMS {of(s.stress_rms, 'eV/Å³')}"),
+            ("forces, RMS and largest", f"{of(s.forces_rms, 'eV/Å')}, {of(s.forces_max, 'eV/Å')}"),
+            ("stress, RMS", of(s.stress_rms, "eV/Å³")),
             ("duplicates", _some([f"{i} = {j}" for i, j in s.duplicates])),
             ("outliers", _some([f"frame {o.frame}: {o.reason}" for o in s.outliers])),
         ]

@@ -70,6 +70,7 @@ def parity(evaluation: Evaluation, title: str) -> Figure:
         axis.set_title(f"MAE {mae:.3g}, RMSE {rmse:.3g} {small}", fontsize=9)
         axis.set(xlabel=f"DFT {name} ({unit})", ylabel=f"predicted ({unit})")
         axis.set_aspect("equal", adjustable="datalim")
+        axis.locator_params(nbins=5)
     figure.suptitle(title, fontsize=10)
     return figure
 
