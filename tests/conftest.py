@@ -20,6 +20,21 @@ install_import_hook(
     "beartype.beartype",
 )
 
+
+@pytest.fixture(scope="module")
+def fast_compiles():
+    """Compile without most optimisations, here and in processes started from here: for tests that compile much and
+    compute little. Both must agree where bits are compared."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    yield
+    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
 

@@ -10,6 +10,8 @@ from frames import copper
 
 from leignn_jax.data.readers import write_hdf5
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 ARGUMENTS = ["model.preset=small", "model.features=8", "model.layers=1", "model.num_radial=4", "model.cutoff=4.0"]
 
 

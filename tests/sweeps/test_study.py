@@ -15,6 +15,8 @@ import leignn_jax as leignn
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 MODEL = {"preset": "small", "features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0, "repulsion": False}
 
 # Every number that a study may vary, each with a value far from the default.

@@ -23,6 +23,8 @@ from leignn_jax.training import loop
 from leignn_jax.training.checkpoint import Checkpoints
 from leignn_jax.training.config import make_config
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 MODEL = {"preset": "small", "features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0, "repulsion": False}
 
 

@@ -19,6 +19,8 @@ from leignn_jax.training.loss import LossKinds, LossWeights, loss, measure, metr
 from leignn_jax.training.optimizer import Plateau, learning_rate, loss_weights, plateau_step
 from leignn_jax.training.step import evaluate_step, start_state, train_step
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 KINDS = LossKinds(with_stress=True)
 MODEL = {"elements": ("Cu",), "features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0}
 
