@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib
 import io
 import lzma
 import os
@@ -317,7 +318,7 @@ def _read_aselmdb(path: Path) -> list[ase.Atoms]:
 
     files = sorted(path.glob("*.aselmdb")) if path.is_dir() else [path]
     try:
-        import ase_db_backends  # noqa: F401, registers the format  # pyright: ignore[reportMissingImports]
+        importlib.import_module("ase_db_backends")  # registers the format with ASE
     except ImportError as error:
         raise FileFormatError(f"{path}: reading ASE's LMDB needs `pip install ase-db-backends`.") from error
     frames = []

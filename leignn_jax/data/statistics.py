@@ -11,7 +11,7 @@ import ase
 import numpy as np
 from ase.data import covalent_radii
 
-from leignn_jax.data.labels import Labels
+from leignn_jax.data.labels import Labels, forces_rms
 from leignn_jax.data.references import elements_of, fit_reference_energies, reference_energy
 from leignn_jax.errors import DataError
 from leignn_jax.neighbors import find_pairs
@@ -96,7 +96,7 @@ def describe(frames: Sequence[ase.Atoms], labels: Sequence[Labels], cutoff: floa
         compositions=len({atoms.get_chemical_formula() for atoms in frames}),
         reference_energies=references,
         energy_spread=float(residuals.std()) if len(residuals) else None,
-        forces_rms=float(np.sqrt((flat**2).mean())) if forces else None,
+        forces_rms=forces_rms(labels),
         forces_max=float(np.abs(flat).max()) if forces else None,
         stress_rms=float(np.sqrt(np.mean(np.square(stresses)))) if stresses else None,
         energies=len(with_energy),
@@ -199,9 +199,7 @@ def check_frames(frames: Sequence[ase.Atoms], labels: Sequence[Labels], names: S
     if outliers:
         raise DataError(f"{names[outliers[0].frame]}: {outliers[0].reason}. {advice}")
     if some_forces:
-        rms = float(
-            np.sqrt(np.mean(np.concatenate([one.forces.ravel() ** 2 for one in labels if one.forces is not None])))
-        )
+        rms = forces_rms(labels) or 0.0
         if rms > _FORCES_RMS:
             raise DataError(f"{names[some_forces[0]]}: the forces' RMS over the set is {rms:.4g} eV/Å. {advice}")
     with_energy = [i for i, one in enumerate(labels) if one.energy is not None]
@@ -224,11 +222,7 @@ def check_frames(frames: Sequence[ase.Atoms], labels: Sequence[Labels], names: S
 def compare_sets(train: Sequence[Labels], others: Sequence[Labels], train_name: str, other_name: str) -> None:
     """Refuse a validation or test set whose forces are of another unit than those of train (DataError)."""
 
-    def rms(labels):
-        flat = [one.forces.ravel() for one in labels if one.forces is not None]
-        return float(np.sqrt(np.mean(np.concatenate(flat) ** 2))) if flat else None
-
-    a, b = rms(train), rms(others)
+    a, b = forces_rms(train), forces_rms(others)
     if a and b and not 1 / _FORCES_RATIO < b / a < _FORCES_RATIO:
         raise DataError(
             f"{other_name}: the forces' RMS is {b:.4g} eV/Å, but {a:.4g} in {train_name}. Check the units of both, or set "

@@ -32,13 +32,12 @@ class Range(BaseModel):
             raise ConfigError(f"space.{name}: give one of uniform, log_uniform, integers as [low, high], low < high.")
         if self.integers is not None:
             return int(rng.integers(self.integers[0], self.integers[1], endpoint=True))
+        low, high = given[0]
         if self.log_uniform is not None:
-            low, high = self.log_uniform
             if low <= 0:
                 raise ConfigError(f"space.{name}: log_uniform needs positive numbers, not {low}.")
             return float(math.exp(rng.uniform(math.log(low), math.log(high))))
-        assert self.uniform is not None
-        return float(rng.uniform(*self.uniform))
+        return float(rng.uniform(low, high))
 
 
 class StudyConfig(BaseModel):

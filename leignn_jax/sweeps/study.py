@@ -4,7 +4,7 @@ The study's folder (``base.run.out``)::
 
     study.yaml      what was asked          results.csv, results.parquet   one row per member, best first
     history.csv     member x epoch          potentials/NNN.safetensors     best epoch of each member
-    best.safetensors, committee.json        curves.png, settings.png, report.html
+    best.safetensors                        curves.png, settings.png, report.html
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _train_lot(
                 if number % 8 == 7:
                     # The host must not run far ahead of the device.
                     jax.block_until_ready(state.step)
-                bar.advance()
+                bar.update()
             total = None
             for batch in prefetch(evaluation_batches(prepared.validation, config.data.batch_size)):
                 sums = evaluate(state, batch if mesh is None else place_state(mesh, batch))

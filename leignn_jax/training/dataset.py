@@ -11,7 +11,7 @@ import ase
 import numpy as np
 
 from leignn_jax.data.batches import Batch, BatchPlan, Shape, epoch_order, example, in_order, plan_batches, sizes_of
-from leignn_jax.data.labels import Labels, read_labels
+from leignn_jax.data.labels import Labels, forces_rms, read_labels
 from leignn_jax.data.readers import read_frames
 from leignn_jax.data.references import elements_of, fit_reference_energies, isolated_atom_energies
 from leignn_jax.data.statistics import check_frames, compare_sets, find_duplicates
@@ -138,8 +138,7 @@ def references_for(train: Frames, data: DataSettings) -> dict[str, float]:
 
 def force_scale(train: Frames) -> float:
     """RMS of the force components in eV/Å, the natural scale of a potential (1 where there are no forces)."""
-    flat = [one.forces.ravel() for one in train.labels if one.forces is not None]
-    rms = float(np.sqrt(np.mean(np.concatenate(flat) ** 2))) if flat else 0.0
+    rms = forces_rms(train.labels) or 0.0
     return rms if rms > 1e-6 else 1.0
 
 

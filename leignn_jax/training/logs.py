@@ -122,18 +122,12 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
-    def update(self, shown: Mapping[str, Any]) -> None:
-        """One step more."""
+    def update(self, shown: Mapping[str, Any] | None = None) -> None:
+        """One step more, and its loss where it is at hand."""
         if self._bar is not None:
             speed = self._bar.tasks[0].speed
-            rate = "–" if speed is None else f"{speed:.3g}"
-            self._bar.update(self._task, advance=1, loss=f"{float(shown['loss']):.4g}", rate=rate)
-
-    def advance(self) -> None:
-        """One step more whose loss nobody asked for."""
-        if self._bar is not None:
-            speed = self._bar.tasks[0].speed
-            self._bar.update(self._task, advance=1, rate="–" if speed is None else f"{speed:.3g}")
+            fields = {} if shown is None else {"loss": f"{float(shown['loss']):.4g}"}
+            self._bar.update(self._task, advance=1, rate="–" if speed is None else f"{speed:.3g}", **fields)
 
     def note(self, text: str) -> None:
         """A line beside the bar."""
