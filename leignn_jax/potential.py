@@ -154,7 +154,7 @@ class Potential:
         return Prediction(
             energy=graph.sum_atoms(energies) + self._shift(graph),
             forces=-pair_divergence(graph.lists, gradient),
-            stress=_stress(graph, vectors, gradient),
+            stress=stress_of(graph, vectors, gradient),
             atomic_energies=energies,
             direct_forces=direct,
         )
@@ -367,7 +367,8 @@ def _strain_gradient(graph: Graph, vectors, gradient):
     return jnp.einsum("gp,pxy->gxy", of_graph.astype(outer.dtype), outer, precision="highest")
 
 
-def _stress(graph: Graph, vectors, gradient):
+def stress_of(graph: Graph, vectors, gradient):
+    """``[graphs, 3, 3]`` eV/Å^3 from the gradient of the energy by the pair vectors; NaN unless periodic."""
     volume = jnp.abs(jnp.linalg.det(graph.cell))
     periodic = graph.pbc.all(axis=1) & (volume > 0)
     volume = jnp.where(periodic, volume, 1.0)

@@ -1,0 +1,260 @@
+"""State of a simulation, and energies, forces and stress along it, for one system or many side by side.
+
+Every array has a leading axis of replicas, one where there is one. Integrators work on these arrays as they are; each
+replica has its own neighbour list; energy and forces of all replicas come from one graph that joins them, so that they
+cost what as many atoms in one system cost. Units at every face are Å, eV, amu, fs and K.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import ase
+import ase.units
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+from leignn_jax.device_neighbors import ListSizes, NeighborList, allocate, largest, plan_sizes, update
+from leignn_jax.errors import ConfigError
+from leignn_jax.graph import Graph
+from leignn_jax.pair_ops import PairLists
+
+# Å/fs^2 that 1 eV/Å gives to 1 amu; eV per K; GPa per eV/Å^3.
+ACCELERATION = float(ase.units.fs**2)
+BOLTZMANN = float(ase.units.kB)
+GIGAPASCAL = float(1.0 / ase.units.GPa)
+
+REPLICA = "replica"
+
+
+class EnergyModel(Protocol):
+    """What can be simulated: a pytree with a cutoff in Å and a pure function from a graph to energy, forces, stress."""
+
+    @property
+    def cutoff(self) -> float: ...
+
+    def compute(self, graph: Graph) -> Any: ...
+
+
+@struct.dataclass
+class System:
+    """What stays as it is while atoms move. A pytree.
+
+    numbers: ``[replicas, atoms]`` int32, 0 for padding.
+    masses: ``[replicas, atoms]`` amu, 1 for padding.
+    mobile: ``[replicas, atoms]`` 1, or 0 for padding and atoms held where they are.
+    pbc: ``[replicas, 3]`` bool.
+    held_momentum: ``[replicas]`` 1 where the total momentum is kept at zero and three degrees of freedom are missing.
+    """
+
+    numbers: Any
+    masses: Any
+    mobile: Any
+    pbc: Any
+    held_momentum: Any
+
+    def degrees_of_freedom(self) -> Float[Array, "replicas"]:
+        """Number of velocity components that are free."""
+        return 3.0 * self.mobile.sum(-1) - 3.0 * self.held_momentum
+
+
+@struct.dataclass
+class State:
+    """Everything that a simulation changes. A pytree.
+
+    positions: ``[replicas, atoms, 3]`` Å, never wrapped.
+    velocities: ``[replicas, atoms, 3]`` Å/fs.
+    cell: ``[replicas, 3, 3]`` Å, rows.
+    energy: ``[replicas]`` eV. forces: ``[replicas, atoms, 3]`` eV/Å. stress: ``[replicas, 3, 3]`` eV/Å^3, ASE's sign.
+    bath: what the ensemble remembers, such as a Nose-Hoover chain.
+    exchanged: ``[replicas]`` eV that thermostat and barostat have put in so far.
+    key: ``[replicas]`` random keys.
+    step: int32, steps done.
+    neighbors: lists of all replicas.
+    """
+
+    positions: Any
+    velocities: Any
+    cell: Any
+    energy: Any
+    forces: Any
+    stress: Any
+    bath: Any
+    exchanged: Any
+    key: Any
+    step: Any
+    neighbors: NeighborList
+
+
+class Thermo(NamedTuple):
+    """Numbers to log, one per replica.
+
+    potential_energy, kinetic_energy: eV, the former without reference energies.
+    temperature: K. pressure: GPa, NaN unless periodic. volume: Å^3. conserved: eV, constant but for errors of integration.
+    """
+
+    potential_energy: Any
+    kinetic_energy: Any
+    temperature: Any
+    pressure: Any
+    volume: Any
+    conserved: Any
+
+
+# ---------------------------------------------------------------------------------------------------------------- energies
+
+
+def kinetic_energy(system: System, velocities) -> Float[Array, "replicas"]:
+    """``[replicas]`` eV of velocities in Å/fs."""
+    return 0.5 * (system.masses[..., None] * velocities**2 * system.mobile[..., None]).sum((-1, -2)) / ACCELERATION
+
+
+def temperature(system: System, velocities) -> Float[Array, "replicas"]:
+    """``[replicas]`` K, by the degrees of freedom that are there."""
+    return 2 * kinetic_energy(system, velocities) / (BOLTZMANN * jnp.maximum(system.degrees_of_freedom(), 1.0))
+
+
+def volume(cell) -> Float[Array, "replicas"]:
+    """``[replicas]`` Å^3."""
+    return jnp.abs(jnp.linalg.det(cell))
+
+
+def pressure_tensor(system: System, state: State, kT) -> Float[Array, "replicas 3 3"]:
+    """``[replicas, 3, 3]`` eV/Å^3: kinetic part minus stress.
+
+    Where the total momentum is held at zero, its mean share ``kT`` [eV] is put back, so that an ideal gas has N kT / V.
+    """
+    weighted = (system.masses * system.mobile)[..., None] * state.velocities / ACCELERATION
+    kinetic = jnp.einsum("rai,raj->rij", weighted, state.velocities)
+    held = (system.held_momentum * kT)[:, None, None] * jnp.eye(3, dtype=kinetic.dtype)
+    return (kinetic + held) / volume(state.cell)[:, None, None] - state.stress
+
+
+def evaluate(model: EnergyModel, system: System, neighbors: NeighborList, positions, cell):
+    """Energy [replicas] eV, forces [replicas, atoms, 3] eV/Å and stress [replicas, 3, 3] eV/Å^3 of all replicas at once."""
+    out = model.compute(joined_graph(system, neighbors, positions, cell))
+    return out.energy, out.forces.reshape(positions.shape), out.stress
+
+
+def joined_graph(system: System, neighbors: NeighborList, positions, cell) -> Graph:
+    """One graph of all replicas."""
+    replicas, atoms = system.numbers.shape
+    pairs = neighbors.pair_mask.shape[1]
+    lists = neighbors.lists
+    first_atom = (jnp.arange(replicas, dtype=jnp.int32) * atoms)[:, None]
+    first_pair = (jnp.arange(replicas, dtype=jnp.int32) * pairs)[:, None, None]
+
+    def flat(x):
+        return x.reshape(-1, *x.shape[2:])
+
+    return Graph(
+        positions=flat(positions),
+        numbers=flat(system.numbers),
+        graph_index=jnp.repeat(jnp.arange(replicas, dtype=jnp.int32), atoms),
+        cell=cell,
+        pbc=system.pbc,
+        graph_mask=jnp.ones(replicas, bool),
+        shifts=flat(neighbors.shifts),
+        pair_mask=flat(neighbors.pair_mask),
+        lists=PairLists(
+            receivers=flat(lists.receivers + first_atom),
+            senders=flat(lists.senders + first_atom),
+            neighbors=flat(lists.neighbors + first_atom[..., None]),
+            neighbor_pairs=flat(lists.neighbor_pairs + first_pair),
+            neighbor_signs=flat(lists.neighbor_signs),
+        ),
+    )
+
+
+def move_to(model: EnergyModel, system: System, state: State, positions, cell) -> State:
+    """The state at other positions and cell, with lists renewed where needed, and energy, forces and stress there."""
+    renew = jax.vmap(lambda n, r, c: update(n, r, c, axis=REPLICA), axis_name=REPLICA)
+    neighbors = renew(state.neighbors, positions, cell)
+    energy, forces, stress = evaluate(model, system, neighbors, positions, cell)
+    return state.replace(
+        positions=positions, cell=cell, energy=energy, forces=forces, stress=stress, neighbors=neighbors
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- start
+
+
+def make_system(structures: list[ase.Atoms], dtype: Any, *, hold_momentum: bool = True) -> System:
+    """Arrays of these structures, padded to the largest; atoms in ``FixAtoms`` constraints are held.
+
+    Raises:
+        ConfigError: another constraint than FixAtoms, or a mass that is not positive.
+    """
+    from ase.constraints import FixAtoms
+
+    size = max(len(a) for a in structures)
+    numbers = np.zeros((len(structures), size), np.int32)
+    masses, mobile = np.ones((len(structures), size)), np.zeros((len(structures), size))
+    held = np.zeros(len(structures))
+    for r, atoms in enumerate(structures):
+        count = len(atoms)
+        numbers[r, :count], masses[r, :count], mobile[r, :count] = atoms.numbers, atoms.get_masses(), 1.0
+        if (masses[r] <= 0).any():
+            raise ConfigError(
+                f"Atom {int(np.argmin(masses[r]))} has the mass {masses[r].min()} amu; give it a real one."
+            )
+        for constraint in atoms.constraints:
+            if not isinstance(constraint, FixAtoms):
+                raise ConfigError(f"The constraint {type(constraint).__name__} is not supported; FixAtoms is.")
+            mobile[r, constraint.get_indices()] = 0.0
+        held[r] = float(hold_momentum and mobile[r].sum() == count and count > 1)
+    return System(
+        numbers=jnp.asarray(numbers),
+        masses=jnp.asarray(masses, dtype),
+        mobile=jnp.asarray(mobile, dtype),
+        pbc=jnp.asarray(np.stack([np.asarray(a.pbc, bool) for a in structures])),
+        held_momentum=jnp.asarray(held, dtype),
+    )
+
+
+def padded_positions(structures: list[ase.Atoms], atoms: int) -> np.ndarray:
+    """``[replicas, atoms, 3]`` Å; padding lies at the origin."""
+    out = np.zeros((len(structures), atoms, 3))
+    for r, one in enumerate(structures):
+        out[r, : len(one)] = one.positions
+    return out
+
+
+def make_lists(
+    numbers, positions, cell, pbc, cutoff: float, skin: float, dtype: Any, sizes: ListSizes | None = None
+) -> NeighborList:
+    """Lists of all replicas, of one size; on the host. Arguments with a leading axis of replicas."""
+    numbers, positions, cell, pbc = (np.asarray(x) for x in (numbers, positions, cell, pbc))
+    if sizes is None:
+        real = numbers > 0
+        each = zip(positions, cell, pbc, real, strict=True)
+        sizes = largest([plan_sizes(r[m], c, p, cutoff + skin) for r, c, p, m in each], numbers.shape[1])
+    lists = [
+        allocate(r, c, p, n, cutoff, skin, sizes=sizes, dtype=dtype)
+        for r, c, p, n in zip(positions, cell, pbc, numbers, strict=True)
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x), *lists)
+
+
+def draw_velocities(system: System, kelvin, key) -> Float[Array, "replicas atoms 3"]:
+    """Velocities in Å/fs from the Maxwell-Boltzmann distribution at ``kelvin``, without total momentum where it is held."""
+    spread = jnp.sqrt(BOLTZMANN * jnp.asarray(kelvin, system.masses.dtype) * ACCELERATION)
+    noise = normals(key, (*system.masses.shape[1:], 3), system.masses.dtype)
+    velocities = jnp.broadcast_to(spread, system.masses.shape[:1])[:, None, None] * noise
+    velocities = velocities / jnp.sqrt(system.masses)[..., None] * system.mobile[..., None]
+    return without_momentum(system, velocities)
+
+
+def without_momentum(system: System, velocities) -> Float[Array, "replicas atoms 3"]:
+    """Velocities less that of the centre of mass, in replicas whose total momentum is held."""
+    weights = (system.masses * system.mobile)[..., None]
+    center = (weights * velocities).sum(1, keepdims=True) / jnp.maximum(weights.sum(1, keepdims=True), 1e-9)
+    return velocities - system.held_momentum[:, None, None] * center * system.mobile[..., None]
+
+
+def normals(key, shape: tuple[int, ...], dtype) -> Float[Array, "replicas ..."]:
+    """Normal numbers for every replica from its own key: ``[replicas, *shape]``, the same as for that replica alone."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(key)

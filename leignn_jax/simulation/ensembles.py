@@ -1,0 +1,413 @@
+r"""Ensembles: what surrounds the atoms, and one step of motion in it, as pure functions of the state.
+
+=====================  ==========================================================================================
+``NVE``                velocity Verlet
+``NoseHoover``         NVT, a chain of three Nose-Hoover thermostats (Martyna et al. 1996)
+``Langevin``           NVT, BAOAB (Leimkuhler and Matthews 2013)
+``CSVR``               NVT, stochastic velocity rescaling (Bussi, Donadio and Parrinello 2007)
+``CellRescaling``      NPT, stochastic cell rescaling (Bernetti and Bussi 2020) with CSVR
+=====================  ==========================================================================================
+
+Every number is an array leaf: differentiate by it, sweep it by vmap, or give a :class:`Ramp` in its place. A number per
+replica is given as an array ``[replicas]``.
+
+Cell rescaling lets the cell diffuse in the free energy of its strain. Written for the matrix h of cell vectors as
+columns, with P the instantaneous pressure tensor, beta_T the compressibility and tau the time constant,
+
+    h <- exp(E) h,    E = beta_T / (3 tau) (P - P_0) dt + sqrt(2 kT beta_T / (3 V tau) dt) W,
+
+W a matrix of normal numbers: its stationary density is V^(N-2) exp(-(U + P_0 V) / kT) dh, that of a cell of any shape.
+``shape`` restricts E to its diagonal or to multiples of the unit matrix. The rotation in exp(E) is left out, which
+changes nothing that can be measured. Positions go with the cell, velocities against it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from leignn_jax.errors import ConfigError
+from leignn_jax.simulation.dynamics import (
+    ACCELERATION,
+    BOLTZMANN,
+    GIGAPASCAL,
+    EnergyModel,
+    State,
+    System,
+    Thermo,
+    kinetic_energy,
+    move_to,
+    normals,
+    pressure_tensor,
+    temperature,
+    volume,
+)
+
+_CHAIN = 3
+# Yoshida 1990: weights of a fourth-order composition.
+_YOSHIDA = (1.3512071919596578, -1.7024143839193153, 1.3512071919596578)
+
+
+@struct.dataclass
+class Ramp:
+    """A number that changes along straight lines: ``values`` [points] at ``times`` [points] fs since the start."""
+
+    times: Any
+    values: Any
+
+
+def value_at(number: Any, time) -> Any:
+    """A constant, or a ramp's value at ``time`` [fs]."""
+    if isinstance(number, Ramp):
+        return jnp.interp(time, jnp.asarray(number.times, time.dtype), jnp.asarray(number.values, time.dtype))
+    return jnp.asarray(number, time.dtype)
+
+
+@struct.dataclass
+class NVE:
+    """Constant energy: nothing acts on the atoms but their forces."""
+
+    moves_cell: ClassVar[bool] = False
+    holds_momentum: ClassVar[bool] = True
+
+    def start(self, system: System, dtype):
+        """What the ensemble remembers at the start."""
+        return ()
+
+    def kT(self, state: State, dt):
+        """Thermal energy in eV of the bath now; zero where there is none."""
+        return jnp.zeros(state.energy.shape, state.energy.dtype)
+
+    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """One step of ``dt`` fs."""
+        velocities = _kick(system, state, state.velocities, 0.5 * dt)
+        moved = move_to(model, system, state, state.positions + dt * velocities, state.cell)
+        velocities = _kick(system, moved, velocities, 0.5 * dt)
+        return moved.replace(velocities=velocities, step=state.step + 1)
+
+    def stored_energy(self, system: System, state: State, dt):
+        """Energy in eV held by the bath's own variables."""
+        return jnp.zeros_like(state.energy)
+
+
+@struct.dataclass
+class NoseHoover:
+    """Constant temperature by a Nose-Hoover chain: deterministic and time-reversible.
+
+    temperature: K. time_constant: fs, of the chain's oscillation.
+    """
+
+    temperature: Any
+    time_constant: Any = 100.0
+    moves_cell: ClassVar[bool] = False
+    holds_momentum: ClassVar[bool] = True
+
+    def start(self, system: System, dtype):
+        """Positions and velocities [1/fs] of the chain, ``[replicas, 3]`` each."""
+        zero = jnp.zeros((system.numbers.shape[0], _CHAIN), dtype)
+        return {"chain_positions": zero, "chain_velocities": zero}
+
+    def kT(self, state: State, dt):
+        """Thermal energy in eV, ``[replicas]``."""
+        return _kT(self.temperature, state, dt)
+
+    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """One step of ``dt`` fs: half a step of the chain, velocity Verlet, half a step of the chain."""
+        state = self._chain(system, state, 0.5 * dt, self.kT(state, dt))
+        velocities = _kick(system, state, state.velocities, 0.5 * dt)
+        moved = move_to(model, system, state, state.positions + dt * velocities, state.cell)
+        velocities = _kick(system, moved, velocities, 0.5 * dt)
+        moved = moved.replace(velocities=velocities, step=state.step + 1)
+        return self._chain(system, moved, 0.5 * dt, self.kT(moved, dt))
+
+    def _masses(self, system: System, kT, dtype):
+        tau = jnp.broadcast_to(jnp.asarray(self.time_constant, dtype), kT.shape)
+        first = system.degrees_of_freedom() * kT * tau**2
+        rest = kT * tau**2
+        return jnp.stack([first] + [rest] * (_CHAIN - 1), -1)
+
+    def _chain(self, system: System, state: State, dt, kT) -> State:
+        """Martyna et al., Mol. Phys. 87, 1117 (1996), eq. 29 to 34, for ``dt`` fs."""
+        positions, speeds = state.bath["chain_positions"], state.bath["chain_velocities"]
+        masses = self._masses(system, kT, positions.dtype)
+        twice = 2 * kinetic_energy(system, state.velocities)
+        degrees = system.degrees_of_freedom()
+        v = [speeds[:, k] for k in range(_CHAIN)]
+        scale = jnp.ones_like(twice)
+
+        def push(k):
+            if k == 0:
+                return (twice - degrees * kT) / masses[:, 0]
+            return (masses[:, k - 1] * v[k - 1] ** 2 - kT) / masses[:, k]
+
+        for weight in _YOSHIDA:
+            h = weight * dt
+            v[-1] = v[-1] + 0.5 * h * push(_CHAIN - 1)
+            for k in reversed(range(_CHAIN - 1)):
+                brake = jnp.exp(-0.25 * h * v[k + 1])
+                v[k] = brake * (brake * v[k] + 0.5 * h * push(k))
+            factor = jnp.exp(-h * v[0])
+            scale, twice = scale * factor, twice * factor**2
+            positions = positions + h * jnp.stack(v, -1)
+            for k in range(_CHAIN - 1):
+                brake = jnp.exp(-0.25 * h * v[k + 1])
+                v[k] = brake * (brake * v[k] + 0.5 * h * push(k))
+            v[-1] = v[-1] + 0.5 * h * push(_CHAIN - 1)
+        bath = {"chain_positions": positions, "chain_velocities": jnp.stack(v, -1)}
+        return state.replace(velocities=state.velocities * scale[:, None, None], bath=bath)
+
+    def stored_energy(self, system: System, state: State, dt):
+        """Energy of the chain in eV."""
+        kT = self.kT(state, dt)
+        positions, speeds = state.bath["chain_positions"], state.bath["chain_velocities"]
+        kinetic = 0.5 * (self._masses(system, kT, positions.dtype) * speeds**2).sum(-1)
+        return kinetic + kT * (system.degrees_of_freedom() * positions[:, 0] + positions[:, 1:].sum(-1))
+
+
+@struct.dataclass
+class Langevin:
+    """Constant temperature by friction and noise on every atom.
+
+    temperature: K. friction: 1/fs.
+    """
+
+    temperature: Any
+    friction: Any = 0.01
+    moves_cell: ClassVar[bool] = False
+    holds_momentum: ClassVar[bool] = False
+
+    def start(self, system: System, dtype):
+        """Nothing to remember."""
+        return ()
+
+    def kT(self, state: State, dt):
+        """Thermal energy in eV, ``[replicas]``."""
+        return _kT(self.temperature, state, dt)
+
+    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """One step of ``dt`` fs: half kick, half drift, friction and noise, half drift, half kick."""
+        key, noise = _noise(state, state.velocities.shape[1:])
+        velocities = _kick(system, state, state.velocities, 0.5 * dt)
+        positions = state.positions + 0.5 * dt * velocities
+        friction = jnp.broadcast_to(value_at(self.friction, _time(state, dt)), state.energy.shape)[:, None, None]
+        keep = jnp.exp(-friction * dt)
+        spread = jnp.sqrt((self.kT(state, dt) * ACCELERATION)[:, None, None] / system.masses[..., None])
+        before = kinetic_energy(system, velocities)
+        velocities = keep * velocities + jnp.sqrt(1 - keep**2) * spread * noise * system.mobile[..., None]
+        exchanged = state.exchanged + kinetic_energy(system, velocities) - before
+        moved = move_to(model, system, state, positions + 0.5 * dt * velocities, state.cell)
+        velocities = _kick(system, moved, velocities, 0.5 * dt)
+        return moved.replace(velocities=velocities, exchanged=exchanged, key=key, step=state.step + 1)
+
+    def stored_energy(self, system: System, state: State, dt):
+        """None: what noise puts in is counted in ``exchanged``."""
+        return jnp.zeros_like(state.energy)
+
+
+@struct.dataclass
+class CSVR:
+    """Constant temperature by scaling all velocities at random towards the canonical kinetic energy.
+
+    temperature: K. time_constant: fs.
+    """
+
+    temperature: Any
+    time_constant: Any = 100.0
+    moves_cell: ClassVar[bool] = False
+    holds_momentum: ClassVar[bool] = True
+
+    def start(self, system: System, dtype):
+        """Nothing to remember."""
+        return ()
+
+    def kT(self, state: State, dt):
+        """Thermal energy in eV, ``[replicas]``."""
+        return _kT(self.temperature, state, dt)
+
+    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """One step of ``dt`` fs: velocity Verlet, then the scaling."""
+        return _rescaled(system, NVE().step(model, system, state, dt), dt, self.kT(state, dt), self.time_constant)
+
+    def stored_energy(self, system: System, state: State, dt):
+        """None: what the scaling puts in is counted in ``exchanged``."""
+        return jnp.zeros_like(state.energy)
+
+
+@struct.dataclass
+class CellRescaling:
+    """Constant temperature and pressure by CSVR and stochastic cell rescaling; see the top of this module.
+
+    temperature: K. pressure: GPa, isotropic.
+    time_constant, pressure_time_constant: fs, of thermostat and barostat.
+    compressibility: 1/GPa, roughly that of the material; only the speed of the cell depends on it.
+    shape: "isotropic", "anisotropic" (stretched along x, y and z) or "triclinic" (static).
+    every: steps between moves of the cell, each of which takes one more evaluation of the forces (static).
+    """
+
+    temperature: Any
+    pressure: Any = 0.0
+    time_constant: Any = 100.0
+    pressure_time_constant: Any = 1000.0
+    compressibility: Any = 0.01
+    shape: Literal["isotropic", "anisotropic", "triclinic"] = struct.field(pytree_node=False, default="isotropic")
+    every: int = struct.field(pytree_node=False, default=10)
+    moves_cell: ClassVar[bool] = True
+    holds_momentum: ClassVar[bool] = True
+
+    def start(self, system: System, dtype):
+        """Nothing to remember; ConfigError for an unknown shape."""
+        if self.shape not in ("isotropic", "anisotropic", "triclinic"):
+            raise ConfigError(f"shape: {self.shape!r} is not one of isotropic, anisotropic, triclinic.")
+        return ()
+
+    def kT(self, state: State, dt):
+        """Thermal energy in eV, ``[replicas]``."""
+        return _kT(self.temperature, state, dt)
+
+    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """One step of ``dt`` fs as in :class:`CSVR`; after every ``every`` of them the cell moves."""
+        moved = CSVR(self.temperature, self.time_constant).step(model, system, state, dt)
+        due = moved.step % self.every == 0
+        return jax.lax.cond(due, lambda s: self._move_cell(model, system, s, dt), lambda s: s, moved)
+
+    def _move_cell(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """Strain cell, positions and velocities, and count what the bath put in so that the enthalpy can be followed.
+
+        The count is minus kT times the logarithm by which forward and backward probability of the move differ, so that
+        ``conserved`` drifts only by what detailed balance is violated by (Bernetti and Bussi 2020, eq. 13).
+        """
+        kT = self.kT(state, dt)
+        unit = jnp.eye(3, dtype=state.cell.dtype)
+        key, noise = _noise(state, (3, 3))
+        drift, variance = self._drift(system, state, kT, dt)
+        exponent = drift + jnp.sqrt(variance)[:, None, None] * self._allowed(noise)
+        deformation = _exponential(exponent)
+        rotation = _rotation_of(deformation) if self.shape == "triclinic" else unit
+        strain = jnp.swapaxes(jnp.broadcast_to(rotation, deformation.shape), 1, 2) @ deformation
+
+        across = jnp.swapaxes(strain, 1, 2)
+        velocities = state.velocities @ jnp.linalg.inv(strain) * system.mobile[..., None]
+        strained = state.replace(velocities=velocities, key=key)
+        moved = move_to(model, system, strained, state.positions @ across, state.cell @ across)
+
+        back, back_variance = self._drift(system, moved, kT, dt)
+        back = rotation @ back @ jnp.swapaxes(rotation, -1, -2)
+        odds = _squared(exponent + back) / (2 * back_variance) - _squared(exponent - drift) / (2 * variance)
+        dimensions = {"isotropic": 1, "anisotropic": 3, "triclinic": 9}[self.shape]
+        odds += 0.5 * dimensions * jnp.log(back_variance / variance)
+        growth = jnp.log(volume(moved.cell) / volume(state.cell))
+        put_in = kT * ((1 + system.held_momentum) * growth - odds)
+        return moved.replace(exchanged=state.exchanged + put_in)
+
+    def _drift(self, system: System, state: State, kT, dt):
+        """Mean exponent of a move, ``[replicas, 3, 3]``, and the variance of its elements."""
+        time = _time(state, dt)
+        target = value_at(self.pressure, time) / GIGAPASCAL
+        mobility = value_at(self.compressibility, time) * GIGAPASCAL / value_at(self.pressure_time_constant, time)
+        amount = jnp.broadcast_to(mobility * self.every * dt / 3, kT.shape)
+        target = jnp.broadcast_to(target, kT.shape)[:, None, None] * jnp.eye(3, dtype=kT.dtype)
+        drift = amount[:, None, None] * self._allowed(pressure_tensor(system, state, kT) - target, mean=True)
+        return drift, 2 * kT * amount / volume(state.cell)
+
+    def _allowed(self, matrix, mean: bool = False):
+        """The part of a matrix along which the cell may move; normal numbers stay normal numbers."""
+        unit = jnp.eye(3, dtype=matrix.dtype)
+        if self.shape == "triclinic":
+            return matrix
+        if self.shape == "anisotropic":
+            return matrix * unit
+        if mean:
+            return jnp.trace(matrix, axis1=1, axis2=2)[:, None, None] / 3 * unit
+        return matrix[:, :1, :1] / jnp.sqrt(jnp.asarray(3.0, matrix.dtype)) * unit
+
+    def stored_energy(self, system: System, state: State, dt):
+        """Pressure times volume in eV, with which energy becomes enthalpy."""
+        return value_at(self.pressure, _time(state, dt)) / GIGAPASCAL * volume(state.cell)
+
+
+Ensemble = NVE | NoseHoover | Langevin | CSVR | CellRescaling
+
+
+def thermo(ensemble: Ensemble, system: System, state: State, dt) -> Thermo:
+    """What is logged of a state."""
+    kinetic = kinetic_energy(system, state.velocities)
+    periodic = system.pbc.all(-1)
+    box = jnp.where(periodic, volume(state.cell), 1.0)
+    tensor = pressure_tensor(
+        system, state.replace(cell=jnp.where(periodic[:, None, None], state.cell, jnp.eye(3))), 0.0
+    )
+    pressure = jnp.where(periodic, jnp.trace(tensor, axis1=1, axis2=2) / 3 * GIGAPASCAL, jnp.nan)
+    conserved = state.energy + kinetic + ensemble.stored_energy(system, state, dt) - state.exchanged
+    return Thermo(
+        state.energy,
+        kinetic,
+        temperature(system, state.velocities),
+        pressure,
+        jnp.where(periodic, box, jnp.nan),
+        conserved,
+    )
+
+
+def _time(state: State, dt):
+    return state.step.astype(state.energy.dtype) * dt
+
+
+def _kT(kelvin, state: State, dt):
+    return jnp.broadcast_to(BOLTZMANN * value_at(kelvin, _time(state, dt)), state.energy.shape)
+
+
+def _kick(system: System, state: State, velocities, dt):
+    return velocities + dt * ACCELERATION * state.forces / system.masses[..., None] * system.mobile[..., None]
+
+
+def _noise(state: State, shape):
+    """The key for the next step and normal numbers ``[replicas, *shape]`` for this one."""
+    keys = jax.vmap(jax.random.split)(state.key)
+    return keys[:, 0], normals(keys[:, 1], shape, state.energy.dtype)
+
+
+def _rescaled(system: System, state: State, dt, kT, time_constant) -> State:
+    """Velocities scaled at random, Bussi et al., J. Chem. Phys. 126, 014101 (2007), eq. A7."""
+    dtype = state.energy.dtype
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(state.key)
+    degrees = system.degrees_of_freedom()
+    first = normals(keys[:, 1], (), dtype)
+    # A sum of squares of n normal numbers is twice a Gamma(n / 2) number.
+    others = jax.vmap(lambda k, a: jax.random.gamma(k, a, dtype=dtype))(
+        keys[:, 2], jnp.maximum(0.5 * (degrees - 1), 1e-3)
+    )
+    others = jnp.where(degrees > 1, 2 * others, 0.0)
+    keep = jnp.exp(-dt / jnp.asarray(time_constant, dtype))
+    kinetic = kinetic_energy(system, state.velocities)
+    ratio = 0.5 * kT / jnp.where(kinetic > 0, kinetic, 1.0)
+    scale = keep + (1 - keep) * ratio * (others + first**2) + 2 * jnp.sqrt(keep * (1 - keep) * ratio) * first
+    scale = jnp.where(kinetic > 0, jnp.maximum(scale, 0.0), 1.0)
+    return state.replace(
+        velocities=state.velocities * jnp.sqrt(jnp.where(scale > 0, scale, 1e-12))[:, None, None],
+        exchanged=state.exchanged + (scale - 1) * kinetic,
+        key=keys[:, 0],
+    )
+
+
+def _exponential(matrix):
+    """Of small matrices [..., 3, 3]: four terms, the next being below rounding for strains of a step."""
+    unit = jnp.eye(3, dtype=matrix.dtype)
+    out = unit
+    for k in (4, 3, 2, 1):
+        out = unit + matrix @ out / k
+    return out
+
+
+def _rotation_of(deformation):
+    """The rotation R in F = R S with symmetric S, by Higham's iteration, which starts next to the unit matrix."""
+    rotation = deformation
+    for _ in range(4):
+        rotation = 0.5 * (rotation + jnp.linalg.inv(jnp.swapaxes(rotation, -1, -2)))
+    return rotation
+
+
+def _squared(matrix):
+    return (matrix**2).sum((-1, -2))

@@ -1,0 +1,90 @@
+"""Models with known answers, to check a simulation or to learn with: Lennard-Jones, harmonic wells, the ideal gas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from leignn_jax.graph import Graph
+from leignn_jax.models.leignn import pair_geometry
+from leignn_jax.models.radial import polynomial_envelope
+from leignn_jax.pair_ops import pair_divergence
+from leignn_jax.potential import Prediction, stress_of
+
+
+@struct.dataclass
+class LennardJones:
+    """Pairs of 4 epsilon ((sigma / r)^12 - (sigma / r)^6), taken smoothly to zero at the cutoff. A pytree.
+
+    epsilon: eV. sigma: Å. cutoff: Å. The defaults are argon's.
+    """
+
+    epsilon: Any = 0.0104
+    sigma: Any = 3.40
+    cutoff: float = struct.field(pytree_node=False, default=8.5)
+
+    def compute(self, graph: Graph) -> Prediction:
+        """Energy, forces and stress of every structure."""
+        vectors = graph.vectors()
+
+        def pairs(vectors):
+            distances, _ = pair_geometry(graph, vectors)
+            power = (self.sigma / distances) ** 6
+            energy = 4 * self.epsilon * (power**2 - power) * polynomial_envelope(distances / self.cutoff, 6)
+            return jnp.where(graph.pair_mask, energy, 0.0)
+
+        gradient = jax.grad(lambda v: pairs(v).sum())(vectors)
+        each = pairs(vectors)
+        of_graph = graph.graph_index[graph.lists.receivers] == jnp.arange(graph.num_graphs)[:, None]
+        return Prediction(
+            energy=(of_graph * each).sum(1),
+            forces=-pair_divergence(graph.lists, gradient),
+            stress=stress_of(graph, vectors, gradient),
+            atomic_energies=None,
+            direct_forces=None,
+        )
+
+
+@struct.dataclass
+class HarmonicWells:
+    """Every atom in a well of its own, stiffness |r - center|^2 / 2: frequencies and averages are known exactly.
+
+    stiffness: eV/Å^2. centers: ``[atoms, 3]`` Å. cutoff: Å, of lists that nothing is taken from.
+    """
+
+    stiffness: Any
+    centers: Any
+    cutoff: float = struct.field(pytree_node=False, default=1.0)
+
+    def compute(self, graph: Graph) -> Prediction:
+        """Energy and forces; there is no stress."""
+        away = jnp.where(graph.atom_mask[:, None], graph.positions - self.centers, 0.0)
+        each = 0.5 * self.stiffness * (away**2).sum(-1)
+        return Prediction(
+            energy=graph.sum_atoms(each),
+            forces=-self.stiffness * away,
+            stress=jnp.zeros((graph.num_graphs, 3, 3), away.dtype),
+            atomic_energies=each,
+            direct_forces=None,
+        )
+
+
+@struct.dataclass
+class IdealGas:
+    """Nothing acts on anything. cutoff: Å, of lists that nothing is taken from."""
+
+    cutoff: float = struct.field(pytree_node=False, default=1.0)
+
+    def compute(self, graph: Graph) -> Prediction:
+        """Zeros."""
+        dtype = graph.positions.dtype
+        return Prediction(
+            energy=jnp.zeros(graph.num_graphs, dtype),
+            forces=jnp.zeros_like(graph.positions),
+            stress=jnp.zeros((graph.num_graphs, 3, 3), dtype),
+            atomic_energies=jnp.zeros(graph.positions.shape[0], dtype),
+            direct_forces=None,
+        )
