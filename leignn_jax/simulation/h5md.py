@@ -269,18 +269,22 @@ def _copy_together(layout: Layout) -> None:
         raise RuntimeError(f"{free / 2**20:.0f} MiB free on the disk, {need / 2**20:.0f} MiB needed to merge it")
     # In the folder of parts, which whoever merges next clears.
     handle, temporary = tempfile.mkstemp(dir=parts_folder(path), suffix=".merged")
-    os.close(handle)
+    raw = _Unfailing(handle, "wb+")
     try:
-        with h5py.File(temporary, "w") as file:
+        with raw, h5py.File(raw, "w") as file:
             _write_header(file, layout.system)
             for name, dtype in layout.dtypes.items():
                 shape = (layout.frames, *layout.frame_shape(name))
                 dataset = file.create_dataset(_places()[name], shape, dtype)
                 for piece in slabs(layout, range(layout.frames)):
                     dataset[piece.start : piece.stop] = read_field(layout, name, piece)
+                    if raw.error is not None:
+                        break
             _finish(file)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+            file.close()
+            if raw.error is not None:
+                raise raw.error
+            os.fsync(raw.fileno())
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
@@ -289,6 +293,29 @@ def _copy_together(layout: Layout) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+class _Unfailing(io.FileIO):
+    """A file that keeps its first error to itself, since HDF5 crashes the process where it can't write."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 def _places() -> dict[str, str]:

@@ -103,11 +103,13 @@ class ThermoLog:
     def _add(self, content: bytes) -> None:
         new = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
+        # Without a buffer, which would write what is left of it again when it is closed.
+        with open(self.path, "ab", buffering=0) as file:
             start = file.tell()
             try:
-                file.write(content)
-                file.flush()
+                left = memoryview(content)
+                while left:
+                    left = left[file.write(left) or 0 :]
                 os.fsync(file.fileno())
             except OSError:
                 # No half row before the next attempt.

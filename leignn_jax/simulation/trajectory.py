@@ -365,7 +365,7 @@ class TrajectoryWriter:
             raise SimulationError(
                 f"{self.path}: steps must grow, but after step {self._last} come {steps.tolist()[:5]}."
             )
-        if self._layout is None:
+        if len(steps) > 0:
             self._layout = layout
         return fields
 

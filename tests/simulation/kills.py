@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 import ase
+import h5py  # noqa: F401, here and not in every fork
 import numpy as np
+import safetensors.numpy  # noqa: F401
 
 from leignn_jax.simulation.state import load_state, save_state
 from leignn_jax.simulation.thermo import ThermoLog, read_thermo
@@ -44,7 +46,7 @@ def simulate(folder: Path, report, rng: random.Random) -> None:
         log = ThermoLog(folder / "thermo.csv", resume_step=step)
         part_bytes = rng.choice([3_000, 30_000, 1 << 26])
         writer = TrajectoryWriter(folder / "trajectory.h5", ATOMS, resume_step=step, part_bytes=part_bytes)
-        for _ in range(rng.randrange(1, 12)):
+        for _ in range(rng.randrange(1, 6)):
             steps = np.arange(step + 1, step + 1 + rng.randrange(1, 6))
             step = int(steps[-1])
             writer.append(steps, steps * 0.5, truth(steps), forces=truth(steps), energy=-1.0 * steps)
@@ -108,11 +110,13 @@ def main(folder: Path, trials: int, seed: int) -> None:
                 os.write(write, f"error {error!r}\n".encode())
             os._exit(1)
         os.close(write)
-        time.sleep(rng.uniform(0.0, 0.2))
-        os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
         with os.fdopen(read) as file:
-            lines = [line.split(" ", 1) for line in file.read().splitlines()]
+            # After some reports, so that there is progress on a slow machine as well, and a moment.
+            lines = [file.readline() for _ in range(rng.randrange(0, 6))]
+            time.sleep(rng.uniform(0.0, 0.05))
+            os.kill(worker, signal.SIGKILL)
+            os.waitpid(worker, 0)
+            lines = [line.split(" ", 1) for line in (*lines, *file)]
         # What went on from the last state may have cut the frames after it.
         seen = {"frames": found["state"], "state": found["state"]}
         for word, value in lines:
