@@ -156,16 +156,17 @@ def _parse(path: Path, lines: list[str]) -> dict[str, np.ndarray]:
     if columns[0] != "step":
         raise FileFormatError(f"{path}: not a log of leignn_jax: its first column is {columns[0]!r}, not 'step'.")
     rows = [line.split(",") for line in lines[1:]]
+    numbers: list[tuple[float, ...]] = []
     try:
         for number, row in enumerate(rows, 2):  # noqa: B007, named in the error
             if len(row) != len(columns):
                 raise ValueError(f"{len(row)} values for {len(columns)} columns")
-            int(row[0]), [float(value) for value in row[1:]]
+            numbers.append((int(row[0]), *map(float, row[1:])))
     except ValueError as error:
         raise FileFormatError(
             f"{path}, line {number}: not a row of the log ({error}). Edited? Delete the line."
         ) from error
-    table = list(zip(*rows, strict=True)) or [()] * len(columns)
+    table = list(zip(*numbers, strict=True)) or [()] * len(columns)
     return {
         name: np.array(values, np.int64 if name == "step" else np.float64)
         for name, values in zip(columns, table, strict=True)

@@ -106,7 +106,7 @@ def test_a_damaged_state_is_told_and_the_one_before_is_used(tmp_path_factory, da
     if meta["step"] == 0:
         assert_same(found, tree)
         path.with_name("state.previous.safetensors").write_bytes(b"also damaged")
-        with pytest.raises(FileFormatError, match="no state can be read: .*Start the simulation anew"):
+        with pytest.raises(FileFormatError, match=r"no state can be read: .*Start the simulation anew"):
             load_state(path, tree)
     else:
         assert_same(found, {**tree, "step": np.int64(1)})

@@ -392,9 +392,13 @@ def test_without_room_to_merge_the_parts_stay(tmp_path, caplog):
 
 
 def test_an_error_of_the_user_is_not_hidden_by_one_of_the_disk(tmp_path, caplog):
-    with pytest.raises(KeyError, match="mine"), largest_file(10), TrajectoryWriter(tmp_path / "t.h5", ATOMS) as writer:
-        writer.append(**frames(range(10)))
-        raise KeyError("mine")
+    def fail():
+        with TrajectoryWriter(tmp_path / "trajectory.h5", ATOMS) as writer:
+            writer.append(**frames(range(10)))
+            raise KeyError("mine")
+
+    with largest_file(10), pytest.raises(KeyError, match="mine"):
+        fail()
     assert "Nothing is on disk yet" in caplog.text
 
 
