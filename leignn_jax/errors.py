@@ -27,3 +27,7 @@ class DataError(LeignnError):
 
 class TrainingError(LeignnError):
     """A training run that can't go on: the loss is no number, the disk is full, the run folder is another run's."""
+
+
+class SimulationError(LeignnError):
+    """A simulation that can't go on: it blew up, the disk is full, its files are another run's."""

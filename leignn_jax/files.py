@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -21,6 +22,36 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the temporary files of writers of ``path`` that were killed."""
+    for found in path.parent.glob(f".{path.name}.*"):
+        found.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Until the names in ``folder`` are on disk: a renamed file may have its old name after a power cut otherwise."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def why_not_written(error: OSError) -> str:
+    """The reason of a failed write in words, with the remedy."""
+    known = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "the disk quota is used up; free some space",
+        errno.EFBIG: "a limit on the size of files is reached; raise it (ulimit -f)",
+        errno.EACCES: "there is no permission to write there; choose another folder",
+        errno.EROFS: "the file system is read-only; choose another folder",
+    }
+    return known.get(error.errno or 0, str(error))
