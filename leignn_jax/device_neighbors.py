@@ -34,6 +34,9 @@ _SLACK_BIN, _SLACK_NEIGHBORS, _SLACK_PAIRS = 1.5, 1.15, 1.06
 _BLOCK_ENTRIES = 1 << 18
 
 
+OVERFLOW_BIN, OVERFLOW_NEIGHBORS, OVERFLOW_PAIRS, OVERFLOW_GRID = 1, 2, 4, 8
+
+
 class ListSizes(NamedTuple):
     """Static sizes of a list.
 
@@ -60,7 +63,8 @@ class NeighborList:
     numbers: ``[atoms]`` int32, 0 for padding. pbc: ``[3]`` bool.
     box: ``[4, 3]`` Å, rows of a box around the open directions, and its corner.
     cutoff, skin: Å; the list holds pairs up to their sum.
-    overflow: bool, something did not fit: make a larger list.
+    overflow: int32, 0, or bits of what did not fit: ``OVERFLOW_BIN``, ``_NEIGHBORS``, ``_PAIRS``, ``_GRID``; see
+        :func:`grown`.
     renewals: int32, how often it was made anew.
     sizes: see :class:`ListSizes` (static).
     """
@@ -131,13 +135,24 @@ def plan_sizes(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius:
     )
 
 
-def grown(sizes: ListSizes, atoms: int) -> ListSizes:
-    """A quarter larger, bins by half, up to what ``atoms`` can ask for."""
-    return sizes._replace(
-        bin_atoms=min(_with_slack(sizes.bin_atoms, 1.5, 4), atoms),
-        neighbors=_with_slack(sizes.neighbors, 1.25, 4),
-        pairs=_with_slack(sizes.pairs, 1.25, 16),
-    )
+def grown(sizes: ListSizes, overflow: int, atoms: int) -> ListSizes:
+    """Sizes with more room where ``overflow`` says that there was too little; ``atoms`` is how many there are."""
+    room = sizes._asdict()
+    if overflow & OVERFLOW_GRID:
+        # The cell has shrunk: fewer bins, or where there is one, more images.
+        bins = tuple(n - 1 if n > 3 else 1 for n in sizes.bins)
+        reach = tuple(m + 1 if n == 1 else m for n, m in zip(sizes.bins, sizes.reach, strict=True))
+        share = math.prod(sizes.bins) / math.prod(bins)
+        room |= {"bins": bins, "reach": reach, "bin_atoms": min(math.ceil(sizes.bin_atoms * share), atoms)}
+        if math.prod(bins) == 1:
+            room["bin_atoms"] = atoms
+    if overflow & OVERFLOW_BIN:
+        room["bin_atoms"] = min(_with_slack(sizes.bin_atoms, 1.5, 4), atoms)
+    if overflow & OVERFLOW_NEIGHBORS:
+        room["neighbors"] = _with_slack(sizes.neighbors, 1.25, 4)
+    if overflow & OVERFLOW_PAIRS:
+        room["pairs"] = _with_slack(sizes.pairs, 1.25, 16)
+    return ListSizes(**room)
 
 
 def largest(several: list[ListSizes], atoms: int) -> ListSizes:
@@ -194,7 +209,7 @@ def allocate(
         box=jnp.asarray(np.concatenate([lattice, corner[None]]), dtype),
         cutoff=jnp.asarray(cutoff, dtype),
         skin=jnp.asarray(skin, dtype),
-        overflow=jnp.zeros((), bool),
+        overflow=jnp.zeros((), jnp.int32),
         renewals=jnp.zeros((), jnp.int32),
         sizes=sizes,
     )
@@ -251,7 +266,7 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
     # A grid too coarse or too fine for the cell that it has become would miss pairs.
     heights = 1.0 / jnp.linalg.norm(jnp.linalg.inv(lattice), axis=0)
     covered = jnp.where(pbc, reach * heights / bins, jnp.where(bins > 1, heights / bins, jnp.inf))
-    overflow = (covered < radius).any()
+    overflow = OVERFLOW_GRID * (covered < radius).any()
 
     # Bins: atoms sorted by bin, each row of the table the atoms of one.
     place = _bins_of(jnp, inside, bins)
@@ -264,7 +279,7 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
     slot = jnp.arange(sizes.bin_atoms)
     table = order[jnp.minimum(starts[:, None] + slot, atoms - 1)]
     table = jnp.where(slot < filled[:, None], table, -1)
-    overflow |= filled.max() > sizes.bin_atoms
+    overflow |= OVERFLOW_BIN * (filled.max() > sizes.bin_atoms)
 
     # Candidates of every atom, those within the radius as keys (atom, image), sorted.
     offsets = jnp.array(list(itertools.product(*(range(-m, m + 1) for m in sizes.reach))))
@@ -291,7 +306,7 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
 
     block = max(1, min(atoms, _BLOCK_ENTRIES // (offsets.shape[0] * sizes.bin_atoms)))
     keys, degree = jax.lax.map(row, jnp.arange(atoms), batch_size=block)
-    overflow |= degree.max() > sizes.neighbors
+    overflow |= OVERFLOW_NEIGHBORS * (degree.max() > sizes.neighbors)
 
     # A pair's number is its place among the entries that go forward: to a later atom, or a later image of itself.
     valid = keys < none
@@ -299,7 +314,7 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
     other, code = jnp.where(valid, keys // codes, 0), jnp.where(valid, keys % codes, 0)
     forward = valid & ((other > here) | ((other == here) & (code > codes // 2)))
     running = jnp.cumsum(forward.ravel())
-    overflow |= running[-1] > sizes.pairs
+    overflow |= OVERFLOW_PAIRS * (running[-1] > sizes.pairs)
     entry = jnp.searchsorted(running, jnp.arange(1, sizes.pairs + 1), side="left")
     pair_mask = entry < running.shape[0]
     entry = jnp.where(pair_mask, entry, 0)
@@ -334,7 +349,7 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
         pair_mask=pair_mask,
         positions=positions,
         cell=cell,
-        overflow=neighbors.overflow | overflow,
+        overflow=neighbors.overflow | overflow.astype(jnp.int32),
         renewals=neighbors.renewals + 1,
     )
 
