@@ -48,7 +48,7 @@ def plot_distances(curves: DistanceDistribution | Mapping[str, DistanceDistribut
     figure, axes = new_figure(1, width=4.5)
     for i, (label, curve) in enumerate(curves.items()):
         axes[0].plot(curve.r, curve.density, _style(i), lw=1.2, label=label)
-    axes[0].set(xlabel="r (Å)", ylabel="h(r) (1/Å)", ylim=(0, None))
+    axes[0].set(xlabel="r (Å)", ylabel="h(r) (1/Å)", ylim=(0, None), xlim=(0, None))
     axes[0].grid(alpha=0.3)
     return _finish(figure, axes, curves)
 
@@ -81,8 +81,10 @@ def plot_msd(
             axis.plot(curve.time[start:] / FS_PER_PS, curve.of(symbol)[start:], _style(i), lw=1.2, label=label)
         for i, (label, fit) in enumerate(lines.items()):
             time = np.linspace(fit.window[0], fit.window[1], 50) / FS_PER_PS
-            text = f"{label} D = {fit.value:.3g} ± {fit.error:.1g} Å²/ps".strip()
-            axis.plot(time, 6 * fit.value * time + fit.intercept, "k" + "-:"[i % 2], lw=0.8, label=text)
+            text = f"{label} D = {_with_error(fit.value, fit.error)} Å²/ps".strip()
+            axis.plot(
+                time, 2 * fit.dimensions * fit.value * time + fit.intercept, "k" + "-:"[i % 2], lw=0.8, label=text
+            )
         axis.set(xlabel="lag time (ps)", ylabel=f"MSD {symbol} (Å²)")
         if log:
             axis.set(xscale="log", yscale="log")
@@ -159,6 +161,14 @@ def _labelled(results: T | Mapping[str, T]) -> dict[str, Any]:
     if not curves:
         raise ConfigError("There is nothing to plot: the mapping of curves is empty.")
     return curves
+
+
+def _with_error(value: float, error: float) -> str:
+    """A number to the first digit of its error; without error to three digits."""
+    if not (np.isfinite(error) and error > 0):
+        return f"{value:.3g}"
+    digits = max(0, -int(np.floor(np.log10(error))))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def _style(index: int) -> str:

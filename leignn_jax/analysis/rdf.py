@@ -13,7 +13,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import ArrayLike
 
-from leignn_jax.analysis.trajectory import as_cells, as_frames, as_numbers, element
+from leignn_jax.analysis.trajectory import as_cells, as_frames, as_numbers
 from leignn_jax.errors import ConfigError, DataError, StructureError
 from leignn_jax.neighbors import find_pairs
 
@@ -222,12 +222,6 @@ class PairCounter:
         pairs = tuple((self.symbols[i], self.symbols[j]) for i, j in self.kinds)
         composition = {s: int(n) for s, n in zip(self.symbols, self.sizes, strict=True)}
         return RadialDistribution(_centres(self.edges), self.edges, total, pairs, partial, neighbors, composition)
-
-
-def select_element(numbers: ArrayLike, symbol: str) -> np.ndarray:
-    """Which atoms are of an element, ``[atoms]`` bool; ElementError where none is."""
-    numbers = np.asarray(numbers)
-    return numbers == element(symbol, numbers)
 
 
 def _edges(r_max: float, bins: int) -> np.ndarray:

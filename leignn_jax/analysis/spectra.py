@@ -54,8 +54,9 @@ def vibrational_density_of_states(
     """The cosine transform of the mass-weighted velocity autocorrelation ``sum_i m_i <v_i(0) . v_i(t)>``.
 
     By equipartition each mode has the same weight, so the integral counts modes: 3 N with translations and rotations,
-    which stand at zero frequency in a solid. A peak is as wide as 1/(2 max_lag); frequencies above half of 1/timestep
-    appear at wrong places. The short lags after the window can leave slightly negative values between peaks.
+    which stand at zero frequency in a solid. A sharp mode becomes a peak 1/max_lag wide with the hann window;
+    frequencies above half of 1/timestep appear at wrong places. Noise of the correlation can leave slightly negative
+    values between peaks.
 
     Args:
         velocities: ``[frames, atoms, 3]`` Å/fs.

@@ -76,7 +76,8 @@ def rdf_instability(
         DataError: other elements than in the reference, or a trajectory shorter than the window.
         StructureError: the first frame is already no structure.
     """
-    positions, frames = _maybe_broken(positions)
+    positions = as_frames(positions, "positions", finite=False)
+    frames = len(positions)
     cells = as_cells(cell, frames)
     numbers = as_numbers(numbers, positions.shape[1])
     pbc = np.broadcast_to(np.asarray(pbc, bool), 3).copy()
@@ -145,7 +146,7 @@ def bond_instability(
     Raises:
         DataError: shapes that don't fit, or a reference without bonds.
     """
-    positions, _ = _maybe_broken(positions)
+    positions = as_frames(positions, "positions", finite=False)
     reference = np.asarray(reference, np.float64)
     reference = as_frames(reference[None] if reference.ndim == 2 else reference, "reference")
     numbers = as_numbers(numbers, reference.shape[1])
@@ -192,13 +193,6 @@ def find_bonds(positions: ArrayLike, numbers: ArrayLike, *, slack: float = 0.6) 
 def _lengths(positions: np.ndarray, bonds: np.ndarray) -> np.ndarray:
     """``[frames, bonds]`` Å."""
     return np.linalg.norm(positions[:, bonds[:, 0]] - positions[:, bonds[:, 1]], axis=-1)
-
-
-def _maybe_broken(positions: ArrayLike) -> tuple[np.ndarray, int]:
-    """Positions that need not be finite, and the number of frames."""
-    positions = np.asarray(positions, np.float64)
-    as_frames(np.zeros_like(positions), "positions")
-    return positions, len(positions)
 
 
 def _names(pairs: tuple[tuple[str, str], ...]) -> str:

@@ -97,13 +97,13 @@ def without_drift(series: ArrayLike, masses: ArrayLike) -> np.ndarray:
     return series - np.einsum("tai,a->ti", series, masses / masses.sum())[:, None]
 
 
-def as_frames(series: ArrayLike, name: str) -> np.ndarray:
-    """float64 ``[frames, atoms, 3]``; DataError for another shape, no frame or no atom, or a number that is not finite."""
+def as_frames(series: ArrayLike, name: str, *, finite: bool = True) -> np.ndarray:
+    """float64 ``[frames, atoms, 3]``; DataError for another shape, no frame, no atom, or, if asked, a NaN."""
     series = np.asarray(series, np.float64)
     if series.ndim != 3 or series.shape[2] != 3 or 0 in series.shape:
         raise DataError(f"The {name} must be [frames, atoms, 3], not {list(series.shape)}.")
     bad = np.argwhere(~np.isfinite(series).all(axis=2))
-    if len(bad):
+    if finite and len(bad):
         raise DataError(
             f"The {name} of frame {bad[0][0]}, atom {bad[0][1]} are not finite: did the simulation explode? Analyse the "
             "frames before that one."

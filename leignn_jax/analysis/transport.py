@@ -48,7 +48,8 @@ class Diffusivity(NamedTuple):
     value_cm2_per_s, error_cm2_per_s: the same in cm^2/s.
     blocks: ``[blocks]`` Å^2/ps, the value from each block alone.
     window: fs, lags of the fit (Einstein) or of the integral (Green-Kubo).
-    intercept: Å^2, of the line 6 D t + intercept that was fitted; 0 for Green-Kubo.
+    dimensions: d, in which the motion was counted.
+    intercept: Å^2, of the line 2 d D t + intercept that was fitted; 0 for Green-Kubo.
     """
 
     value: float
@@ -57,6 +58,7 @@ class Diffusivity(NamedTuple):
     error_cm2_per_s: float
     blocks: np.ndarray
     window: tuple[float, float]
+    dimensions: int
     intercept: float
 
 
@@ -162,7 +164,7 @@ def diffusivity(
 
     value, intercept = fit(positions)
     values = np.array([fit(p)[0] for p in split_blocks(positions, blocks)] if blocks > 1 else [value])
-    return _diffusivity(value, values, (first * timestep, last * timestep), intercept)
+    return _diffusivity(value, values, (first * timestep, last * timestep), dimensions, intercept)
 
 
 def green_kubo_diffusivity(
@@ -202,7 +204,7 @@ def green_kubo_diffusivity(
 
     value = integral(velocities)
     values = np.array([integral(p) for p in split_blocks(velocities, blocks)] if blocks > 1 else [value])
-    return _diffusivity(value, values, (0.0, last * timestep), 0.0)
+    return _diffusivity(value, values, (0.0, last * timestep), dimensions, 0.0)
 
 
 def running_diffusivity(vacf: TimeCurve, element: str | None = None, *, dimensions: int = 3) -> np.ndarray:
@@ -277,7 +279,7 @@ def _window(window, timestep, frames, blocks) -> tuple[int, int]:
     return first, last
 
 
-def _diffusivity(value, values, window, intercept) -> Diffusivity:
+def _diffusivity(value, values, window, dimensions, intercept) -> Diffusivity:
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
     value = float(value)
-    return Diffusivity(value, error, value * CM2_PER_S, error * CM2_PER_S, values, window, float(intercept))
+    return Diffusivity(value, error, value * CM2_PER_S, error * CM2_PER_S, values, window, dimensions, float(intercept))

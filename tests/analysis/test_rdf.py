@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leignn_jax.analysis import distance_distribution, from_ase, radial_distribution, rdf_mae
-from leignn_jax.analysis.rdf import select_element
 from leignn_jax.data import read_frames
-from leignn_jax.errors import ConfigError, DataError, ElementError, StructureError
+from leignn_jax.errors import ConfigError, DataError, StructureError
 
 TRICLINIC = np.array([[5.0, 0, 0], [1.7, 4.6, 0], [-1.1, 1.3, 4.2]])
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -36,11 +35,11 @@ def binary(seed, repeat=(1, 1, 1)):
 def test_ideal_gas_in_a_triclinic_cell_smaller_than_r_max():
     rng = np.random.default_rng(1)
     numbers = [3] * 6 + [9] * 5
-    positions = rng.uniform(0, 1, (400, 11, 3)) @ TRICLINIC
+    positions = rng.uniform(0, 1, (200, 11, 3)) @ TRICLINIC
     g = radial_distribution(positions, numbers, TRICLINIC, r_max=9.0, bins=9)
     # Unlike atoms know nothing of each other: exactly 1 on average, also beyond half of the cell. Like atoms lack
     # themselves (N - 1 of N) and see their own images, which are no gas.
-    density = 30 * 400 * 4 / 3 * np.pi * np.diff(g.edges**3) / np.linalg.det(TRICLINIC)
+    density = 30 * 200 * 4 / 3 * np.pi * np.diff(g.edges**3) / np.linalg.det(TRICLINIC)
     error = 1 / np.sqrt(density)
     assert (np.abs(g.of("Li", "F") - 1) < 4.5 * error).all()
     assert (np.abs(g.of("Li", "F") - 1) > 0).all()
@@ -150,9 +149,6 @@ def test_volume_and_errors():
     twice = np.concatenate([t.positions, 0 * t.positions])
     with pytest.raises(StructureError, match="Frame 1: Atoms 0 and 1"):
         radial_distribution(twice, t.numbers, 9 * np.eye(3), True, r_max=2.0)
-    assert select_element(t.numbers, "H").tolist() == [False, True, True]
-    with pytest.raises(ElementError):
-        select_element(t.numbers, "Li")
 
 
 def test_distances_of_a_dimer_and_of_water():

@@ -85,6 +85,8 @@ def test_longer_correlation_sharpens_and_padding_does_not():
         vdos = vibrational_density_of_states(velocities, [1], STEP, **settings)
         return np.ptp(vdos.wavenumber[vdos.total > vdos.total.max() / 2])
 
+    # The transform of a hann window is 1/max_lag wide at half its height.
+    assert width(max_lag=4000.0) == pytest.approx(33356.4 / 4000, rel=0.2)
     assert width(max_lag=2000.0) == pytest.approx(2 * width(max_lag=4000.0), rel=0.2)
     assert width(max_lag=2000.0, padding=8) == pytest.approx(width(max_lag=2000.0, padding=4), rel=0.1)
 
