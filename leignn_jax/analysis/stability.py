@@ -1,0 +1,199 @@
+"""When a simulation with a learned potential stops being physical, by the criteria of Fu et al.
+
+Source: X. Fu et al., "Forces are not Enough", arXiv 2210.07237, and the evaluation notebook published with it. There a
+condensed system is unstable from the first window of 1 ps whose RDF differs from the reference by more than a
+threshold, in the measure of :func:`leignn_jax.analysis.rdf_mae` up to 6 Å in 500 bins: for water the largest of the
+O-O, H-H and H-O curves with the threshold 3.0 Å, for LiPS the curve of all atoms with 1.0 Å. A molecule is unstable
+from the first frame in which a bond is 0.5 Å longer or shorter than its mean length in the reference trajectory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from numpy.typing import ArrayLike
+
+from leignn_jax.analysis.rdf import PairCounter, RadialDistribution, rdf_mae
+from leignn_jax.analysis.trajectory import as_cells, as_frames, as_numbers
+from leignn_jax.errors import ConfigError, DataError, StructureError
+from leignn_jax.neighbors import check_structure, find_pairs
+
+WATER_THRESHOLD = 3.0  # Å, of the worst element pair
+LIPS_THRESHOLD = 1.0  # Å, of the curve of all atoms
+BOND_THRESHOLD = 0.5  # Å
+
+
+class Instability(NamedTuple):
+    """Where a simulation broke first.
+
+    time: fs after the first frame; of a window, its beginning.
+    frame: its number, from 0.
+    value: what broke the limit, Å; inf where positions are not finite or atoms sit on each other.
+    limit: the threshold, Å.
+    cause: in words, with the element pair or the bond.
+    """
+
+    time: float
+    frame: int
+    value: float
+    limit: float
+    cause: str
+
+
+def rdf_instability(
+    positions: ArrayLike,
+    numbers: ArrayLike,
+    cell: ArrayLike,
+    pbc: ArrayLike,
+    timestep: float,
+    reference: RadialDistribution,
+    *,
+    threshold: float,
+    window: float = 1000.0,
+    partial: bool = True,
+) -> Instability | None:
+    """The first window whose g(r) is further than ``threshold`` from the reference, or None.
+
+    Windows slide by one frame and are full; each is averaged. A frame with positions or a cell that are not finite, or
+    with atoms on each other, is unstable by itself. Nothing is computed after the first instability.
+
+    Args:
+        positions: ``[frames, atoms, 3]`` Å; may hold NaN after the explosion.
+        numbers: ``[atoms]`` atomic numbers.
+        cell: ``[3, 3]`` or ``[frames, 3, 3]`` Å.
+        pbc: ``[3]`` bool.
+        timestep: fs between frames.
+        reference: from :func:`leignn_jax.analysis.radial_distribution` of a trusted trajectory; its bins are used.
+        threshold: Å; ``WATER_THRESHOLD`` and ``LIPS_THRESHOLD`` are the paper's for these two systems.
+        window: fs.
+        partial: judge by the worst element pair, as the paper does for water; False is the curve of all atoms, as for
+            LiPS.
+
+    Raises:
+        DataError: other elements than in the reference, or a trajectory shorter than the window.
+        StructureError: the first frame is already no structure.
+    """
+    positions = as_frames(positions, "positions", finite=False)
+    frames = len(positions)
+    cells = as_cells(cell, frames)
+    numbers = as_numbers(numbers, positions.shape[1])
+    pbc = np.broadcast_to(np.asarray(pbc, bool), 3).copy()
+    edges = reference.edges
+    counter = PairCounter(numbers, len(numbers), pbc, float(edges[-1]), len(edges) - 1, None)
+    pairs = counter.distribution(reference.total, reference.partial, reference.neighbors).pairs
+    if pairs != reference.pairs:
+        raise DataError(
+            f"The trajectory has the element pairs {_names(pairs)}, the reference {_names(reference.pairs)}: give the "
+            "reference of this system."
+        )
+    if not (timestep > 0 and window > 0 and threshold > 0):
+        raise ConfigError(f"timestep, window and threshold must be positive: {timestep}, {window}, {threshold}.")
+    length = max(1, round(window / timestep))
+    if frames < length:
+        raise DataError(
+            f"The trajectory of {frames} frames is shorter than the window of {length} frames ({window:g} fs): simulate "
+            "longer or take a shorter window."
+        )
+    check_structure(positions[0], cells[0], pbc)
+    target = reference.partial if partial else reference.total[None]
+    names = ["-".join(pair) for pair in pairs] if partial else ["all atoms"]
+    recent: deque[np.ndarray] = deque(maxlen=length)
+    for frame in range(frames):
+        try:
+            counts = counter.count(positions[frame], cells[frame])
+        except StructureError as error:
+            if frame == 0:
+                raise
+            return Instability(frame * timestep, frame, float("inf"), threshold, f"frame {frame} is broken: {error}")
+        total, parts = counter.normalise(counts, cells[frame])
+        recent.append(parts if partial else total[None])
+        if len(recent) < length:
+            continue
+        errors = rdf_mae(np.mean(recent, axis=0), target, edges)
+        worst = int(np.argmax(errors))
+        if errors[worst] > threshold:
+            start = frame - length + 1
+            cause = f"g(r) of {names[worst]} over {length} frames from frame {start} is off by {errors[worst]:.3g} Å"
+            return Instability(start * timestep, start, float(errors[worst]), threshold, cause)
+    return None
+
+
+def bond_instability(
+    positions: ArrayLike,
+    numbers: ArrayLike,
+    timestep: float,
+    reference: ArrayLike,
+    *,
+    threshold: float = BOND_THRESHOLD,
+    slack: float = 0.6,
+) -> Instability | None:
+    """The first frame in which a bond of a molecule is off its reference length by more than ``threshold``, or None.
+
+    Bonds are those of the first reference frame: pairs closer than the sum of their covalent radii and ``slack``. The
+    paper's notebook takes them from the first simulated frame by ASE's neighbour list, whose skin makes the slack 0.6 Å.
+
+    Args:
+        positions: ``[frames, atoms, 3]`` Å, the molecule whole (unwrapped); may hold NaN after the explosion.
+        numbers: ``[atoms]`` atomic numbers.
+        timestep: fs between frames.
+        reference: ``[atoms, 3]`` Å, equilibrium positions, or ``[frames, atoms, 3]``, whose mean lengths count.
+        threshold: Å.
+        slack: Å.
+
+    Raises:
+        DataError: shapes that don't fit, or a reference without bonds.
+    """
+    positions = as_frames(positions, "positions", finite=False)
+    reference = np.asarray(reference, np.float64)
+    reference = as_frames(reference[None] if reference.ndim == 2 else reference, "reference")
+    numbers = as_numbers(numbers, reference.shape[1])
+    if positions.shape[1:] != reference.shape[1:]:
+        raise DataError(f"The trajectory has {positions.shape[1]} atoms, the reference {reference.shape[1]}.")
+    if not (timestep > 0 and threshold > 0):
+        raise ConfigError(f"timestep and threshold must be positive: {timestep}, {threshold}.")
+    bonds = find_bonds(reference[0], numbers, slack=slack)
+    if not len(bonds):
+        raise DataError("The reference has no bonds: is it a molecule, and are its positions in Å?")
+    lengths = _lengths(reference, bonds).mean(axis=0)
+    deviations = np.abs(_lengths(positions, bonds) - lengths)
+    # Written so that NaN breaks the limit too.
+    broken = ~(deviations <= threshold)
+    frames = np.flatnonzero(broken.any(axis=1))
+    if not len(frames):
+        return None
+    frame = int(frames[0])
+    values = np.where(np.isfinite(deviations[frame]), deviations[frame], np.inf)
+    worst = int(np.argmax(values))
+    i, j = (int(k) for k in bonds[worst])
+    cause = (
+        f"bond {chemical_symbols[numbers[i]]}{i}-{chemical_symbols[numbers[j]]}{j} of {lengths[worst]:.3f} Å is off by "
+        f"{values[worst]:.3g} Å in frame {frame}"
+    )
+    return Instability(frame * timestep, frame, float(values[worst]), threshold, cause)
+
+
+def find_bonds(positions: ArrayLike, numbers: ArrayLike, *, slack: float = 0.6) -> np.ndarray:
+    """Pairs ``[bonds, 2]`` int of a molecule closer than the sum of their covalent radii and ``slack`` (Å), i < j.
+
+    Args:
+        positions: ``[atoms, 3]`` Å.
+        numbers: ``[atoms]`` atomic numbers.
+        slack: Å.
+    """
+    positions = np.asarray(positions, np.float64)
+    radii = covalent_radii[np.asarray(numbers)]
+    pairs = find_pairs(positions, np.zeros((3, 3)), np.zeros(3, bool), float(2 * radii.max() + slack))
+    near = pairs.distances < radii[pairs.receivers] + radii[pairs.senders] + slack
+    return np.column_stack([pairs.receivers, pairs.senders])[near].astype(np.int64)
+
+
+def _lengths(positions: np.ndarray, bonds: np.ndarray) -> np.ndarray:
+    """``[frames, bonds]`` Å."""
+    return np.linalg.norm(positions[:, bonds[:, 0]] - positions[:, bonds[:, 1]], axis=-1)
+
+
+def _names(pairs: tuple[tuple[str, str], ...]) -> str:
+    return ", ".join("-".join(p) for p in pairs)

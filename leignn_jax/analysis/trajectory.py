@@ -1,0 +1,146 @@
+"""A trajectory as arrays: what every analysis takes, made from ``ase.Atoms`` or handed over as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms, units
+from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import ArrayLike
+
+from leignn_jax.errors import DataError, ElementError
+
+
+class Trajectory(NamedTuple):
+    """Frames of one system, float64 on the host.
+
+    positions: ``[frames, atoms, 3]`` Å, as they came; see :func:`unwrap`.
+    numbers: ``[atoms]`` int, atomic numbers.
+    cell: ``[frames, 3, 3]`` Å, rows are lattice vectors.
+    pbc: ``[3]`` bool.
+    masses: ``[atoms]`` amu.
+    velocities: ``[frames, atoms, 3]`` Å/fs; zero where the frames have none.
+    """
+
+    positions: np.ndarray
+    numbers: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    masses: np.ndarray
+    velocities: np.ndarray
+
+
+def from_ase(frames: Atoms | Sequence[Atoms]) -> Trajectory:
+    """One frame or a list of them as arrays.
+
+    Raises:
+        DataError: there is no frame, or frames differ in their elements, their order or their periodicity.
+    """
+    frames = [frames] if isinstance(frames, Atoms) else list(frames)
+    if not frames:
+        raise DataError("There is no frame to analyse.")
+    first = frames[0]
+    for i, atoms in enumerate(frames):
+        if not np.array_equal(atoms.numbers, first.numbers):
+            raise DataError(
+                f"Frame {i} ({atoms.get_chemical_formula()}) has other atoms, or another order of them, than frame 0 "
+                f"({first.get_chemical_formula()}): analyse each system on its own."
+            )
+        if (atoms.pbc != first.pbc).any():
+            raise DataError(f"Frame {i} has pbc {atoms.pbc.tolist()}, frame 0 has {first.pbc.tolist()}.")
+    return Trajectory(
+        positions=np.stack([a.positions for a in frames]),
+        numbers=first.numbers.copy(),
+        cell=np.stack([a.cell.array for a in frames]),
+        pbc=first.pbc.copy(),
+        masses=first.get_masses(),
+        # ASE's unit of time is Å sqrt(amu/eV).
+        velocities=np.stack([a.get_velocities() for a in frames]) * units.fs,
+    )
+
+
+def unwrap(positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike) -> np.ndarray:
+    """Positions ``[frames, atoms, 3]`` without the jumps of atoms put back into the cell, Å.
+
+    Each atom is taken to move by less than half a cell vector from one frame to the next. The first frame stays.
+
+    Args:
+        positions: ``[frames, atoms, 3]`` Å.
+        cell: ``[3, 3]`` or ``[frames, 3, 3]`` Å.
+        pbc: ``[3]`` bool.
+    """
+    positions = as_frames(positions, "positions")
+    cell = as_cells(cell, len(positions))
+    pbc = np.asarray(pbc, bool)
+    if not pbc.any():
+        return positions.copy()
+    lattice = np.stack([_completed(c, pbc) for c in cell])
+    fractional = np.einsum("tai,tij->taj", positions, np.linalg.inv(lattice))
+    jumps = np.where(pbc, np.rint(np.diff(fractional, axis=0)), 0.0)
+    fractional[1:] -= np.cumsum(jumps, axis=0)
+    return np.einsum("tai,tij->taj", fractional, lattice)
+
+
+def without_drift(series: ArrayLike, masses: ArrayLike) -> np.ndarray:
+    """Positions or velocities ``[frames, atoms, 3]`` relative to the centre of mass of the whole system.
+
+    Args:
+        series: ``[frames, atoms, 3]`` unwrapped positions in Å or velocities in Å/fs.
+        masses: ``[atoms]`` amu.
+    """
+    series = as_frames(series, "series")
+    masses = np.asarray(masses, np.float64)
+    if masses.shape != series.shape[1:2]:
+        raise DataError(f"The masses must be [{series.shape[1]}], one for each atom, not {list(masses.shape)}.")
+    return series - np.einsum("tai,a->ti", series, masses / masses.sum())[:, None]
+
+
+def as_frames(series: ArrayLike, name: str, *, finite: bool = True) -> np.ndarray:
+    """float64 ``[frames, atoms, 3]``; DataError for another shape, no frame, no atom, or, if asked, a NaN."""
+    series = np.asarray(series, np.float64)
+    if series.ndim != 3 or series.shape[2] != 3 or 0 in series.shape:
+        raise DataError(f"The {name} must be [frames, atoms, 3], not {list(series.shape)}.")
+    bad = np.argwhere(~np.isfinite(series).all(axis=2))
+    if finite and len(bad):
+        raise DataError(
+            f"The {name} of frame {bad[0][0]}, atom {bad[0][1]} are not finite: did the simulation explode? Analyse the "
+            "frames before that one."
+        )
+    return series
+
+
+def as_cells(cell: ArrayLike, frames: int) -> np.ndarray:
+    """float64 ``[frames, 3, 3]`` from one cell for all frames or from one for each."""
+    cell = np.asarray(cell, np.float64)
+    if cell.shape not in ((3, 3), (frames, 3, 3)):
+        raise DataError(f"The cell must be [3, 3] or [frames, 3, 3] with {frames} frames, not {list(cell.shape)}.")
+    return np.broadcast_to(cell, (frames, 3, 3))
+
+
+def as_numbers(numbers: ArrayLike, atoms: int) -> np.ndarray:
+    """int ``[atoms]``, one atomic number for each atom."""
+    numbers = np.asarray(numbers)
+    if numbers.shape != (atoms,):
+        raise DataError(f"The atomic numbers must be [{atoms}], one for each atom, not {list(numbers.shape)}.")
+    return numbers.astype(np.int64)
+
+
+def element(symbol: str | int, numbers: np.ndarray) -> int:
+    """The atomic number of a symbol (or of a number) that is among ``numbers``; ElementError otherwise."""
+    number = atomic_numbers.get(symbol, -1) if isinstance(symbol, str) else int(symbol)
+    if number not in numbers:
+        there = ", ".join(chemical_symbols[z] for z in np.unique(numbers))
+        raise ElementError(f"There is no {symbol!r} among the atoms: they are {there}.")
+    return number
+
+
+def _completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """The cell with vectors across the others where a direction that is not periodic has none."""
+    missing = ~pbc & (np.linalg.norm(cell, axis=1) < 1e-9)
+    lattice = cell.copy()
+    lattice[missing] = np.linalg.svd(cell[~missing], full_matrices=True)[2][3 - missing.sum() :]
+    if abs(np.linalg.det(lattice)) < 1e-9:
+        raise DataError(f"The cell can't be inverted: {cell.tolist()}. Give the lattice vectors as rows, in Å.")
+    return lattice
