@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -231,21 +231,24 @@ class Potential:
         """
         if hasattr(atoms, "positions"):
             return self._predict_batch([self.to_graph(cast("ase.Atoms", atoms), dtype)])[0]
-        graphs = []
-        for index, one in enumerate(cast("Sequence[ase.Atoms]", atoms)):
+        return list(self.iter_predict(cast("Sequence[ase.Atoms]", atoms), dtype=dtype, batch_atoms=batch_atoms))
+
+    def iter_predict(
+        self, frames: Iterable[ase.Atoms], *, dtype: str = "float32", batch_atoms: int = 1024
+    ) -> Iterator[Prediction]:
+        """As :meth:`predict` of a sequence, one by one: only the structures of one batch are in memory at a time."""
+        waiting: list[Graph] = []
+        for index, one in enumerate(frames):
             try:
-                graphs.append(self.to_graph(one, dtype))
+                graph = self.to_graph(one, dtype)
             except LeignnError as error:
                 raise type(error)(f"Structure {index}: {error}") from error
-        results: list[Prediction] = []
-        while len(results) < len(graphs):
-            start = end = len(results)
-            while end < len(graphs) and (
-                end == start or sum(g.shape[0] for g in graphs[start : end + 1]) <= batch_atoms
-            ):
-                end += 1
-            results += self._predict_batch(graphs[start:end])
-        return results
+            if waiting and sum(g.shape[0] for g in waiting) + graph.shape[0] > batch_atoms:
+                yield from self._predict_batch(waiting)
+                waiting = []
+            waiting.append(graph)
+        if waiting:
+            yield from self._predict_batch(waiting)
 
     def to_graph(self, atoms: ase.Atoms, dtype: str = "float32") -> Graph:
         """The graph of a structure for this potential, checked for unknown elements; raises as :meth:`predict`."""

@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     write_hdf5(folder / "train.h5", copper(12))
     write_hdf5(folder / "test.h5", copper(4, 1))
     command = ["train", "--train", folder / "train.h5", "--test", folder / "test.h5", "--out", folder / "run"]
-    done = leignn(*command, "run.epochs=2", "data.batch_size=4", *ARGUMENTS)
+    done = leignn(*command, "run.epochs=2", "data.batch_size=4", f"data.cache={folder / 'cache'}", *ARGUMENTS)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -37,6 +37,9 @@ def test_train_and_evaluate(run):
     assert json.loads(done.stdout)["test"]["structures"] == 4
     assert "report.html" in done.stderr
     assert done.stderr.count("epoch ") >= 2
+    assert "Building the cache" in done.stderr
+    assert "Reading train.h5 into the cache: 12 frames" in done.stderr
+    assert len(list((folder / "cache").glob("t*/meta.json"))) == 2
     potential = folder / "run" / "potential.safetensors"
     done = leignn("evaluate", potential, folder / "test.h5", "--json", folder / "e.json", "--plot", folder / "e.png")
     assert done.returncode == 0, done.stderr

@@ -70,18 +70,28 @@ def example(
         ElementError: an element without reference energy; names the frame.
         LeignnError: as :meth:`Graph.from_ase`, with the frame's name.
     """
-    unknown = sorted({int(z) for z in atoms.numbers} - {chemical_symbols.index(e) for e in references})
+    check_references(np.unique(atoms.numbers), references, name)
+    try:
+        graph = Graph.from_ase(atoms, cutoff, np.float32)
+    except LeignnError as error:
+        raise type(error)(f"{name}: {error}") from error
+    return labelled(graph, labels, references, weight)
+
+
+def check_references(numbers: Iterable[int], references: dict[str, float], name: str) -> None:
+    """Raise ElementError where an atomic number has no reference energy; ``name`` is the frame's."""
+    unknown = sorted({int(z) for z in numbers} - {chemical_symbols.index(e) for e in references})
     if unknown:
         raise ElementError(
             f"{name}: holds {chemical_symbols[unknown[0]]}, but the potential's elements are {', '.join(references)}. "
             "Train on frames of all elements, or name them in model.elements."
         )
-    try:
-        graph = Graph.from_ase(atoms, cutoff, np.float32)
-    except LeignnError as error:
-        raise type(error)(f"{name}: {error}") from error
-    count = len(atoms)
-    energy = 0.0 if labels.energy is None else labels.energy - reference_energy(atoms, references)
+
+
+def labelled(graph: Graph, labels: Labels, references: dict[str, float], weight: float = 1.0) -> Batch:
+    """The unpadded graph of one frame with its labels, in float32; every element of it stands in ``references``."""
+    count = len(graph.numbers)
+    energy = 0.0 if labels.energy is None else labels.energy - reference_energy(graph.numbers, references)
     return Batch(
         graph=graph,
         energy=np.array([energy], np.float32),
@@ -117,6 +127,19 @@ def collate(examples: Sequence[Batch], shape: Shape) -> Batch:
 def sizes_of(examples: Sequence[Batch]) -> np.ndarray:
     """``[frames, 3]`` atoms, pairs and neighbours of each example."""
     return np.array([e.graph.shape[:3] for e in examples])
+
+
+class Selection(Sequence[T]):
+    """Some items of a sequence in another order, taken from it when asked for."""
+
+    def __init__(self, items: Sequence[T], indices: np.ndarray):
+        self.items, self.indices = items, np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        return self.items[int(self.indices[index])]
 
 
 # ------------------------------------------------------------------------------------------------------------------- order
@@ -168,7 +191,7 @@ class BatchPlan(NamedTuple):
 _WORTH = 0.1
 
 
-def plan_batches(sizes: np.ndarray, batches: Sequence[np.ndarray], max_shapes: int = 3) -> BatchPlan:
+def plan_batches(sizes: np.ndarray, batches: Iterable[np.ndarray], max_shapes: int = 3) -> BatchPlan:
     """Choose at most ``max_shapes`` padded shapes for these batches, by least padding.
 
     Args:
@@ -176,8 +199,11 @@ def plan_batches(sizes: np.ndarray, batches: Sequence[np.ndarray], max_shapes: i
         batches: frame numbers of every batch that will ever be asked for, in blocks ``[batches, size]``.
         max_shapes: at least 1.
     """
-    graphs = max(b.shape[1] for b in batches)
-    totals = np.concatenate([_totals(sizes[b]) for b in batches])
+    graphs, parts = 0, []
+    for block in batches:
+        graphs = max(graphs, block.shape[1])
+        parts.append(_totals(sizes[block]))
+    totals = np.concatenate(parts)
     pairs = totals[:, 1]
     cuts = np.unique(np.quantile(pairs, np.linspace(0.05, 1.0, 20), method="higher"))
     best, best_cost = (cuts[-1],), float(len(pairs) * _round(totals.max(0), graphs).pairs)

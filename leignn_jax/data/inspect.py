@@ -10,8 +10,9 @@ import numpy as np
 
 from leignn_jax.data.batches import BatchPlan, epoch_order, plan_batches
 from leignn_jax.data.labels import Labels, read_labels
-from leignn_jax.data.readers import read_frames
+from leignn_jax.data.readers import iter_frames, read_frames
 from leignn_jax.data.statistics import Statistics, describe, find_duplicates
+from leignn_jax.data.table import tabulate
 from leignn_jax.neighbors import find_pairs
 
 # Epochs looked at for the plan; the training itself looks at all of its own.
@@ -114,7 +115,11 @@ def inspect_data(
             distances.append(pairs.distances)
     table = np.array(sizes)
     plan = plan_batches(table, [epoch_order(len(frames), batch_size, 0, e) for e in range(_EPOCHS)])
-    shared = None if against is None else find_duplicates(frames, read_frames(against, units=units))
+    shared = None
+    if against is not None:
+        bare = Labels(None, None, None)
+        others = tabulate((atoms, bare) for atoms in iter_frames(against, units=units))
+        shared = find_duplicates(tabulate((atoms, bare) for atoms in frames), others)
     return DataFacts(
         str(path), describe(frames, labels, cutoff), plan, shared, np.concatenate(distances), labels, table[:, 0]
     )

@@ -75,12 +75,6 @@ def read_labels(atoms: ase.Atoms, name: str = "frame", keys: Mapping[str, str | 
     return Labels(energy, forces, stress)
 
 
-def forces_rms(labels: Sequence[Labels]) -> float | None:
-    """Root mean square of all force components in eV/Å; None where no frame has forces."""
-    flat = [one.forces.ravel() for one in labels if one.forces is not None]
-    return float(np.sqrt(np.mean(np.concatenate(flat) ** 2))) if flat else None
-
-
 def _results(atoms) -> dict:
     return atoms.calc.results if atoms.calc is not None else {}
 

@@ -1,7 +1,7 @@
-"""Readers: one function from any supported file or folder to ``ase.Atoms`` with energy, forces and stress.
+"""Readers: from any supported file or folder to ``ase.Atoms`` with energy, forces and stress, one by one or all.
 
 ==========================  ===================================================================================
-.extxyz, .xyz               extended XYZ; also .xz, .gz, .bz2, unpacked in memory
+.extxyz, .xyz               extended XYZ; also .xz, .gz, .bz2, unpacked as it is read
 .npz                        raw MD17 and rMD17; other units than kcal/mol by ``units``
 folder with type.raw        DeePMD-kit, ``set.*/*.npy``, also several such folders under one
 folder with *.extxyz.xz     OC20 S2EF, each file with its .txt of reference energies
@@ -10,6 +10,8 @@ folder with *.extxyz.xz     OC20 S2EF, each file with its .txt of reference ener
 .h5, .hdf5                  HDF5 as :func:`write_hdf5` writes it, one group per composition
 all else                    whatever ``ase.io.read`` reads: traj, vasprun.xml, OUTCAR, cp2k, ...
 ==========================  ===================================================================================
+
+What is read frame by frame or in blocks never stands in memory whole: all but .npz and some formats of ASE.
 
 Pickled data (.pkl, .pt, the LMDBs of OC20 and the authors) is refused, since opening it would run whatever it says.
 """
@@ -22,9 +24,10 @@ import importlib
 import io
 import lzma
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import ase
 import ase.io
@@ -48,6 +51,8 @@ UNITS: dict[str, tuple[float, float]] = {
 }
 
 _UNPACK: dict[str, Callable] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+# Frames that are read at once where a file is read in blocks.
+_BLOCK = 256
 _PICKLED = (".lmdb", ".pkl", ".pickle", ".pt", ".pth", ".p")
 
 
@@ -61,37 +66,66 @@ def read_frames(path: str | os.PathLike, *, index: str = ":", units: str | None 
             which are in kcal/mol).
 
     Raises:
+        As :func:`iter_frames`; also a DataError where the slice is empty.
+    """
+    wanted = _slice(index)
+    frames = iter_frames(path, units=units)
+    if all(part is None or part >= 0 for part in (wanted.start, wanted.stop)) and (wanted.step or 1) > 0:
+        chosen = list(islice(frames, wanted.start, wanted.stop, wanted.step))
+    else:
+        chosen = list(frames)[wanted]
+    if not chosen:
+        raise DataError(f"{path}: no frames.")
+    return chosen
+
+
+def iter_frames(path: str | os.PathLike, *, units: str | None = None) -> Iterator[ase.Atoms]:
+    """The frames of a file or folder one by one, in its order; otherwise as :func:`read_frames`.
+
+    Raises:
         FileNotFoundError: there is nothing at ``path``.
-        FileFormatError: truncated, pickled, or of a form that no reader knows; names the file and the frame.
-        DataError: a file without frames.
         ConfigError: units that are not known.
+        FileFormatError: truncated, pickled, or of a form that no reader knows; names the file and the frame.
+        DataError: a file without frames. The last two come when the frame is reached.
     """
     path = Path(path)
     if units is not None and units not in UNITS:
         raise ConfigError(f"units: {units!r} is not known. One of {list(UNITS)}.")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")
-    reader = _reader(path)
-    try:
-        frames = reader(path)
-    except (FileFormatError, DataError, FileNotFoundError, PermissionError):
-        raise
-    except ImportError as error:
-        raise FileFormatError(f"{path}: reading it needs a package that is not installed: {error}.") from error
-    except Exception as error:
-        # ASE's readers raise anything at all on a damaged file.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise FileFormatError(f"{path}: can't be read ({reason}). Is it truncated or of another format?") from error
-    frames = frames[_slice(index)]
-    if not frames:
+    return _iter_checked(path, _reader(path), *(UNITS[units] if units is not None else _own_units(path)))
+
+
+_Reader = Callable[[Path], Iterator[ase.Atoms]]
+
+
+def _iter_checked(path: Path, reader: _Reader, energy: float, length: float) -> Iterator[ase.Atoms]:
+    """Frames in eV and Å; whatever a reader raises is made an error for people."""
+    frames = reader(path)
+    number = 0
+    while True:
+        try:
+            atoms = next(frames, None)
+        except (FileFormatError, DataError, FileNotFoundError, PermissionError):
+            raise
+        except ImportError as error:
+            raise FileFormatError(f"{path}: reading it needs a package that is not installed: {error}.") from error
+        except Exception as error:
+            # ASE's readers raise anything at all on a damaged file.
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            place = f"frame {number} " if number else ""
+            raise FileFormatError(
+                f"{path}: {place}can't be read ({reason}). Is it truncated or of another format?"
+            ) from error
+        if atoms is None:
+            break
+        yield atoms if (energy, length) == (1.0, 1.0) else _convert(atoms, energy, length)
+        number += 1
+    if number == 0:
         raise DataError(f"{path}: no frames.")
-    energy, length = UNITS[units] if units is not None else _own_units(path)
-    if (energy, length) != (1.0, 1.0):
-        frames = [_convert(atoms, energy, length) for atoms in frames]
-    return frames
 
 
-def _reader(path: Path) -> Callable[[Path], list[ase.Atoms]]:
+def _reader(path: Path) -> _Reader:
     if path.is_dir():
         if any(path.glob("type.raw")) or any(path.glob("*/type.raw")):
             return _read_deepmd
@@ -163,58 +197,53 @@ def _convert(atoms: ase.Atoms, energy: float, length: float) -> ase.Atoms:
 # ------------------------------------------------------------------------------------------------------------- the formats
 
 
-def _text(path: Path) -> str:
-    # ASE seeks in what it reads, which in a compressed file unpacks it from the start each time.
-    unpack = _UNPACK.get(path.suffix.lower())
-    try:
-        if unpack is None:
-            return path.read_text()
-        with unpack(path, "rt") as file:
-            return file.read()
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        raise FileFormatError(
-            f"{path}: the compressed file is damaged or cut short ({error}). Copy it again."
-        ) from error
-
-
-def _read_extxyz(path: Path) -> list[ase.Atoms]:
+def _read_extxyz(path: Path) -> Iterator[ase.Atoms]:
     from ase.io.extxyz import read_xyz
 
-    text = _text(path)
-    if not text.strip():
-        return []
-    frames: list[ase.Atoms] = []
-    try:
-        # One by one, so that an error can name its frame.
-        for atoms in read_xyz(io.StringIO(text), index=cast("int", slice(None))):
-            frames.append(atoms)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise FileFormatError(
-            f"{path}: frame {_bad_frame(text, len(frames))} can't be read ({reason}). Is the file cut short?"
-        ) from error
-    return frames
+    unpack = _UNPACK.get(path.suffix.lower())
+    number = 0
+    with open(path) if unpack is None else unpack(path, "rt") as file:
+        after = ""
+        while True:
+            # Frame by frame, so that an error can name its frame; ASE seeks in what it reads, which in a compressed file
+            # would unpack it from the start each time.
+            try:
+                text, after = _next_xyz(file, after)
+                if not text:
+                    return
+                (atoms,) = read_xyz(io.StringIO(text), index=cast("int", slice(None)))
+            except (EOFError, lzma.LZMAError, OSError) as error:
+                raise FileFormatError(
+                    f"{path}: frame {number}: the compressed file is damaged or cut short ({error}). Copy it again."
+                ) from error
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise FileFormatError(
+                    f"{path}: frame {number} can't be read ({reason}). Is the file cut short?"
+                ) from error
+            yield atoms
+            number += 1
 
 
-def _bad_frame(text: str, read: int) -> int:
-    """The first frame whose lines are not all there; else the one after those read."""
-    lines = text.splitlines()
-    line = number = 0
-    while line < len(lines):
-        try:
-            atoms = int(lines[line])
-        except ValueError:
-            return number
-        if line + 2 + atoms > len(lines):
-            return number
-        line += 2 + atoms
-        number += 1
-    return read
+def _next_xyz(file: IO[str], first: str) -> tuple[str, str]:
+    """The lines of the next frame, none at the end, and the line after them; ``first`` is that of the frame before."""
+    first = first or file.readline()
+    if not first.strip():
+        rest = next((line for line in file if line.strip()), None)
+        if rest is not None:
+            raise ValueError(f"a blank line before {rest.strip()[:40]!r}")
+        return "", ""
+    lines = [first, *islice(file, int(first) + 1)]
+    if len(lines) < int(first) + 2:
+        raise ValueError(f"{max(len(lines) - 2, 0)} of {int(first)} atoms are there")
+    after = file.readline()
+    while after.lstrip().startswith("VEC"):
+        lines.append(after)
+        after = file.readline()
+    return "".join(lines), after
 
 
-def _read_md17(path: Path) -> list[ase.Atoms]:
+def _read_md17(path: Path) -> Iterator[ase.Atoms]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     names = {
@@ -235,16 +264,13 @@ def _read_md17(path: Path) -> list[ase.Atoms]:
         raise FileFormatError(
             f"{path}: {len(energies)} energies, positions {positions.shape} and forces {forces.shape} do not fit together."
         )
-    return [
-        frame(found["numbers"], r, energy=e, forces=np.asarray(f, np.float64))
-        for r, e, f in zip(positions, energies, forces, strict=True)
-    ]
+    for r, e, f in zip(positions, energies, forces, strict=True):
+        yield frame(found["numbers"], r, energy=e, forces=np.asarray(f, np.float64))
 
 
-def _read_deepmd(path: Path) -> list[ase.Atoms]:
+def _read_deepmd(path: Path) -> Iterator[ase.Atoms]:
     from ase.data import atomic_numbers
 
-    frames = []
     for types in sorted([*path.glob("type.raw"), *path.glob("*/type.raw")]):
         folder = types.parent
         kinds = np.loadtxt(types, dtype=int, ndmin=1)
@@ -262,7 +288,7 @@ def _read_deepmd(path: Path) -> list[ase.Atoms]:
         numbers = np.array([atomic_numbers[s] for s in symbols])[kinds]
         periodic = not (folder / "nopbc").exists()
         for part in sorted(folder.glob("set.*")):
-            arrays = {f.stem: np.load(f, allow_pickle=False) for f in part.glob("*.npy")}
+            arrays = {f.stem: np.load(f, mmap_mode="r", allow_pickle=False) for f in part.glob("*.npy")}
             positions = arrays["coord"].reshape(-1, len(numbers), 3)
             count = len(positions)
             boxes = arrays["box"].reshape(count, 3, 3) if periodic else [None] * count
@@ -272,48 +298,52 @@ def _read_deepmd(path: Path) -> list[ase.Atoms]:
             for r, box, e, f, w in zip(positions, boxes, energies, forces, virials, strict=True):
                 # DeePMD's virial is minus the strain derivative: stress = -virial / volume.
                 stress = None if w is None or box is None else -w / abs(np.linalg.det(box))
-                frames.append(frame(numbers, r, cell=box, energy=e, forces=f, stress=stress))
-    return frames
+                yield frame(numbers, r, cell=box, energy=e, forces=f, stress=stress)
 
 
-def _read_s2ef(path: Path) -> list[ase.Atoms]:
+def _read_s2ef(path: Path) -> Iterator[ase.Atoms]:
     """OC20 S2EF: the .txt beside each file names system, frame and reference energy, which is subtracted."""
-    frames = []
     for file in sorted([*path.glob("*.extxyz.xz"), *path.glob("*.extxyz")]):
-        part = _read_extxyz(file)
         table = file.with_name(file.name.split(".extxyz")[0] + ".txt")
         if not table.exists():
             raise FileFormatError(f"{file}: its {table.name} is missing; without it there are no reference energies.")
         lines = [line.split(",") for line in table.read_text().split()]
-        if len(lines) != len(part):
-            raise FileFormatError(f"{table}: {len(lines)} lines for the {len(part)} frames of {file.name}.")
-        for atoms, (system, number, reference) in zip(part, lines, strict=True):
+        count = 0
+        for atoms in _read_extxyz(file):
+            count += 1
+            if count > len(lines):
+                continue
+            system, number, reference = lines[count - 1]
             atoms.info |= {"system": system, "frame": number}
             if atoms.calc is not None and "energy" in atoms.calc.results:
                 atoms.calc.results["energy"] -= float(reference)
-        frames += part
-    return frames
+            yield atoms
+        if count != len(lines):
+            raise FileFormatError(f"{table}: {len(lines)} lines for the {count} frames of {file.name}.")
 
 
-def _read_database(path: Path) -> list[ase.Atoms]:
+def _read_database(path: Path) -> Iterator[ase.Atoms]:
     from ase.db import connect
 
-    frames = []
-    for row in connect(path).select():
-        atoms = row.toatoms()
-        if atoms.calc is None and "total_energy" in row.key_value_pairs:
-            # ISO17 keeps its labels in the row and not in a calculator.
-            forces = row.data.get("atomic_forces")
-            atoms.calc = SinglePointCalculator(
-                atoms,
-                energy=row.key_value_pairs["total_energy"],
-                **({} if forces is None else {"forces": np.asarray(forces, np.float64)}),
-            )
-        frames.append(atoms)
-    return frames
+    database = connect(path)
+    last = 0
+    # In blocks: SQLite's rows are fetched all at once.
+    while rows := list(database.select(f"id>{last}", sort="id", limit=_BLOCK)):
+        for row in rows:
+            atoms = row.toatoms()
+            if atoms.calc is None and "total_energy" in row.key_value_pairs:
+                # ISO17 keeps its labels in the row and not in a calculator.
+                forces = row.data.get("atomic_forces")
+                atoms.calc = SinglePointCalculator(
+                    atoms,
+                    energy=row.key_value_pairs["total_energy"],
+                    **({} if forces is None else {"forces": np.asarray(forces, np.float64)}),
+                )
+            yield atoms
+        last = rows[-1].id
 
 
-def _read_aselmdb(path: Path) -> list[ase.Atoms]:
+def _read_aselmdb(path: Path) -> Iterator[ase.Atoms]:
     from ase.db import connect
 
     files = sorted(path.glob("*.aselmdb")) if path.is_dir() else [path]
@@ -321,19 +351,17 @@ def _read_aselmdb(path: Path) -> list[ase.Atoms]:
         importlib.import_module("ase_db_backends")  # registers the format with ASE
     except ImportError as error:
         raise FileFormatError(f"{path}: reading ASE's LMDB needs `pip install ase-db-backends`.") from error
-    frames = []
     for file in files:
-        frames += [row.toatoms() for row in connect(file, type="aselmdb", readonly=True).select()]
-    return frames
+        for row in connect(file, type="aselmdb", readonly=True).select():
+            yield row.toatoms()
 
 
 _HDF5_LABELS = ("energy", "forces", "stress")
 
 
-def _read_hdf5(path: Path) -> list[ase.Atoms]:
+def _read_hdf5(path: Path) -> Iterator[ase.Atoms]:
     import h5py
 
-    frames: list[ase.Atoms] = []
     with h5py.File(path, "r") as file:
         groups = [file] if "positions" in file else [item for item in file.values() if isinstance(item, h5py.Group)]
         if not groups:
@@ -342,17 +370,20 @@ def _read_hdf5(path: Path) -> list[ase.Atoms]:
             missing = [name for name in ("positions", "numbers") if name not in group]
             if missing:
                 raise FileFormatError(f"{path}: group {group.name} has no {missing[0]}.")
-            arrays = {name: np.asarray(group[name]) for name in group if isinstance(group[name], h5py.Dataset)}
-            count = len(arrays["positions"])
-            for name in (*_HDF5_LABELS, "cell", "pbc"):
-                if name in arrays and len(arrays[name]) != count:
+            numbers = np.asarray(group["numbers"])
+            sets = {
+                k: cast("h5py.Dataset", group[k]) for k in ("positions", *_HDF5_LABELS, "cell", "pbc") if k in group
+            }
+            count = len(sets["positions"])
+            for name, values in sets.items():
+                if len(values) != count:
                     raise FileFormatError(
-                        f"{path}: group {group.name} has {count} positions but {len(arrays[name])} of {name}."
+                        f"{path}: group {group.name} has {count} positions but {len(values)} of {name}."
                     )
-            for i in range(count):
-                values = {k: arrays[k][i] for k in (*_HDF5_LABELS, "cell", "pbc") if k in arrays}
-                frames.append(frame(arrays["numbers"], arrays["positions"][i], **values))
-    return frames
+            for start in range(0, count, _BLOCK):
+                block = {name: values[start : start + _BLOCK] for name, values in sets.items()}
+                for i in range(min(_BLOCK, count - start)):
+                    yield frame(numbers, **{name: values[i] for name, values in block.items()})
 
 
 def write_hdf5(path: str | os.PathLike, frames: Sequence[ase.Atoms]) -> None:
@@ -384,6 +415,5 @@ def write_hdf5(path: str | os.PathLike, frames: Sequence[ase.Atoms]) -> None:
     write_atomically(Path(path), buffer.getvalue())
 
 
-def _read_by_ase(path: Path) -> list[ase.Atoms]:
-    frames = ase.io.read(path, index=":")
-    return frames if isinstance(frames, list) else [frames]
+def _read_by_ase(path: Path) -> Iterator[ase.Atoms]:
+    return iter(ase.io.iread(path, index=":"))

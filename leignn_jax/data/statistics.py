@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import ase
 import numpy as np
 from ase.data import covalent_radii
 
-from leignn_jax.data.labels import Labels, forces_rms
-from leignn_jax.data.references import elements_of, fit_reference_energies, reference_energy
+from leignn_jax.data.labels import Labels
+from leignn_jax.data.references import fit_reference_energies, residual_energies
+from leignn_jax.data.table import FrameTable, tabulate
 from leignn_jax.errors import DataError
 from leignn_jax.neighbors import find_pairs
 
@@ -75,37 +74,33 @@ def describe(frames: Sequence[ase.Atoms], labels: Sequence[Labels], cutoff: floa
         shortest = min(shortest, float(np.min(pairs.distances, initial=np.inf)))
     neighbors = np.concatenate(counts)
     sizes = np.array([len(atoms) for atoms in frames])
-    with_energy = [i for i, one in enumerate(labels) if one.energy is not None]
-    references, residuals = {}, np.zeros(0)
-    if with_energy:
-        chosen, energies = [frames[i] for i in with_energy], [labels[i].energy or 0.0 for i in with_energy]
-        references = fit_reference_energies(chosen, energies)
-        residuals = np.array(
-            [(e - reference_energy(a, references)) / len(a) for a, e in zip(chosen, energies, strict=True)]
-        )
+    table = tabulate(zip(frames, labels, strict=True))
+    references = fit_reference_energies(table)
+    residuals = residual_energies(table, references)
+    residuals = residuals[np.isfinite(residuals)]
     forces = [one.forces for one in labels if one.forces is not None]
     flat = np.concatenate([f.ravel() for f in forces]) if forces else np.zeros(0)
     stresses = [one.stress for one in labels if one.stress is not None]
-    elements = Counter(s for atoms in frames for s in atoms.get_chemical_symbols())
+    of_each = table.counts[table.kind].sum(0)
     return Statistics(
         frames=len(frames),
         atoms=int(sizes.sum()),
         atoms_per_frame=_range(sizes),
         neighbors_per_atom=_range(neighbors),
-        elements={e: elements[e] for e in elements_of(frames)},
-        compositions=len({atoms.get_chemical_formula() for atoms in frames}),
+        elements={e: int(n) for e, n in zip(table.elements, of_each, strict=True)},
+        compositions=len(table.counts),
         reference_energies=references,
         energy_spread=float(residuals.std()) if len(residuals) else None,
-        forces_rms=forces_rms(labels),
+        forces_rms=table.forces_rms(),
         forces_max=float(np.abs(flat).max()) if forces else None,
         stress_rms=float(np.sqrt(np.mean(np.square(stresses)))) if stresses else None,
-        energies=len(with_energy),
+        energies=len(residuals),
         forces=len(forces),
         stresses=len(stresses),
         periodic=sum(bool(atoms.pbc.any()) for atoms in frames),
         shortest_distance=shortest,
-        outliers=find_outliers(frames, labels),
-        duplicates=find_duplicates(frames),
+        outliers=find_outliers(table),
+        duplicates=find_duplicates(table),
     )
 
 
@@ -113,29 +108,22 @@ def _range(values: np.ndarray) -> tuple[int, float, int]:
     return int(values.min()), float(values.mean()), int(values.max())
 
 
-def fingerprint(atoms: ase.Atoms) -> str:
-    """The same for frames with the same atoms at the same places, to 1e-4 Å."""
-    digest = hashlib.sha256(atoms.numbers.astype(np.int32).tobytes())
-    for values in (atoms.positions, np.asarray(atoms.cell)):
-        digest.update((np.round(values, 4) + 0.0).tobytes())
-    digest.update(np.asarray(atoms.pbc).tobytes())
-    return digest.hexdigest()
+def find_duplicates(table: FrameTable, other: FrameTable | None = None) -> list[tuple[int, int]]:
+    """Frames that stand twice in ``table``, or in ``table`` and in ``other``: their numbers."""
+    prints = _sortable(table.fingerprint)
+    order = np.argsort(prints, kind="stable")
+    ordered = prints[order]
+    wanted = prints if other is None else _sortable(other.fingerprint)
+    place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    first = order[place]
+    found = ordered[place] == wanted
+    if other is None:
+        found &= first != np.arange(len(first))
+    return [(int(first[j]), int(j)) for j in np.flatnonzero(found)]
 
 
-def find_duplicates(frames: Sequence[ase.Atoms], others: Sequence[ase.Atoms] | None = None) -> list[tuple[int, int]]:
-    """Frames that stand twice in ``frames``, or in ``frames`` and in ``others``: their numbers."""
-    seen: dict[str, int] = {}
-    if others is None:
-        pairs = []
-        for i, atoms in enumerate(frames):
-            first = seen.setdefault(fingerprint(atoms), i)
-            if first != i:
-                pairs.append((first, i))
-        return pairs
-    for i, atoms in enumerate(frames):
-        seen.setdefault(fingerprint(atoms), i)
-    found = [(seen.get(fingerprint(atoms)), i) for i, atoms in enumerate(others)]
-    return [(i, j) for i, j in found if i is not None]
+def _sortable(prints: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(prints).view("S32").ravel()
 
 
 # Beyond these a label is of another unit or of a calculation gone wrong: no chemistry that a potential is trained on
@@ -146,72 +134,77 @@ _FORCES_RATIO = 30.0  # of a frame's force RMS to the set's median, and of one s
 _BOND = (0.35, 4.0)  # shortest distance over the sum of the covalent radii, median of the frames
 
 
-def find_outliers(frames: Sequence[ase.Atoms], labels: Sequence[Labels]) -> list[Outlier]:
+def find_outliers(table: FrameTable) -> list[Outlier]:
     """Frames whose forces or energies are far from those of the rest."""
     found = []
-    rms = np.array([np.nan if one.forces is None else np.sqrt((one.forces**2).mean()) for one in labels])
+    rms = np.sqrt(table.forces_square / (3 * table.atoms))
     there = np.isfinite(rms)
     if there.any():
         usual = float(np.median(rms[there]))
         for i in np.flatnonzero(there & (rms > _FORCES_RATIO * max(usual, 0.05))):
             found.append(Outlier(int(i), f"force RMS {rms[i]:.3g} eV/Å, the set's median is {usual:.3g}"))
-    with_energy = [i for i, one in enumerate(labels) if one.energy is not None]
-    if len(with_energy) > 3:
-        chosen, energies = [frames[i] for i in with_energy], [labels[i].energy or 0.0 for i in with_energy]
-        per_atom = np.array([e / len(a) for a, e in zip(chosen, energies, strict=True)])
-        kinds = [a.get_chemical_formula(empirical=True) for a in chosen]
-        for kind in set(kinds):
-            mine = np.flatnonzero([k == kind for k in kinds])
-            if len(mine) < 4:
-                continue
-            middle = float(np.median(per_atom[mine]))
-            spread = float(np.median(np.abs(per_atom[mine] - middle)))
-            far = np.abs(per_atom[mine] - middle) > max(1000 * spread, _ENERGY_SPREAD)
-            for i in mine[far]:
-                found.append(
-                    Outlier(with_energy[i], f"energy {per_atom[i]:.6g} eV/atom, the median of {kind} is {middle:.6g}")
-                )
+    per_atom = table.energy / table.atoms
+    with_energy = np.flatnonzero(np.isfinite(per_atom))
+    # Compositions in lowest terms: energies per atom of a cell and of its supercell are one kind.
+    reduced = table.counts // np.gcd.reduce(table.counts, axis=1, keepdims=True)
+    formula, of_kind = np.unique(reduced, axis=0, return_inverse=True)
+    formula_of = of_kind.reshape(-1)[table.kind]
+    # Sorted by formula, so that each is looked at once however many there are.
+    with_energy = with_energy[np.argsort(formula_of[with_energy], kind="stable")]
+    starts = np.flatnonzero(np.diff(formula_of[with_energy], prepend=-1))
+    for mine in np.split(with_energy, starts[1:]):
+        if len(mine) < 4:
+            continue
+        middle = float(np.median(per_atom[mine]))
+        spread = float(np.median(np.abs(per_atom[mine] - middle)))
+        far = np.abs(per_atom[mine] - middle) > max(1000 * spread, _ENERGY_SPREAD)
+        for i in mine[far]:
+            kind = _formula(table.elements, formula[formula_of[i]])
+            found.append(Outlier(int(i), f"energy {per_atom[i]:.6g} eV/atom, the median of {kind} is {middle:.6g}"))
     return sorted(found)
 
 
-def check_frames(frames: Sequence[ase.Atoms], labels: Sequence[Labels], names: Sequence[str]) -> None:
+def _formula(elements: Sequence[str], counts: np.ndarray) -> str:
+    symbols = [e for e, count in zip(elements, counts, strict=True) for _ in range(count)]
+    return ase.Atoms(symbols).get_chemical_formula()
+
+
+def check_frames(table: FrameTable, names: Sequence[str], some: Iterable[ase.Atoms] = ()) -> None:
     """Refuse labels that can't be what they claim: another unit, a calculation gone wrong, nothing to train on.
 
     Args:
-        frames: structures, Å.
-        labels: of each frame.
+        table: of the frames.
         names: what to call each frame, its file and number.
+        some: a few of the frames, to see whether their distances are in Å.
 
     Raises:
         DataError: names the frame and says what to do.
     """
     advice = "Check the units (data.units), take the frame out, or set data.allow_unusual=true."
-    if all(one.energy is None and one.forces is None for one in labels):
+    with_energy = np.flatnonzero(np.isfinite(table.energy))
+    with_forces = np.isfinite(table.forces_square)
+    if not len(with_energy) and not with_forces.any():
         raise DataError(f"{names[0]}: no energy and no forces in any frame. Are they under other names (data.keys)?")
-    some_forces = [i for i, one in enumerate(labels) if one.forces is not None]
-    missing = [i for i, one in enumerate(labels) if one.forces is None and len(frames[i]) > 1]
-    if some_forces and missing:
+    missing = np.flatnonzero(~with_forces & (table.atoms > 1))
+    if with_forces.any() and len(missing):
         raise DataError(
-            f"{names[missing[0]]}: has no forces, but {len(some_forces)} other frames have. Take it out of the file, or "
+            f"{names[missing[0]]}: has no forces, but {with_forces.sum()} other frames have. Take it out of the file, or "
             "name the forces by data.keys."
         )
-    outliers = find_outliers(frames, labels)
+    outliers = find_outliers(table)
     if outliers:
         raise DataError(f"{names[outliers[0].frame]}: {outliers[0].reason}. {advice}")
-    if some_forces:
-        rms = forces_rms(labels) or 0.0
-        if rms > _FORCES_RMS:
-            raise DataError(f"{names[some_forces[0]]}: the forces' RMS over the set is {rms:.4g} eV/Å. {advice}")
-    with_energy = [i for i, one in enumerate(labels) if one.energy is not None]
+    rms = table.forces_rms()
+    if rms is not None and rms > _FORCES_RMS:
+        first = names[int(np.argmax(with_forces))]
+        raise DataError(f"{first}: the forces' RMS over the set is {rms:.4g} eV/Å. {advice}")
     if len(with_energy) > 1:
-        chosen, energies = [frames[i] for i in with_energy], [labels[i].energy or 0.0 for i in with_energy]
-        references = fit_reference_energies(chosen, energies)
-        residuals = [(e - reference_energy(a, references)) / len(a) for a, e in zip(chosen, energies, strict=True)]
-        if np.std(residuals) > _ENERGY_SPREAD:
+        spread = residual_energies(table, fit_reference_energies(table))[with_energy].std()
+        if spread > _ENERGY_SPREAD:
             raise DataError(
-                f"{names[with_energy[0]]}: energies per atom scatter by {np.std(residuals):.4g} eV over the set. {advice}"
+                f"{names[with_energy[0]]}: energies per atom scatter by {spread:.4g} eV over the set. {advice}"
             )
-    ratios = [r for atoms in frames[:: max(1, len(frames) // 50)] if (r := _bond_ratio(atoms)) is not None]
+    ratios = [r for atoms in some if (r := _bond_ratio(atoms)) is not None]
     if ratios and not _BOND[0] < np.median(ratios) < _BOND[1]:
         raise DataError(
             f"{names[0]}: atoms are {np.median(ratios):.3g} covalent bond lengths apart: positions don't seem to be in Å. "
@@ -219,10 +212,9 @@ def check_frames(frames: Sequence[ase.Atoms], labels: Sequence[Labels], names: S
         )
 
 
-def compare_sets(train: Sequence[Labels], others: Sequence[Labels], train_name: str, other_name: str) -> None:
+def compare_sets(train: FrameTable, other: FrameTable, train_name: str, other_name: str) -> None:
     """Refuse a validation or test set whose forces are of another unit than those of train (DataError)."""
-
-    a, b = forces_rms(train), forces_rms(others)
+    a, b = train.forces_rms(), other.forces_rms()
     if a and b and not 1 / _FORCES_RATIO < b / a < _FORCES_RATIO:
         raise DataError(
             f"{other_name}: the forces' RMS is {b:.4g} eV/Å, but {a:.4g} in {train_name}. Check the units of both, or set "

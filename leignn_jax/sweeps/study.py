@@ -128,7 +128,7 @@ def _train_group(study: StudyConfig, configs: Sequence[TrainConfig], progress: b
     """Members of one shape, lot by lot."""
     config = configs[0]
     sweep_devices, data_devices = study.mesh
-    prepared = prepare(config, data_devices)
+    prepared = prepare(config, data_devices, progress)
     lot = min(study.members_at_once or len(configs), len(configs))
     # All lots have one size, so that one program serves them; the last is filled up with copies.
     lot = -(-lot // sweep_devices) * sweep_devices

@@ -37,6 +37,9 @@ class DataSettings(_Section):
     reference_energies: "fit" by least squares, "isolated" from ``isolated_atoms``, or numbers in eV by symbol.
     batch_size: frames per batch; accumulate: batches per update.
     allow_unusual: train although labels look like another unit's.
+    cache: folder for the frames and their neighbours on disk, for sets larger than memory or slow to read. Each file
+        becomes a store in a folder of its own, named by the content of the file, cutoff, units and keys, and built again
+        where one of these changes or the store is damaged. Results are the same to the last bit. None: in memory.
     """
 
     train: Path | None = None
@@ -53,6 +56,7 @@ class DataSettings(_Section):
     batch_size: Count = 8
     accumulate: Count = 1
     allow_unusual: bool = False
+    cache: Path | None = None
 
 
 class LossSettings(_Section):
@@ -155,6 +159,10 @@ class TrainConfig(_Section):
         if missing:
             raise ConfigError(f"model.elements lacks {missing[0]}, which the data hold.")
         return preset(name, variant=variant, **settings)
+
+    def cutoff(self) -> float:
+        """The model's cutoff in Å, whatever the elements of the data."""
+        return self.model_for(self.model.get("elements", ("H",))).cutoff
 
     def hyperparameters(self, steps_per_epoch: int) -> Hyperparameters:
         """The numbers of the training as arrays' worth of floats."""

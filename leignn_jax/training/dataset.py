@@ -4,33 +4,84 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import ase
 import numpy as np
+from ase.data import atomic_numbers
 
-from leignn_jax.data.batches import Batch, BatchPlan, Shape, epoch_order, example, in_order, plan_batches, sizes_of
-from leignn_jax.data.labels import Labels, forces_rms, read_labels
-from leignn_jax.data.readers import read_frames
-from leignn_jax.data.references import elements_of, fit_reference_energies, isolated_atom_energies
+from leignn_jax.data.batches import (
+    Batch,
+    BatchPlan,
+    Selection,
+    Shape,
+    check_references,
+    epoch_order,
+    example,
+    in_order,
+    plan_batches,
+    sizes_of,
+)
+from leignn_jax.data.labels import Labels, read_labels
+from leignn_jax.data.readers import iter_frames
+from leignn_jax.data.references import fit_reference_energies, isolated_atom_energies
 from leignn_jax.data.statistics import check_frames, compare_sets, find_duplicates
+from leignn_jax.data.store import Store, cached_store
+from leignn_jax.data.table import FrameTable, tabulate
 from leignn_jax.errors import ConfigError, DataError, ElementError
 from leignn_jax.training.config import DataSettings
+from leignn_jax.training.logs import count_frames
+
+
+class Names(Sequence[str]):
+    """What frames of a file are called in errors: the file and the frame's number in it."""
+
+    def __init__(self, path: Path, indices: np.ndarray):
+        self.path, self.indices = path, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        return f"{self.path}: frame {self.indices[index]}"
 
 
 class Frames(NamedTuple):
-    """Frames of one set with their labels and names (file and number)."""
+    """Frames of one set: some of those of a file, in memory or in a store on disk.
 
-    atoms: list[ase.Atoms]
-    labels: list[Labels]
-    names: list[str]
+    path: the file.
+    source: all frames of the file, with their labels, or the store that holds them.
+    indices: ``[frames]`` which of them make the set.
+    table: facts about those.
+    """
 
-    def take(self, indices: Sequence[int]) -> Frames:
+    path: Path
+    source: Sequence[tuple[ase.Atoms, Labels]] | Store
+    indices: np.ndarray
+    table: FrameTable
+
+    # `len` of a NamedTuple is the number of its fields.
+    @property
+    def size(self) -> int:
+        """How many frames."""
+        return len(self.indices)
+
+    @property
+    def names(self) -> Names:
+        """File and number of each frame."""
+        return Names(self.path, self.indices)
+
+    def frame(self, i: int) -> tuple[ase.Atoms, Labels]:
+        """Frame i of the set."""
+        place = int(self.indices[i])
+        return self.source.frame(place) if isinstance(self.source, Store) else self.source[place]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Frames:
         """Some of them."""
-        return Frames(
-            [self.atoms[i] for i in indices], [self.labels[i] for i in indices], [self.names[i] for i in indices]
-        )
+        chosen = np.asarray(indices, np.int64)
+        return self._replace(indices=self.indices[chosen], table=self.table.take(chosen))
 
 
 class Splits(NamedTuple):
@@ -43,21 +94,38 @@ class Splits(NamedTuple):
     hashes: dict[str, str]
 
 
-def load_frames(path: Path, data: DataSettings) -> Frames:
-    """Frames of one file with checked labels."""
-    atoms = read_frames(path, units=data.units)
-    names = [f"{path}: frame {i}" for i in range(len(atoms))]
-    labels = [
-        read_labels(one, name, {str(k): v for k, v in data.keys.items()})
-        for one, name in zip(atoms, names, strict=True)
-    ]
+def load_frames(
+    path: Path, data: DataSettings, cutoff: float, sha256: str | None = None, progress: bool | None = False
+) -> Frames:
+    """Frames of one file with checked labels.
+
+    Args:
+        path: a file or folder.
+        data: units, keys, and where the cache is.
+        cutoff: Å, of the pairs in the cache.
+        sha256: of the file, None keeps its frames in memory.
+        progress: show how the cache is built; None where there is a terminal or notebook.
+    """
+    keys = {str(k): v for k, v in data.keys.items()}
+    if data.cache is None or sha256 is None:
+        source: list[tuple[ase.Atoms, Labels]] | Store = [
+            (atoms, read_labels(atoms, f"{path}: frame {i}", keys))
+            for i, atoms in enumerate(iter_frames(path, units=data.units))
+        ]
+        table = tabulate(source)
+    else:
+        watch = partial(count_frames, doing=f"Reading {path.name} into the cache", show=progress)
+        source = cached_store(data.cache, path, sha256, cutoff, units=data.units, keys=keys, watch=watch)
+        table = source.table
+    frames = Frames(path, source, np.arange(len(source)), table)
     if not data.allow_unusual:
-        check_frames(atoms, labels, names)
-    return Frames(atoms, labels, names)
+        some = (frames.frame(i)[0] for i in range(0, frames.size, max(1, frames.size // 50)))
+        check_frames(table, frames.names, some)
+    return frames
 
 
-def load_splits(data: DataSettings) -> Splits:
-    """All sets that the settings name, checked against each other.
+def load_splits(data: DataSettings, cutoff: float, progress: bool | None = False) -> Splits:
+    """All sets that the settings name, checked against each other; ``cutoff`` and ``progress`` as in load_frames.
 
     Raises:
         ConfigError: no train file.
@@ -66,16 +134,20 @@ def load_splits(data: DataSettings) -> Splits:
     """
     if data.train is None:
         raise ConfigError("data.train: name a file of frames to train on.")
-    train = load_frames(data.train, data)
-    if data.max_frames is not None:
-        train = train.take(range(min(data.max_frames, len(train.atoms))))
     files = {"train": data.train, "validation": data.validation, "test": data.test}
     hashes = {name: hash_path(path) for name, path in files.items() if path is not None}
+
+    def load(name: str, path: Path) -> Frames:
+        return load_frames(path, data, cutoff, hashes[name], progress)
+
+    train = load("train", data.train)
+    if data.max_frames is not None:
+        train = train.take(range(min(data.max_frames, train.size)))
     held_out: list[int] = []
     if data.validation is not None:
-        validation = load_frames(data.validation, data)
+        validation = load("validation", data.validation)
     else:
-        count = len(train.atoms)
+        count = train.size
         if count < 2:
             raise DataError(f"{data.train}: {count} frame is too few to train and validate on. Add frames.")
         chosen = np.random.default_rng(data.split_seed).permutation(count)
@@ -83,7 +155,7 @@ def load_splits(data: DataSettings) -> Splits:
         held_out = sorted(int(i) for i in chosen[:size])
         validation = train.take(held_out)
         train = train.take(sorted(int(i) for i in chosen[size:]))
-    test = load_frames(data.test, data) if data.test is not None else None
+    test = load("test", data.test) if data.test is not None else None
     for name, other in (("validation", validation), ("test", test)):
         if other is not None:
             _check_against(train, other, name, data)
@@ -91,22 +163,29 @@ def load_splits(data: DataSettings) -> Splits:
 
 
 def _check_against(train: Frames, other: Frames, name: str, data: DataSettings) -> None:
-    known = set(elements_of(train.atoms))
-    for atoms, label in zip(other.atoms, other.names, strict=True):
-        new = set(atoms.get_chemical_symbols()) - known
-        if new and not isinstance(data.reference_energies, dict) and data.isolated_atoms is None:
-            raise ElementError(
-                f"{label}: holds {', '.join(sorted(new))}, which no frame of train holds: nothing could be learned about it."
-            )
+    new = sorted(set(other.table.present()) - set(train.table.present()))
+    if new and not isinstance(data.reference_energies, dict) and data.isolated_atoms is None:
+        first, found = _first_with(other, new)
+        raise ElementError(
+            f"{first}: holds {', '.join(found)}, which no frame of train holds: nothing could be learned about it."
+        )
     if not data.allow_unusual:
-        compare_sets(train.labels, other.labels, "train", name)
-        twice = find_duplicates(train.atoms, other.atoms)
+        compare_sets(train.table, other.table, "train", name)
+        twice = find_duplicates(train.table, other.table)
         if twice:
             i, j = twice[0]
             raise DataError(
                 f"{other.names[j]} is the same structure as {train.names[i]} ({len(twice)} such): the {name} error would "
                 "flatter. Take them out of one file, or set data.allow_unusual=true."
             )
+
+
+def _first_with(frames: Frames, elements: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of the first frame that holds one of these elements, and those that it holds."""
+    table = frames.table
+    counts = table.counts[:, [table.elements.index(e) for e in elements]]
+    first = int(np.argmax(np.isin(table.kind, np.flatnonzero(counts.sum(1)))))
+    return frames.names[first], [e for e, n in zip(elements, counts[table.kind[first]], strict=True) if n]
 
 
 def references_for(train: Frames, data: DataSettings) -> dict[str, float]:
@@ -116,21 +195,19 @@ def references_for(train: Frames, data: DataSettings) -> dict[str, float]:
     elif data.reference_energies == "isolated":
         if data.isolated_atoms is None:
             raise ConfigError("data.isolated_atoms: name the file of isolated atoms.")
-        frames = load_frames(data.isolated_atoms, data.model_copy(update={"allow_unusual": True}))
-        without = [name for name, one in zip(frames.names, frames.labels, strict=True) if one.energy is None]
+        loose = data.model_copy(update={"allow_unusual": True})
+        frames = load_frames(data.isolated_atoms, loose, cutoff=0.0)
+        isolated = [frames.frame(i) for i in range(frames.size)]
+        without = [name for name, (_, one) in zip(frames.names, isolated, strict=True) if one.energy is None]
         if without:
             raise DataError(f"{without[0]}: has no energy.")
-        references = isolated_atom_energies(frames.atoms, [one.energy or 0.0 for one in frames.labels])
-    else:
-        chosen = [i for i, one in enumerate(train.labels) if one.energy is not None]
-        elements = elements_of(train.atoms)
-        if not chosen:
-            return dict.fromkeys(elements, 0.0)
-        fitted = fit_reference_energies(
-            [train.atoms[i] for i in chosen], [train.labels[i].energy or 0.0 for i in chosen]
+        references = isolated_atom_energies(
+            [atoms for atoms, _ in isolated], [one.energy or 0.0 for _, one in isolated]
         )
-        return {e: fitted.get(e, 0.0) for e in elements}
-    missing = sorted(set(elements_of(train.atoms)) - references.keys())
+    else:
+        fitted = fit_reference_energies(train.table)
+        return {e: fitted.get(e, 0.0) for e in train.table.present()}
+    missing = sorted(set(train.table.present()) - references.keys())
     if missing:
         raise DataError(f"There is no reference energy of {missing[0]}, which train holds.")
     return references
@@ -138,14 +215,14 @@ def references_for(train: Frames, data: DataSettings) -> dict[str, float]:
 
 def force_scale(train: Frames) -> float:
     """RMS of the force components in eV/Å, the natural scale of a potential (1 where there are no forces)."""
-    rms = forces_rms(train.labels) or 0.0
+    rms = train.table.forces_rms() or 0.0
     return rms if rms > 1e-6 else 1.0
 
 
 class ExampleSet(NamedTuple):
     """Examples and the shapes that their batches take."""
 
-    examples: list[Batch]
+    examples: Sequence[Batch]
     sizes: np.ndarray
     plan: BatchPlan
 
@@ -153,28 +230,34 @@ class ExampleSet(NamedTuple):
         return self.plan.shape_for(self.sizes[indices])
 
 
-def make_examples(frames: Frames, cutoff: float, references: dict[str, float]) -> list[Batch]:
-    """One labelled graph per frame."""
-    return [
-        example(atoms, labels, cutoff, references, name)
-        for atoms, labels, name in zip(frames.atoms, frames.labels, frames.names, strict=True)
-    ]
+def make_examples(frames: Frames, cutoff: float, references: dict[str, float]) -> tuple[Sequence[Batch], np.ndarray]:
+    """One labelled graph per frame, and their sizes [frames, 3]; those of a store are read when they are asked for."""
+    if isinstance(frames.source, Store):
+        unknown = sorted(set(frames.table.present()) - references.keys())
+        if unknown:
+            first, _ = _first_with(frames, unknown)
+            check_references([atomic_numbers[e] for e in unknown], references, first)
+        return Selection(frames.source.with_references(references), frames.indices), frames.source.sizes[frames.indices]
+    examples = [example(*frames.frame(i), cutoff, references, name) for i, name in enumerate(frames.names)]
+    return examples, sizes_of(examples)
 
 
-def training_set(examples: list[Batch], data: DataSettings, epochs: int) -> ExampleSet:
+def training_set(
+    frames: Frames, cutoff: float, references: dict[str, float], data: DataSettings, epochs: int
+) -> ExampleSet:
     """Examples with a plan for every batch of all epochs."""
-    sizes = sizes_of(examples)
-    batches = [epoch_order(len(examples), data.batch_size, data.order_seed, e) for e in range(epochs)]
+    examples, sizes = make_examples(frames, cutoff, references)
+    batches = (epoch_order(len(examples), data.batch_size, data.order_seed, e) for e in range(epochs))
     return ExampleSet(examples, sizes, plan_batches(sizes, batches))
 
 
-def evaluation_set(examples: list[Batch], batch_size: int) -> ExampleSet:
+def evaluation_set(frames: Frames, cutoff: float, references: dict[str, float], batch_size: int) -> ExampleSet:
     """Examples with a plan for batches in order, the largest frames first so that batches are of like size."""
-    sizes = sizes_of(examples)
+    examples, sizes = make_examples(frames, cutoff, references)
     order = np.argsort(-sizes[:, 1], kind="stable")
-    examples = [examples[i] for i in order]
     sizes = sizes[order]
-    return ExampleSet(examples, sizes, plan_batches(sizes, in_order(len(examples), batch_size), max_shapes=2))
+    plan = plan_batches(sizes, in_order(len(examples), batch_size), max_shapes=2)
+    return ExampleSet(Selection(examples, order), sizes, plan)
 
 
 def hash_path(path: Path) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+import ase
 import numpy as np
 
 from leignn_jax.data.labels import Labels, read_labels
-from leignn_jax.data.readers import read_frames
+from leignn_jax.data.readers import iter_frames
 from leignn_jax.errors import LeignnError
-from leignn_jax.potential import Potential, Prediction
+from leignn_jax.potential import Potential
 
 
 class Evaluation(NamedTuple):
@@ -52,26 +54,34 @@ def evaluate(
         LeignnError: frames that can't be read or that hold another element; names file and frame.
     """
     if isinstance(data, str | Path):
-        frames = read_frames(data, units=units)
-        names = [f"{data}: frame {i}" for i in range(len(frames))]
+        frames, file = iter_frames(data, units=units), f"{data}: "
     else:
-        frames = list(data)
-        names = [f"frame {i}" for i in range(len(frames))]
-    labels = [read_labels(one, name, keys) for one, name in zip(frames, names, strict=True)]
-    for atoms, name in zip(frames, names, strict=True):
-        try:
-            potential.check_elements(atoms.numbers)
-        except LeignnError as error:
-            raise type(error)(f"{name}: {error}") from error
-    predictions = cast("list[Prediction]", potential.predict(frames, dtype=dtype))
-    return compare(potential, frames, labels, predictions, direct)
+        frames, file = iter(data), ""
+
+    def checked() -> Iterator[tuple[ase.Atoms, Labels]]:
+        for i, atoms in enumerate(frames):
+            name = f"{file}frame {i}"
+            labels = read_labels(atoms, name, keys)
+            try:
+                potential.check_elements(atoms.numbers)
+            except LeignnError as error:
+                raise type(error)(f"{name}: {error}") from error
+            yield atoms, labels
+
+    return compare(potential, checked(), direct, dtype)
 
 
-def compare(potential: Potential, frames, labels: Sequence[Labels], predictions, direct: bool = False) -> Evaluation:
-    """The evaluation of predictions made before."""
+def compare(
+    potential: Potential, frames: Iterable[tuple[ase.Atoms, Labels]], direct: bool = False, dtype: str = "float32"
+) -> Evaluation:
+    """The evaluation of labelled frames, which need not be in memory together; arguments as in :func:`evaluate`."""
     _, references = potential.split_references()
+    labelled, ahead = tee(frames)
+    predictions = potential.iter_predict((atoms for atoms, _ in ahead), dtype=dtype)
     energies, forces, stresses = [], [], []
-    for atoms, label, prediction in zip(frames, labels, predictions, strict=True):
+    count = 0
+    for (atoms, label), prediction in zip(labelled, predictions, strict=True):
+        count += 1
         if label.energy is not None:
             base = references[atoms.numbers].sum()
             energies.append([(label.energy - base) / len(atoms), (prediction.energy - base) / len(atoms)])
@@ -93,5 +103,5 @@ def compare(potential: Potential, frames, labels: Sequence[Labels], predictions,
         found[f"{name}_rmse_{units[name]}"] = float(np.sqrt((error**2).mean())) if len(error) else None
     shift = tables["energy"]
     found["energy_offset_mev_per_atom"] = float(1e3 * (shift[:, 1] - shift[:, 0]).mean()) if len(shift) else None
-    found["structures"] = len(frames)
+    found["structures"] = count
     return Evaluation(found, tables["energy"], tables["forces"], tables["stress"])

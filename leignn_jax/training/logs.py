@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.files import write_atomically
 
 if TYPE_CHECKING:
     from leignn_jax.training.config import TrainConfig
+
+
+T = TypeVar("T")
 
 
 class History:
@@ -156,8 +160,49 @@ class ProgressBar:
 
 def progress_bar(total: int, show: bool | None) -> ProgressBar:
     """The kind of progress that fits where the process runs; ``show`` False is none."""
+    return ProgressBar(total, _style(show))
+
+
+def _style(show: bool | None) -> str:
     if show is False:
-        return ProgressBar(total, "none")
+        return "none"
     if "ipykernel" in sys.modules:
-        return ProgressBar(total, "notebook")
-    return ProgressBar(total, "terminal" if sys.stderr.isatty() else "lines")
+        return "notebook"
+    return "terminal" if sys.stderr.isatty() else "lines"
+
+
+# Between lines about long work where there is no terminal.
+_LINE_SECONDS = 30.0
+
+
+def count_frames(frames: Iterable[T], doing: str, show: bool | None) -> Iterator[T]:
+    """The same frames, counted with their rate: on a terminal as they come, elsewhere in a line now and then."""
+    style = _style(show)
+    started = said = time.monotonic()
+    count = 0
+
+    def line() -> str:
+        return f"{doing}: {count} frames, {count / max(time.monotonic() - started, 1e-9):.3g} frames/s"
+
+    if style == "terminal":
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(line(), total=None)
+            for item in frames:
+                yield item
+                count += 1
+                if count % 64 == 0:
+                    bar.update(task, description=line())
+            bar.update(task, description=line(), total=count, completed=count)
+        return
+    for item in frames:
+        yield item
+        count += 1
+        if style != "none" and time.monotonic() - said > _LINE_SECONDS:
+            print(line(), file=sys.stderr, flush=True)
+            said = time.monotonic()
+    if style != "none":
+        print(line(), file=sys.stderr, flush=True)

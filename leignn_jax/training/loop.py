@@ -28,7 +28,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from leignn_jax.data.batches import Batch, collate, epoch_order, in_order, prefetch
-from leignn_jax.data.references import elements_of
 from leignn_jax.errors import ConfigError, ElementError, TrainingError
 from leignn_jax.files import write_atomically
 from leignn_jax.potential import Potential
@@ -41,7 +40,6 @@ from leignn_jax.training.dataset import (
     evaluation_set,
     force_scale,
     load_splits,
-    make_examples,
     references_for,
     training_set,
 )
@@ -84,13 +82,18 @@ class Prepared(NamedTuple):
     steps_per_epoch: int
 
 
-def prepare(config: TrainConfig, devices: int = 1) -> Prepared:
-    """Read and check the data, make the potential to start from, plan the batches of ``devices`` at a time."""
+def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False) -> Prepared:
+    """Read and check the data, make the potential to start from, plan the batches of ``devices`` at a time.
+
+    ``progress`` shows how ``data.cache`` is built; None where there is a terminal or notebook.
+    """
     data = config.data
-    splits = load_splits(data)
-    elements = elements_of(splits.train.atoms)
-    if config.run.start_from is not None:
-        potential = load_potential(config.run.start_from)
+    given = None if config.run.start_from is None else load_potential(config.run.start_from)
+    cutoff = config.cutoff() if given is None else given.cutoff
+    splits = load_splits(data, cutoff, progress)
+    elements = splits.train.table.present()
+    if given is not None:
+        potential = given
         if config.model:
             raise ConfigError("model: leave it out where run.start_from gives the model.")
         missing = sorted(set(elements) - set(potential.config.elements))
@@ -112,9 +115,8 @@ def prepare(config: TrainConfig, devices: int = 1) -> Prepared:
             scale=force_scale(splits.train),
         )
     references = dict(zip(potential.config.elements, map(float, potential.reference_energies), strict=True))
-    cutoff = potential.cutoff
-    train = training_set(make_examples(splits.train, cutoff, references), data, config.run.epochs)
-    validation = evaluation_set(make_examples(splits.validation, cutoff, references), data.batch_size)
+    train = training_set(splits.train, cutoff, references, data, config.run.epochs)
+    validation = evaluation_set(splits.validation, cutoff, references, data.batch_size)
     batches = len(epoch_order(len(train.examples), data.batch_size, data.order_seed, 0))
     per_step = data.accumulate * devices
     if batches < per_step:
@@ -207,7 +209,7 @@ def train(config: TrainConfig, *, resume: bool = True, progress: bool | None = N
             belongs to another config or other data.
     """
     out = config.run.out
-    prepared = prepare(config, config.run.devices)
+    prepared = prepare(config, config.run.devices, progress)
     out.mkdir(parents=True, exist_ok=True)
     has_checkpoint = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
     if has_checkpoint and not resume:

@@ -116,10 +116,9 @@ def finish_report(
     for name, frames in (("validation", splits.validation), ("test", splits.test)):
         if frames is None:
             continue
-        predictions = potential.predict(frames.atoms)
-        evaluation = compare(potential, frames.atoms, frames.labels, predictions, direct)
+        evaluation = compare(potential, (frames.frame(i) for i in range(frames.size)), direct)
         found[name] = evaluation.metrics
-        title = f"{name}, {len(frames.atoms)} structures"
+        title = f"{name}, {frames.size} structures"
         images.append(picture(save_figure(parity(evaluation, title), out / f"parity_{name}.png"), f"Parity: {title}"))
     seconds = float(np.sum([row["seconds"] for row in rows])) if rows else 0.0
     summary = {**found, "run": {**info, "training_seconds": round(seconds, 1), "epochs": len(rows)}}

@@ -1,10 +1,13 @@
 """Readers against files written by ASE, h5py and by hand, and against damaged ones."""
 
 import bz2
+import gc
 import gzip
 import io
 import lzma
+import tracemalloc
 
+import ase
 import ase.io
 import h5py
 import numpy as np
@@ -13,7 +16,7 @@ from ase.db import connect
 from frames import copper
 
 from leignn_jax.data.labels import read_labels
-from leignn_jax.data.readers import BOHR, HARTREE, KCAL_PER_MOL, read_frames, write_hdf5
+from leignn_jax.data.readers import BOHR, HARTREE, KCAL_PER_MOL, iter_frames, read_frames, write_hdf5
 from leignn_jax.errors import ConfigError, DataError, FileFormatError
 
 
@@ -230,3 +233,88 @@ def test_arguments(tmp_path):
     for index in ("a", "3", "1:2:3:4"):
         with pytest.raises(ConfigError, match="slice"):
             read_frames(path, index=index)
+
+
+def test_frames_come_one_by_one(tmp_path):
+    """A file that breaks off gives the frames before; a slice from its beginning does not read on."""
+    frames = copper(4)
+    lines = extxyz(frames).splitlines()
+    path = tmp_path / "cut.extxyz"
+    path.write_text("\n".join(lines[:-2]))
+    stream = iter_frames(path)
+    assert_same([next(stream) for _ in range(3)], frames[:3])
+    with pytest.raises(FileFormatError, match=r"frame 3 can't be read .*2 of 4 atoms"):
+        next(stream)
+    assert_same(read_frames(path, index=":2"), frames[:2])
+    with pytest.raises(FileFormatError):
+        read_frames(path, index="-1:")
+
+
+def test_nothing_after_a_blank_line_is_dropped(tmp_path):
+    frames = copper(3)
+    path = tmp_path / "frames.extxyz"
+    path.write_text(extxyz(frames[:2]) + "\n \n")
+    assert_same(read_frames(path), frames[:2])
+    path.write_text(extxyz(frames[:2]) + "\n" + extxyz(frames[2:]))
+    with pytest.raises(FileFormatError, match=r"frame 2 can't be read .*blank line"):
+        read_frames(path)
+
+
+def test_vectors_after_the_atoms(tmp_path):
+    """The cell in VEC lines, an older form of XYZ."""
+    path = tmp_path / "vec.xyz"
+    one = "1\n\nCu 0 0 0\nVEC1 3 0 0\nVEC2 0 4 0\nVEC3 0 0 5\n"
+    path.write_text(2 * one + "1\n\nCu 0 0 1\n")
+    lengths = [atoms.cell.lengths().tolist() for atoms in read_frames(path)]
+    assert lengths == [[3, 4, 5], [3, 4, 5], [0, 0, 0]]
+
+
+def test_more_frames_than_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("leignn_jax.data.readers._BLOCK", 2)
+    frames = copper(5)
+    ase.io.write(tmp_path / "frames.db", frames)
+    write_hdf5(tmp_path / "frames.h5", frames)
+    for name in ("frames.db", "frames.h5"):
+        assert_same(read_frames(tmp_path / name), frames)
+
+
+@pytest.mark.parametrize("kind", ["extxyz.gz", "h5", "db", "deepmd", "traj"])
+def test_memory_of_a_stream_does_not_grow(tmp_path, kind):
+    few = copper(4, sizes=((2, 2, 2),))
+
+    def peak(count):
+        frames = [few[i % 4] for i in range(count)]
+        path = tmp_path / f"{count}.{kind}"
+        if kind == "h5":
+            write_hdf5(path, frames)
+        elif kind == "deepmd":
+            (path / "set.000").mkdir(parents=True)
+            (path / "type.raw").write_text("0\n" * 32)
+            (path / "type_map.raw").write_text("Cu\n")
+            for name, get in (
+                ("coord", lambda a: a.positions),
+                ("box", lambda a: a.cell),
+                ("force", ase.Atoms.get_forces),
+            ):
+                np.save(path / "set.000" / f"{name}.npy", np.array([np.ravel(get(a)) for a in frames]))
+        elif kind == "extxyz.gz":
+            with gzip.open(path, "wt") as file:
+                file.write(extxyz(frames))
+        else:
+            ase.io.write(path, frames)
+        read = 0
+        tracemalloc.start()
+        for _ in iter_frames(path):
+            read += 1
+            if read % 8 == 0:
+                gc.collect()  # frames of ASE refer to themselves
+        assert read == count
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(2)  # what is imported by the way
+    # Forces and positions of a frame are 1.5 kB, as text three times that; the blocks are of 8 frames.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leignn_jax.data.readers._BLOCK", 8)
+        assert peak(80) - peak(16) < 64 * 400

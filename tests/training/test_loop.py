@@ -373,3 +373,83 @@ def test_frames_of_many_sizes_compile_as_planned(tmp_path):
 def test_make_config_is_what_train_takes(files, tmp_path):
     config = make_config(settings(files, tmp_path / "run", epochs=1))
     assert leignn.train(config, ["run.seed=3"], progress=False).finished
+
+
+def test_a_cache_changes_no_bit(whole, files, tmp_path):
+    values = settings(files, tmp_path / "cached", epochs=4)
+    values["data"] |= {"test": str(files / "test.h5"), "cache": str(tmp_path / "cache")}
+    # Built here, found by the run.
+    loop.prepare(make_config(values))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    result = leignn.train(values, progress=False)
+    for name in ("potential", "last"):
+        mine, expected = (leignn.load_potential(r.out / f"{name}.safetensors") for r in (result, whole))
+        assert same(mine, expected)
+    assert result.metrics == whole.metrics
+    timing = {"seconds": 0, "frames_per_second": 0}
+    assert [row | timing for row in result.history] == [row | timing for row in whole.history]
+    for name in ("data.json", "parity_test.png"):
+        assert (result.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+def test_a_cache_prepares_the_same(files, tmp_path):
+    """Sizes and compositions that differ, frames without stress, a part of the file."""
+    import ase.io
+
+    frames = copper(21, 3, ((1, 1, 1), (2, 1, 1)))
+    for atoms in frames[::3]:
+        atoms.calc.results.pop("stress")
+        atoms.numbers[0] = 79
+        atoms.calc.atoms = atoms.copy()
+    ase.io.write(tmp_path / "train.extxyz.xz", frames, format="extxyz")
+    values = settings(files, tmp_path / "run")
+    values["data"] |= {"train": str(tmp_path / "train.extxyz.xz"), "max_frames": 18}
+    plain = loop.prepare(make_config(values))
+    values["data"] |= {"cache": str(tmp_path / "cache")}
+    cached = loop.prepare(make_config(values))
+    assert cached.splits.held_out == plain.splits.held_out
+    assert cached.steps_per_epoch == plain.steps_per_epoch
+    assert cached.potential.config == plain.potential.config
+    assert same(cached.potential, plain.potential)
+    for mine, expected in ((cached.train, plain.train), (cached.validation, plain.validation)):
+        assert mine.plan == expected.plan
+        np.testing.assert_array_equal(mine.sizes, expected.sizes)
+        assert len(mine.examples) == len(expected.examples) > 2
+        assert all(same(a, b) for a, b in zip(mine.examples, expected.examples, strict=True))
+
+
+def test_a_cache_refuses_what_memory_refuses(files, tmp_path):
+    frames = copper(6, 9, stress=False)
+    values = settings(files, tmp_path / "run")
+    values["loss"] = {}
+    gold = frames[0].copy()
+    gold.numbers[0] = 79
+    gold.calc = SinglePointCalculator(gold, **frames[0].calc.results)
+    cases = [
+        (DataError, {"train": [*frames[:3], with_forces(frames[3], 100 * frames[3].get_forces()), *frames[4:]]}),
+        (DataError, {"train": frames, "validation": [with_forces(a, 100 * a.get_forces()) for a in copper(4, 1)]}),
+        (DataError, {"train": frames, "validation": frames[4:]}),
+        (ElementError, {"train": frames, "validation": [*copper(2, 1), gold]}),
+        (DataError, {"train": [a.copy() for a in frames]}),
+        (DataError, {"train": [with_forces(frames[0], np.full((4, 3), np.nan))]}),
+        (ElementError, {"train": [*frames, gold], "model": {**MODEL, "elements": ["Cu", "Au"]}, "start": True}),
+    ]
+    import ase.io
+
+    leignn.Potential.create(make_config(values).model_for(["Cu"]), jax.random.key(0)).save(
+        tmp_path / "start.safetensors"
+    )
+    for number, (error, case) in enumerate(cases):
+        data = dict(values["data"])
+        for name in ("train", "validation"):
+            if name in case:
+                data[name] = str(tmp_path / f"{name}{number}.extxyz")
+                ase.io.write(data[name], case[name])
+        words = []
+        for cache in (None, str(tmp_path / "cache")):
+            run = values["run"] | ({"start_from": str(tmp_path / "start.safetensors")} if "start" in case else {})
+            one = {**values, "data": data | {"cache": cache}, "run": run, "model": {} if "start" in case else MODEL}
+            with pytest.raises(error) as caught:
+                leignn.train(one, progress=False)
+            words.append(str(caught.value))
+        assert words[0] == words[1]
