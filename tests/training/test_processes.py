@@ -43,12 +43,15 @@ import json, os, signal, sys
 import numpy as np
 import jax
 number, port, tasks = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
 import leignn_jax
+from leignn_jax.training.processes import arrays_from_first, from_first, gather, join_processes
+
+# Both ways to meet.
+meet = join_processes if number else jax.distributed.initialize
+meet(f"127.0.0.1:{port}", 2, number)
 from leignn_jax.training import loop
 from leignn_jax.training.checkpoint import digest, named_leaves
 from leignn_jax.training.folder import RunFolder
-from leignn_jax.training.processes import arrays_from_first, from_first, gather
 
 odd = {"a": np.array([-0.0, np.nan, np.inf, number], np.float32), "b": np.array(2**40 + number), "c": np.zeros((0, 3))}
 bits = digest(named_leaves(arrays_from_first(odd)))
@@ -262,15 +265,35 @@ def test_how_processes_meet_is_said_in_full():
         join_processes("10.0.0.1", 2, 0)
 
 
+def command(port, processes, process, *words):
+    joining = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process", str(process)]
+    return ["-m", "leignn_jax.cli", "train", "--out", "run", *words, *joining]
+
+
+def test_the_command_line_joins_before_devices_start(tmp_path):
+    """Else JAX would refuse before the missing file is seen."""
+    ((_, err, code),) = end(start([tmp_path], [command(free_port(), 1, 0, "--train", "none.h5")]))
+    assert code == 1
+    assert err.startswith("Error: none.h5")
+
+
+@pytest.mark.slow
 def test_command_line(tmp_path):
-    """The options reach JAX before anything has started its devices; one process's error ends both commands."""
+    """One training by two commands; and a difference that both refuse."""
     folders = make_folders(tmp_path)
-    port = free_port()
-    words = ["-m", "leignn_jax.cli", "train", "--train", "other.h5", "--out", "run", "run.devices=4"]
+    words = ["data.batch_size=1", "run.devices=4", "run.epochs=1"]
     words += [f"{section}.{k}={json.dumps(v)}" for section in DIRECT for k, v in DIRECT[section].items()]
-    words += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process"]
-    for out, err, code in end(start(folders, [[*words, str(i)] for i in range(2)])):
+
+    def both(file):
+        port = free_port()
+        return end(start(folders, [command(port, 2, i, "--train", file, *words) for i in range(2)]))
+
+    for _, err, code in both("other.h5"):
         assert code == 1
-        # Gloo, which CPUs talk by, writes lines of its own.
-        assert [line for line in out.splitlines() if not line.startswith("[Gloo]")] == []
         assert "Error: Process 1 differs from process 0 in the train file" in err
+    done = both("train.h5")
+    assert [code for _, _, code in done] == [0, 0], done
+    # Gloo, which CPUs talk by, writes lines of its own.
+    texts = ["".join(x for x in out.splitlines(True) if not x.startswith("[Gloo]")) for out, _, _ in done]
+    assert json.loads(texts[0])["validation"]["structures"] == 4
+    assert texts[1] == ""
