@@ -2,6 +2,9 @@
 
 Every process runs the same program on the same data. The first one alone reads and writes the run folder and tells the
 others what it finds. With one process everything here is free and changes nothing.
+
+A process that is killed, or raises amid an epoch's steps, can't tell the others: they wait until JAX's coordination
+service ends them, minutes later, and the run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
