@@ -23,7 +23,8 @@ app.add_typer(data_app, name="data")
 
 @app.command(
     epilog="Examples:  leignn train study.yaml optimizer.learning_rate=1e-3   |   "
-    "leignn train --train frames.extxyz --out run data.batch_size=4"
+    "leignn train --train frames.extxyz --out run data.batch_size=4   |   on every host of a cluster: "
+    "leignn train study.yaml run.devices=16 --distributed"
 )
 def train(
     words: Annotated[
@@ -35,6 +36,14 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a run folder that holds a run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Train with the other processes of this TPU pod, Slurm or MPI job.")
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Elsewhere: where process 0 waits for the others;")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="how many processes there are, one on each host;")] = None,
+    process: Annotated[int | None, typer.Option(help="the number of this one, from 0.")] = None,
 ) -> None:
     """Train a potential; the same command goes on with a run that was stopped."""
     words = words or []
@@ -48,12 +57,17 @@ def train(
         _stop("Give a config file, or --train FILE.")
     from leignn_jax.training.config import load_config, make_config
     from leignn_jax.training.loop import train as run
+    from leignn_jax.training.processes import is_first, join_processes
 
     config = load_config(files[0], overrides) if files else make_config({}, overrides)
+    if distributed or any(x is not None for x in (coordinator, processes, process)):
+        join_processes(coordinator, processes, process)
     result = run(config, resume=not fresh, progress=False if quiet else None)
     if not result.finished:
         typer.echo(f"Stopped. The same command goes on; so far: {result.out}", err=True)
         raise typer.Exit(143)
+    if not is_first():
+        return
     typer.echo(json.dumps(result.metrics, indent=1))
     typer.echo(f"Potential: {result.out / 'potential.safetensors'}\nReport: {result.out / 'report.html'}", err=True)
 

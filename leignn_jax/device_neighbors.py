@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -127,8 +128,8 @@ def plan_sizes(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius:
     filled = np.bincount(np.ravel_multi_index(tuple(place.T), tuple(bins)), minlength=1)
     alone = int(bins.prod()) == 1
     return ListSizes(
-        tuple(int(n) for n in bins),
-        tuple(int(m) for m in reach),
+        _triple(bins),
+        _triple(reach),
         len(positions) if alone else _with_slack(int(filled.max()), _SLACK_BIN, 4),
         _with_slack(int(degree.max(initial=1)), _SLACK_NEIGHBORS, 4),
         _with_slack(len(pairs.receivers), _SLACK_PAIRS, 16),
@@ -140,8 +141,8 @@ def grown(sizes: ListSizes, overflow: int, atoms: int) -> ListSizes:
     room = sizes._asdict()
     if overflow & OVERFLOW_GRID:
         # The cell has shrunk: fewer bins, or where there is one, more images.
-        bins = tuple(n - 1 if n > 3 else 1 for n in sizes.bins)
-        reach = tuple(m + 1 if n == 1 else m for n, m in zip(sizes.bins, sizes.reach, strict=True))
+        bins = _triple(n - 1 if n > 3 else 1 for n in sizes.bins)
+        reach = _triple(m + 1 if n == 1 else m for n, m in zip(sizes.bins, sizes.reach, strict=True))
         share = math.prod(sizes.bins) / math.prod(bins)
         room |= {"bins": bins, "reach": reach, "bin_atoms": min(math.ceil(sizes.bin_atoms * share), atoms)}
         if math.prod(bins) == 1:
@@ -163,6 +164,11 @@ def largest(several: list[ListSizes], atoms: int) -> ListSizes:
     # No common grid: one bin, and as many images as any of them needs.
     reach = tuple(max(s.reach[d] for s in several) for d in range(3))
     return ListSizes((1, 1, 1), reach, **{**each, "bin_atoms": atoms})  # pyright: ignore[reportArgumentType]
+
+
+def _triple(numbers: Iterable[int]) -> tuple[int, int, int]:
+    x, y, z = (int(n) for n in numbers)
+    return x, y, z
 
 
 def _with_slack(size: int, slack: float, step: int) -> int:
@@ -233,11 +239,11 @@ def update(
         axis: name of a vmapped axis whose members are renewed together, so that none is where none needs it.
     """
     positions = jax.lax.stop_gradient(positions)
-    cell = neighbors.cell if cell is None else jax.lax.stop_gradient(cell)
-    need = ~_holds(neighbors, positions, cell)
+    now: Array = jax.lax.stop_gradient(neighbors.cell if cell is None else cell)
+    need = ~_holds(neighbors, positions, now)
     if axis is not None:
         need = jax.lax.pmax(need.astype(jnp.int32), axis) > 0
-    return jax.lax.cond(need, lambda n: renewed(n, positions, cell), lambda n: n, neighbors)
+    return jax.lax.cond(need, lambda n: renewed(n, positions, now), lambda n: n, neighbors)
 
 
 def _holds(neighbors: NeighborList, positions, cell):

@@ -84,8 +84,13 @@ def sweep(study: StudyConfig | Mapping[str, Any] | str | Path, *, progress: bool
         progress: show progress; None where it can be seen.
 
     Raises:
-        ConfigError, DataError: see the study and the data.
+        ConfigError, DataError: see the study and the data; several processes (``jax.distributed``).
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"A study runs in one process, not in {jax.process_count()}: its members share the devices of one host. Start "
+            "it without jax.distributed, or divide its space into one study for each host."
+        )
     if isinstance(study, str | Path):
         study = load_study(study)
     elif isinstance(study, Mapping):

@@ -36,7 +36,7 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, the newest ``keep`` of them.
+    """The checkpoints of one run folder, the newest ``keep`` of them; of several processes the first alone uses them.
 
     Orbax writes to a temporary folder and renames it, so that a process killed at any moment leaves the last complete
     checkpoint; arrays are copied before :meth:`save` returns, and written by a thread.
@@ -48,7 +48,15 @@ class Checkpoints:
         self._ocp = ocp
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        # The process that makes this object writes alone: orbax must not wait for others.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(me, {me}, "leignn") if jax.process_count() > 1 else None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=False,
+            multiprocessing_options=alone or ocp.options.MultiprocessingOptions(),
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ A run folder::
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,26 +27,37 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+import leignn_jax
 from leignn_jax.data.batches import Batch, collate, epoch_order, in_order, prefetch
 from leignn_jax.errors import ConfigError, ElementError, TrainingError
-from leignn_jax.files import write_atomically
+from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
-from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
 from leignn_jax.training.config import TrainConfig, dump_config
 from leignn_jax.training.dataset import (
     ExampleSet,
     Splits,
     evaluation_set,
     force_scale,
+    hash_path,
     load_splits,
     references_for,
     training_set,
 )
-from leignn_jax.training.logs import History, open_loggers, progress_bar
+from leignn_jax.training.folder import RunFolder
+from leignn_jax.training.logs import ProgressBar, progress_bar
 from leignn_jax.training.loss import metrics
 from leignn_jax.training.optimizer import plateau_step
-from leignn_jax.training.parallel import DATA, make_mesh, place_batch, place_state, shard_step
+from leignn_jax.training.parallel import (
+    DATA,
+    make_mesh,
+    on_own_device,
+    own_parts,
+    place_batch,
+    place_state,
+    shard_step,
+)
+from leignn_jax.training.processes import arrays_from_first, check_devices, check_same, from_first, together
 from leignn_jax.training.step import TrainState, evaluate_step, start_state, train_step
 
 log = logging.getLogger("leignn_jax")
@@ -133,22 +144,24 @@ def train_batches(
     """The batches of one epoch from its step ``first_step`` on: the step's number in the epoch, and what it takes.
 
     With ``data.accumulate`` the batches of a step are stacked on a leading axis; with a mesh, before it, those of its
-    devices. Batches that are stacked are padded alike.
+    devices. Batches that are stacked are padded alike. Each of several processes makes those of its own devices only.
     """
     data = config.data
     devices = 1 if mesh is None else mesh.shape[DATA]
+    own = [0] if mesh is None else own_parts(mesh)
     per_step = data.accumulate * devices
     order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
     for step in range(first_step, prepared.steps_per_epoch):
         parts = order[step * per_step : (step + 1) * per_step]
         shape = max((prepared.train.shape_of(part) for part in parts), key=lambda s: s.pairs)
+        parts = parts.reshape(devices, data.accumulate, -1)[own].reshape(len(own) * data.accumulate, -1)
         batches = [collate([prepared.train.examples[i] for i in part], shape) for part in parts]
         if mesh is None:
             yield step, jax.device_put(batches[0] if data.accumulate == 1 else _stack(batches))
             continue
         batch = _stack(batches)
         if data.accumulate > 1:
-            batch = jax.tree.map(lambda x: x.reshape(devices, data.accumulate, *x.shape[1:]), batch)
+            batch = jax.tree.map(lambda x: x.reshape(len(own), data.accumulate, *x.shape[1:]), batch)
         yield step, place_batch(mesh, batch)
 
 
@@ -198,6 +211,10 @@ class CountedCompiles:
 def train(config: TrainConfig, *, resume: bool = True, progress: bool | None = None) -> TrainResult:
     """Train a potential; the same call with the same config goes on where an earlier one stopped.
 
+    With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.training.processes.join_processes` before)
+    every one makes this call, with the same config and data, and ``run.devices`` counts all their devices. The first one
+    alone reads and writes the run folder and shows progress; all return the same result.
+
     Args:
         config: from :func:`leignn_jax.training.config.make_config` or ``load_config``.
         resume: go on from the run folder's last checkpoint; False refuses a folder that has one.
@@ -205,191 +222,304 @@ def train(config: TrainConfig, *, resume: bool = True, progress: bool | None = N
 
     Raises:
         ConfigError, DataError, ElementError, FileFormatError: see the config and the data.
-        TrainingError: the loss became no number (the last good state is kept), the disk is full, or the run folder
-            belongs to another config or other data.
+        TrainingError: the loss became no number (the last good state is kept), the disk is full, the run folder
+            belongs to another config or other data, or processes differ or one of them failed.
     """
-    out = config.run.out
-    prepared = prepare(config, config.run.devices, progress)
-    out.mkdir(parents=True, exist_ok=True)
-    has_checkpoint = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
-    if has_checkpoint and not resume:
-        raise TrainingError(f"{out}: holds a run already. Choose another run.out, or go on with it (resume).")
-    _claim(out, config, prepared, has_checkpoint)
-    checkpoints = Checkpoints(out / "checkpoints", config.run.keep)
+    with together():
+        check_devices(config.run.devices)
+        prepared = prepare(config, config.run.devices, progress)
+    check_same(_what_processes_share(config, prepared))
+    with together():
+        folder = RunFolder(config, _data_of_run(prepared), resume)
     try:
-        return _run(config, prepared, checkpoints, progress)
+        run = _Run(config, prepared, folder)
+        finished = run.go(progress if folder.mine else False)
+        return run.result(finished)
     finally:
-        checkpoints.close()
+        folder.close()
 
 
-def _claim(out: Path, config: TrainConfig, prepared: Prepared, has_checkpoint: bool) -> None:
-    """Write what the run is, or compare with what the folder says it is."""
-    text = dump_config(config)
-    data = {"sha256": prepared.splits.hashes, "validation_frames_of_train": prepared.splits.held_out}
-    config_file, data_file = out / "config.yaml", out / "data.json"
-    if has_checkpoint and config_file.exists() and data_file.exists():
-        old = config_file.read_text()
-        if old != text:
-            lines = [line for line in text.splitlines() if line not in old.splitlines()]
-            raise TrainingError(
-                f"{out}: its checkpoints are of another config (now different: {'; '.join(x.strip() for x in lines[:5])}). "
-                "Give the old settings, or another run.out."
-            )
-        was = json.loads(data_file.read_text())["sha256"]
-        changed = [name for name, value in data["sha256"].items() if was.get(name) != value]
-        if changed:
-            raise TrainingError(
-                f"{out}: the {changed[0]} file has changed since this run began. Bring the old one back, or choose another "
-                "run.out."
-            )
-        return
+def _data_of_run(prepared: Prepared) -> dict[str, Any]:
+    """What data.json says."""
     plan = prepared.train.plan
-    data["plan"] = {
-        "shapes": [s._asdict() for s in plan.shapes],
-        "share": plan.share,
-        "padding": plan.padding,
-        "steps_per_epoch": prepared.steps_per_epoch,
+    return {
+        "sha256": prepared.splits.hashes,
+        "validation_frames_of_train": prepared.splits.held_out,
+        "plan": {
+            "shapes": [s._asdict() for s in plan.shapes],
+            "share": plan.share,
+            "padding": plan.padding,
+            "steps_per_epoch": prepared.steps_per_epoch,
+        },
     }
-    write_atomically(config_file, text.encode())
-    write_atomically(data_file, json.dumps(data, indent=1).encode())
 
 
-def _advance(carry, batch, *, step: Callable):
-    """One step, with the epoch's sums kept on the device."""
-    state, running = carry
+def _what_processes_share(config: TrainConfig, prepared: Prepared) -> dict[str, str]:
+    """What must be the same in all processes that train together."""
+    others = {"isolated_atoms": config.data.isolated_atoms, "start_from": config.run.start_from}
+    hashes = prepared.splits.hashes | {name: hash_path(path) for name, path in others.items() if path is not None}
+    return {
+        "versions": f"leignn_jax {leignn_jax.__version__}, jax {jax.__version__}",
+        "the config": dump_config(config),
+        **{f"the {name} file": f"sha256 {value}" for name, value in hashes.items()},
+    }
+
+
+def _advance(carry, item, *, step: Callable):
+    """One step, with the epoch's sums kept on the device, and what the host looks at two steps later.
+
+    ``item`` is the batch and, with several processes, whether this device's process was asked to stop: the answer
+    travels with the step, so that all learn it after the same one without waiting for each other.
+    """
+    (state, running), (batch, asked) = carry, item
     before = state.step
     state, out = step(state, batch)
     good = state.step > before
     one = {"sums": out["sums"], "loss": out["loss"], "steps": jnp.ones(())}
     last = {k: out[k] for k in ("gradient_norm", "learning_rate")}
     totals = jax.tree.map(lambda r, x: jnp.where(good, r + x, r), running["totals"], one)
-    return (state, {"totals": totals, "last": last}), {"loss": out["loss"]}
+    shown = {"loss": out["loss"], "failed": state.failed_at >= 0}
+    if asked is not None:
+        shown["stop"] = jax.lax.psum(asked, DATA) > 0
+    return (state, {"totals": totals, "last": last}), shown
 
 
-def _run(config: TrainConfig, prepared: Prepared, checkpoints: Checkpoints, progress: bool | None) -> TrainResult:
-    run, out = config.run, config.run.out
-    kinds, algorithm = config.loss.kinds(), config.optimizer.algorithm
-    hyper = config.hyperparameters(prepared.steps_per_epoch)
-    state = start_state(prepared.potential, hyper, algorithm, config.optimizer.freeze)
-    mesh = make_mesh(1, run.devices) if run.devices > 1 else None
-    step = partial(train_step, kinds=kinds, algorithm=algorithm, accumulate=config.data.accumulate)
-    if mesh is None:
-        stepping = partial(_advance, step=step)
-    else:
-        stepping = shard_step(partial(_advance, step=partial(step, axis=DATA)), mesh)
-    advance = CountedCompiles(stepping, len(prepared.train.plan.shapes), "The train step", donate=(0,))
-    evaluate = CountedCompiles(
-        partial(evaluate_step, kinds=kinds), len(prepared.validation.plan.shapes), "The evaluation"
-    )
-    running = _zero_running(step, state, prepared, config)
-    check_room(out, named_leaves((state, running)))
+@dataclasses.dataclass
+class _Standing:
+    """Where a training stands beside its state: what a checkpoint's meta holds."""
 
-    history = History(out / "metrics.csv")
-    epoch = first = 0
-    best: dict[str, Any] = {"loss": math.inf, "epoch": -1}
-    restored = checkpoints.restore((state, running))
-    if restored is not None:
-        (state, running), meta = restored
-        epoch, first, best = meta["epoch"], meta["next_step"], meta["best"]
-        history.rows = meta["history"]
-        log.info("Going on from epoch %d, step %d of %s.", epoch, first, out)
-    history.rewrite()
-    carry = jax.device_put((state, running)) if mesh is None else place_state(mesh, (state, running))
-    loggers = open_loggers(config)
-    saved = time.monotonic()
-    waited = worked = 0.0
-    finished = True
+    epoch: int = 0
+    next_step: int = 0
+    best: dict[str, Any] = dataclasses.field(default_factory=lambda: {"loss": math.inf, "epoch": -1})
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def save(next_epoch: int, next_step: int) -> None:
-        (state, _), history_rows = carry, history.rows
-        meta = {"epoch": next_epoch, "next_step": next_step, "best": best, "history": history_rows}
-        checkpoints.save(int(state.step), carry, meta)
 
-    def last_potential() -> None:
-        state = jax.device_get(carry[0])
-        _export(prepared.potential, state, config, history.rows).save(out / "last.safetensors")
+class _Run:
+    """A training under way: its state on the devices, where it stands, its programs and its folder.
 
-    with _signals() as stop, progress_bar(run.epochs * prepared.steps_per_epoch, progress) as bar:
-        bar.start(epoch * prepared.steps_per_epoch + first)
-        while epoch < run.epochs:
-            started = time.monotonic()
-            inflight: list[Any] = []
-            batches = prefetch(train_batches(prepared, config, first, epoch, mesh))
-            with contextlib.closing(batches):
-                while True:
-                    asked = time.monotonic()
-                    item = next(batches, None)
-                    waited += time.monotonic() - asked
-                    if item is None:
-                        break
-                    number, batch = item
-                    carry, shown = advance(carry, batch)
-                    inflight.append(shown)
-                    if len(inflight) > _AHEAD:
-                        bar.update(jax.device_get(inflight.pop(0)))
-                    if stop.is_set():
-                        finished = False
-                    elif time.monotonic() - saved > 60 * run.checkpoint_minutes:
-                        if int(carry[0].failed_at) >= 0:
-                            break
-                        save(epoch, number + 1)
-                        saved = time.monotonic()
-                    if not finished:
-                        first = number + 1
-                        break
-            for shown in inflight:
-                bar.update(jax.device_get(shown))
-            jax.block_until_ready(carry)
-            seconds = time.monotonic() - started
-            worked += seconds
-            state, running = carry
-            if int(state.failed_at) >= 0:
-                _fail(state, prepared, config, last_potential)
-            if not finished:
-                save(epoch, first)
-                break
-            frames = prepared.steps_per_epoch * config.data.batch_size * config.data.accumulate * run.devices
-            row: dict[str, Any] = {"epoch": epoch + 1, "step": int(state.step)}
-            row |= _train_row(jax.device_get(running))
-            row |= {"seconds": round(seconds, 3), "frames_per_second": round(frames / seconds, 3)}
-            if (epoch + 1) % run.validate_every == 0 or epoch + 1 == run.epochs:
-                value, errors = _evaluate(evaluate, state, prepared.validation, config)
-                row |= {"validation_loss": value, **{f"validation_{k}": v for k, v in errors.items()}}
-                state = state.replace(plateau=plateau_step(state.plateau, state.hyper, jnp.float32(value)))
-                if value < best["loss"]:
-                    best = {"loss": value, "epoch": epoch + 1}
-                    potential = _export(prepared.potential, jax.device_get(state), config, [*history.rows, row])
-                    potential.save(out / "potential.safetensors")
-            carry = (state, jax.tree.map(jnp.zeros_like, running))
-            history.append(row)
-            for logger in loggers:
-                logger(row)
-            bar.epoch(row, history.rows)
-            epoch, first = epoch + 1, 0
-            if epoch == run.epochs:
-                save(epoch, 0)
-            if run.early_stop is not None and epoch - best["epoch"] >= run.early_stop:
-                save(run.epochs, 0)
-                log.info("No better validation loss for %d epochs: stopping at epoch %d.", run.early_stop, epoch)
-                break
-        checkpoints.wait()
-        last_potential()
-    best_file = out / "potential.safetensors"
-    potential = load_potential(best_file if best_file.exists() else out / "last.safetensors")
-    if not finished:
-        log.warning("Stopped by a signal after epoch %d, step %d; the same command goes on.", epoch, first)
-        return TrainResult(potential, {}, history.rows, out, False)
-    from leignn_jax.training.report import finish_report
+    What several processes decide (stop, best epoch, early stop, failure) follows from numbers that all have alike: what
+    a step returns, and each epoch's row, which is the first process's.
+    """
 
-    info = {
-        "compiles": {"train": [advance.count, advance.planned], "evaluate": [evaluate.count, evaluate.planned]},
-        "scratch_mib": None if advance.memory_bytes() is None else round((advance.memory_bytes() or 0) / 2**20, 1),
-        "waiting_fraction": round(waited / worked, 4) if worked else None,
-        "best_epoch": best["epoch"],
-        "frames": {"train": len(prepared.train.examples), "validation": len(prepared.validation.examples)},
-    }
-    found = finish_report(config, prepared.splits, potential, history.rows, info)
-    return TrainResult(potential, found, history.rows, out, True)
+    def __init__(self, config: TrainConfig, prepared: Prepared, folder: RunFolder):
+        self.config, self.prepared, self.folder = config, prepared, folder
+        kinds, algorithm = config.loss.kinds(), config.optimizer.algorithm
+        devices = config.run.devices
+        self.mesh = make_mesh(1, devices) if devices > 1 else None
+        self.alone = jax.process_count() == 1
+        # What a step is told of whether this process was asked to stop, made once: no transfer at each step.
+        self.asked = (None, None)
+        if self.mesh is not None and not self.alone:
+            mine = np.ones(len(own_parts(self.mesh)), np.int32)
+            self.asked = place_batch(self.mesh, (0 * mine, mine))
+        step = partial(train_step, kinds=kinds, algorithm=algorithm, accumulate=config.data.accumulate)
+        if self.mesh is None:
+            stepping = partial(_advance, step=step)
+        else:
+            stepping = shard_step(partial(_advance, step=partial(step, axis=DATA)), self.mesh)
+        self.advance = CountedCompiles(stepping, len(prepared.train.plan.shapes), "The train step", donate=(0,))
+        self.evaluate = CountedCompiles(
+            partial(evaluate_step, kinds=kinds), len(prepared.validation.plan.shapes), "The evaluation"
+        )
+        with together():
+            hyper = config.hyperparameters(prepared.steps_per_epoch)
+            state = start_state(prepared.potential, hyper, algorithm, config.optimizer.freeze)
+            carry = (state, _zero_running(step, state, prepared, config))
+            restored = folder.restore(carry)
+        self.standing = _Standing()
+        meta = from_first(None if restored is None else {k: restored[1][k] for k in dataclasses.asdict(self.standing)})
+        if meta is not None:
+            self.standing = _Standing(**meta)
+            log.info("Going on from epoch %d, step %d of %s.", meta["epoch"], meta["next_step"], folder.path)
+        with together():
+            folder.open_logs(self.standing.history)
+        self.carry = self._place(arrays_from_first(carry if restored is None else restored[0]))
+        self.saved = time.monotonic()
+        self.waited = self.worked = 0.0
+
+    def _place(self, tree: Any) -> Any:
+        return jax.device_put(tree) if self.mesh is None else place_state(self.mesh, tree)
+
+    def go(self, progress: bool | None) -> bool:
+        """Train to the end; False where a signal stopped it before."""
+        epochs, steps, standing = self.config.run.epochs, self.prepared.steps_per_epoch, self.standing
+        with stop_requests() as stop, progress_bar(epochs * steps, progress) as bar:
+            bar.start(standing.epoch * steps + standing.next_step)
+            finished = True
+            while finished and standing.epoch < epochs:
+                started = time.monotonic()
+                finished = self._steps(stop, bar)
+                seconds = time.monotonic() - started
+                self.worked += seconds
+                if finished:
+                    self._close_epoch(seconds, bar)
+            with together():
+                self.folder.wait()
+                self._save_last()
+        return finished
+
+    def _steps(self, stop: threading.Event, bar: ProgressBar) -> bool:
+        """The steps left of an epoch; False, after a checkpoint, where a process was asked to stop before their end."""
+        standing, ended, trouble = self.standing, False, None
+        inflight: list[Any] = []
+
+        def look(shown) -> bool:
+            shown = jax.device_get(shown)
+            bar.update(shown)
+            return bool(shown["failed"]) or bool(shown.get("stop"))
+
+        batches = prefetch(train_batches(self.prepared, self.config, standing.next_step, standing.epoch, self.mesh))
+        with contextlib.closing(batches):
+            while not ended:
+                before = time.monotonic()
+                item = next(batches, None)
+                self.waited += time.monotonic() - before
+                if item is None:
+                    break
+                number, batch = item
+                self.carry, shown = self.advance(self.carry, (batch, self.asked[stop.is_set()]))
+                standing.next_step = number + 1
+                inflight.append(shown)
+                if len(inflight) > _AHEAD:
+                    ended = look(inflight.pop(0))
+                if self.alone and stop.is_set():
+                    ended = True
+                elif self.folder.mine and time.monotonic() - self.saved > 60 * self.config.run.checkpoint_minutes:
+                    try:
+                        self._save()
+                    except TrainingError as error:
+                        # Raised when all have stopped: who went on would wait for this process without end.
+                        trouble = error
+                        stop.set()
+        for shown in inflight:
+            ended |= look(shown)
+        jax.block_until_ready(self.carry)
+        with together():
+            if trouble is not None:
+                raise trouble
+            if int(self.carry[0].failed_at) >= 0:
+                self._fail()
+            if ended:
+                self._save()
+        return not ended
+
+    def _close_epoch(self, seconds: float, bar: ProgressBar) -> None:
+        """Evaluate, and write down what the epoch brought."""
+        with together():
+            row = self._row(seconds)
+        row = from_first(row)
+        with together():
+            self._record(row)
+            bar.epoch(row, self.standing.history)
+
+    def _row(self, seconds: float) -> dict[str, Any]:
+        run, data, (state, running) = self.config.run, self.config.data, self.carry
+        epoch = self.standing.epoch + 1
+        frames = self.prepared.steps_per_epoch * data.batch_size * data.accumulate * run.devices
+        row: dict[str, Any] = {"epoch": epoch, "step": int(state.step)}
+        row |= _train_row(jax.device_get(running))
+        row |= {"seconds": round(seconds, 3), "frames_per_second": round(frames / seconds, 3)}
+        if epoch % run.validate_every == 0 or epoch == run.epochs:
+            value, errors = _evaluate(self.evaluate, on_own_device(state), self.prepared.validation, self.config)
+            row |= {"validation_loss": value, **{f"validation_{k}": v for k, v in errors.items()}}
+        return row
+
+    def _record(self, row: dict[str, Any]) -> None:
+        run, standing, (state, running) = self.config.run, self.standing, self.carry
+        standing.history.append(row)
+        standing.epoch, standing.next_step = standing.epoch + 1, 0
+        if "validation_loss" in row:
+            value = row["validation_loss"]
+            plateau, hyper = jax.device_get((state.plateau, state.hyper))
+            state = state.replace(plateau=self._place(plateau_step(plateau, hyper, np.float32(value))))
+            if value < standing.best["loss"]:
+                standing.best = {"loss": value, "epoch": standing.epoch}
+                self.folder.save_potential("potential.safetensors", self._export(state))
+        self.carry = (state, self._place(jax.tree.map(np.zeros_like, jax.device_get(running))))
+        self.folder.log_epoch(row)
+        if run.early_stop is not None and standing.epoch - standing.best["epoch"] >= run.early_stop:
+            log.info("No better validation loss for %d epochs: stopping at epoch %d.", run.early_stop, standing.epoch)
+            standing.epoch = run.epochs
+        if standing.epoch == run.epochs:
+            self._save()
+
+    def _save(self) -> None:
+        """A checkpoint, unless the training has failed: its last good one must stay."""
+        step, failed_at = jax.device_get((self.carry[0].step, self.carry[0].failed_at))
+        if failed_at < 0:
+            self.folder.save_checkpoint(int(step), self.carry, dataclasses.asdict(self.standing))
+            self.saved = time.monotonic()
+
+    def _save_last(self) -> None:
+        self.folder.save_potential("last.safetensors", self._export(self.carry[0]))
+
+    def _export(self, state: TrainState) -> Potential:
+        """The averaged potential with its reference energies and the facts of its training."""
+        config, rows = self.config, self.standing.history
+        row = rows[-1] if rows else {}
+        validation = {k: v for k, v in row.items() if k.startswith("validation_") and v is not None}
+        facts = {
+            "trained_on": str(config.data.train),
+            "recipe": config.recipe,
+            "seed": config.run.seed,
+            "epoch": row.get("epoch", 0),
+            **validation,
+        }
+        params = jax.tree.map(np.asarray, state.ema)
+        return self.prepared.potential.replace(params=params, metadata_json=json.dumps(facts))
+
+    def _fail(self) -> None:
+        """Save the last good parameters and say which batch broke the training."""
+        self._save_last()
+        step, data, prepared = int(self.carry[0].failed_at), self.config.data, self.prepared
+        epoch, number = divmod(step, prepared.steps_per_epoch)
+        order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
+        per_step = data.accumulate * self.config.run.devices
+        frames = order[number * per_step : (number + 1) * per_step].ravel()
+        names = [prepared.splits.train.names[i] for i in frames]
+        shown = "; ".join(names[:10]) + ("; ..." if len(names) > 10 else "")
+        raise TrainingError(
+            f"Loss or gradient was no finite number at step {step + 1} (epoch {epoch + 1}), on {shown}. The parameters "
+            f"before it are kept in {self.folder.path / 'last.safetensors'}. Look at these frames, or lower "
+            "optimizer.learning_rate or optimizer.clip_norm, and start in another run.out."
+        )
+
+    def result(self, finished: bool) -> TrainResult:
+        """The best potential and, at the end, the report; the first process's in all."""
+        config, prepared, standing, folder = self.config, self.prepared, self.standing, self.folder
+        with together():
+            mine = folder.best_potential()
+        start = prepared.potential if mine is None else mine
+        metadata = from_first(start.metadata_json)
+        potential = start.replace(params=arrays_from_first(start.params), metadata_json=metadata)
+        if not finished:
+            log.warning(
+                "Stopped by a signal after epoch %d, step %d; the same command goes on.",
+                standing.epoch,
+                standing.next_step,
+            )
+            return TrainResult(potential, {}, standing.history, folder.path, False)
+        found: dict[str, dict[str, float | None]] = {}
+        with together():
+            if folder.mine:
+                from leignn_jax.training.report import finish_report
+
+                found = finish_report(config, prepared.splits, potential, standing.history, self._facts())
+        return TrainResult(potential, from_first(found), standing.history, folder.path, True)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the report says of the run."""
+        scratch, prepared = self.advance.memory_bytes(), self.prepared
+        return {
+            "compiles": {
+                "train": [self.advance.count, self.advance.planned],
+                "evaluate": [self.evaluate.count, self.evaluate.planned],
+            },
+            "scratch_mib": None if scratch is None else round(scratch / 2**20, 1),
+            "waiting_fraction": round(self.waited / self.worked, 4) if self.worked else None,
+            "best_epoch": self.standing.best["epoch"],
+            "frames": {"train": len(prepared.train.examples), "validation": len(prepared.validation.examples)},
+        }
 
 
 def _zero_running(step, state: TrainState, prepared: Prepared, config: TrainConfig):
@@ -420,56 +550,3 @@ def _evaluate(evaluate: CountedCompiles, state: TrainState, examples: ExampleSet
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     total = jax.device_get(total)
     return float(total["loss"]) / float(total["graphs"]), metrics(total["sums"])
-
-
-def _fail(state: TrainState, prepared: Prepared, config: TrainConfig, last_potential: Callable[[], None]) -> None:
-    """Save the last good parameters and say which batch broke the training."""
-    last_potential()
-    step, data = int(state.failed_at), config.data
-    epoch, number = divmod(step, prepared.steps_per_epoch)
-    order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
-    per_step = data.accumulate * config.run.devices
-    frames = order[number * per_step : (number + 1) * per_step].ravel()
-    names = [prepared.splits.train.names[i] for i in frames]
-    shown = "; ".join(names[:10]) + ("; ..." if len(names) > 10 else "")
-    raise TrainingError(
-        f"Loss or gradient was no finite number at step {step + 1} (epoch {epoch + 1}), on {shown}. The parameters before "
-        f"it are kept in {config.run.out / 'last.safetensors'}. Look at these frames, or lower optimizer.learning_rate or "
-        "optimizer.clip_norm, and start in another run.out."
-    )
-
-
-def _export(start: Potential, state: TrainState, config: TrainConfig, rows: list[dict[str, Any]]) -> Potential:
-    """The averaged potential with its reference energies and the facts of its training."""
-    row = rows[-1] if rows else {}
-    validation = {k: v for k, v in row.items() if k.startswith("validation_") and v is not None}
-    facts = {
-        "trained_on": str(config.data.train),
-        "recipe": config.recipe,
-        "seed": config.run.seed,
-        "epoch": row.get("epoch", 0),
-        **validation,
-    }
-    params = jax.tree.map(np.asarray, state.ema)
-    return start.replace(params=params, metadata_json=json.dumps(facts))
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and a first Ctrl-C set instead of killing; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number, _frame):
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

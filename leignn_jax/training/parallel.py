@@ -38,13 +38,32 @@ def place_state(mesh: Mesh, state: Any, *, members: bool = False) -> Any:
     return jax.tree.map(lambda x: _place(sharding, np.asarray(x)), state)
 
 
-def place_batch(mesh: Mesh, parts: Any) -> Any:
-    """Copy batches, stacked on a leading axis as long as "data", to their devices.
+def own_parts(mesh: Mesh) -> list[int]:
+    """Positions along "data" at which this process has devices, ascending; with one process all of them."""
+    me = jax.process_index()
+    return [i for i, column in enumerate(mesh.devices.T) if any(device.process_index == me for device in column)]
 
-    With several hosts every host makes all parts and hands over those of its own devices.
+
+def place_batch(mesh: Mesh, parts: Any) -> Any:
+    """Copy batches, stacked on a leading axis, to their devices.
+
+    The leading axis is as long as :func:`own_parts`: each of several processes makes and hands over its own parts only.
     """
     sharding = NamedSharding(mesh, P(DATA))
-    return jax.tree.map(lambda x: _place(sharding, np.asarray(x)), parts)
+    position = {part: i for i, part in enumerate(own_parts(mesh))}
+
+    def place(x: np.ndarray) -> jax.Array:
+        def part(index) -> np.ndarray:
+            return x[position[index[0].start or 0]][None]
+
+        return jax.make_array_from_callback((mesh.shape[DATA], *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(lambda x: place(np.asarray(x)), parts)
+
+
+def on_own_device(tree: Any) -> Any:
+    """What is whole on every device of a mesh, as it lies on this process's first one; nothing is copied."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def _place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:

@@ -1,0 +1,117 @@
+"""The run folder, which the first process alone reads and writes; in the others all of this does nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leignn_jax.errors import TrainingError
+from leignn_jax.files import write_atomically
+from leignn_jax.potential import Potential
+from leignn_jax.potential_file import load_potential
+from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
+from leignn_jax.training.config import TrainConfig, dump_config
+from leignn_jax.training.logs import History, open_loggers
+from leignn_jax.training.processes import is_first
+
+
+class RunFolder:
+    """One run's folder, claimed for its config and data.
+
+    Args:
+        config: of the run.
+        data: what data.json says: "sha256" by file, the split, the plan.
+        resume: False refuses a folder that has a checkpoint.
+
+    Raises:
+        TrainingError: the folder belongs to another config or other data, or must not be gone on with.
+    """
+
+    def __init__(self, config: TrainConfig, data: Mapping[str, Any], resume: bool):
+        self.path, self.mine = config.run.out, is_first()
+        if not self.mine:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        folder = self.path / "checkpoints"
+        has_checkpoint = folder.is_dir() and any(folder.iterdir())
+        if has_checkpoint and not resume:
+            raise TrainingError(f"{self.path}: holds a run already. Choose another run.out, or go on with it (resume).")
+        _claim(self.path, config, data, has_checkpoint)
+        self._config = config
+        self._history = History(self.path / "metrics.csv")
+        self._checkpoints = Checkpoints(folder, config.run.keep)
+        self._loggers = []
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest whole checkpoint and its meta, None where there is none; see :meth:`Checkpoints.restore`."""
+        if not self.mine:
+            return None
+        check_room(self.path, named_leaves(like))
+        return self._checkpoints.restore(like)
+
+    def open_logs(self, rows: list[dict[str, Any]]) -> None:
+        """Write metrics.csv with the epochs done, and open the loggers that the config names."""
+        if self.mine:
+            # A copy: the caller adds to his own.
+            self._history.rows = list(rows)
+            self._history.rewrite()
+            self._loggers = open_loggers(self._config)
+
+    def log_epoch(self, row: dict[str, Any]) -> None:
+        """Add an epoch to metrics.csv and the loggers."""
+        if self.mine:
+            self._history.append(row)
+            for logger in self._loggers:
+                logger(row)
+
+    def save_checkpoint(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+        """See :meth:`Checkpoints.save`."""
+        if self.mine:
+            self._checkpoints.save(step, tree, meta)
+
+    def save_potential(self, name: str, potential: Potential) -> None:
+        """Write a potential's file."""
+        if self.mine:
+            potential.save(self.path / name)
+
+    def best_potential(self) -> Potential | None:
+        """The potential best on validation, or the last one where none was yet; None in a process that is not the first."""
+        if not self.mine:
+            return None
+        best = self.path / "potential.safetensors"
+        return load_potential(best if best.exists() else self.path / "last.safetensors")
+
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        if self.mine:
+            self._checkpoints.wait()
+
+    def close(self) -> None:
+        if self.mine:
+            self._checkpoints.close()
+
+
+def _claim(out: Path, config: TrainConfig, data: Mapping[str, Any], has_checkpoint: bool) -> None:
+    """Write what the run is, or compare with what the folder says it is."""
+    text = dump_config(config)
+    config_file, data_file = out / "config.yaml", out / "data.json"
+    if has_checkpoint and config_file.exists() and data_file.exists():
+        old = config_file.read_text()
+        if old != text:
+            lines = [line for line in text.splitlines() if line not in old.splitlines()]
+            raise TrainingError(
+                f"{out}: its checkpoints are of another config (now different: {'; '.join(x.strip() for x in lines[:5])}). "
+                "Give the old settings, or another run.out."
+            )
+        was = json.loads(data_file.read_text())["sha256"]
+        changed = [name for name, value in data["sha256"].items() if was.get(name) != value]
+        if changed:
+            raise TrainingError(
+                f"{out}: the {changed[0]} file has changed since this run began. Bring the old one back, or choose another "
+                "run.out."
+            )
+        return
+    write_atomically(config_file, text.encode())
+    write_atomically(data_file, json.dumps(data, indent=1).encode())
