@@ -40,10 +40,10 @@ from leignn_jax.simulation.dynamics import (
     temperature,
     without_momentum,
 )
-from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Ensemble, Langevin, NoseHoover, thermo
+from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Ensemble, Langevin, NoseHoover, thermo, value_at
 from leignn_jax.simulation.progress import simulation_progress
 from leignn_jax.simulation.state import load_state, save_state
-from leignn_jax.simulation.thermo import ThermoLog
+from leignn_jax.simulation.thermo import ThermoLog, column, read_thermo
 from leignn_jax.simulation.trajectory import TrajectoryWriter, read_trajectory
 
 log = logging.getLogger("leignn_jax")
@@ -88,7 +88,8 @@ class Simulation(NamedTuple):
     atoms: the last structure, with velocities.
     trajectory: saved frames: :class:`Frames`, or a :class:`leignn_jax.simulation.trajectory.Trajectory` where it was
         written to a folder.
-    thermo: arrays by name, one value per logged step.
+    thermo: arrays by name and unit, one value per logged step: ``step``, ``time_fs``, ``potential_energy_eV``,
+        ``kinetic_energy_eV``, ``temperature_K``, ``pressure_GPa``, ``volume_A3``, ``conserved_eV``.
     summary: facts: steps, speed, renewals of lists, and ``stopped``, why it ended early (None where it did not).
     """
 
@@ -297,8 +298,6 @@ def _start_state(model, system: System, structures, ensemble, kelvin, seed, skin
     else:
         if kelvin is None:
             raise ConfigError("The structure has no velocities: give a temperature to draw them at.")
-        from leignn_jax.simulation.ensembles import value_at
-
         velocities = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
     energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
     return State(
@@ -345,9 +344,11 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, *, lo
         kept = {name: jax.tree.map(keep, getattr(after, name), getattr(still, name)) for name in fields}
         return after.replace(**kept), stopped, stopped_at
 
-    def line(carry, _):
+    def line(carry, _, end):
         state, stopped, _ = carry
-        count = jnp.where((stopped == 0).any(), jnp.clip(last_step - state.step, 0, log_every), 0)
+        # Lines and frames come at multiples of log_every and of log_every * logs, wherever a chunk begins.
+        due = jnp.minimum((state.step // log_every + 1) * log_every, jnp.minimum(end, last_step))
+        count = jnp.where((stopped == 0).any(), jnp.maximum(due - state.step, 0), 0)
         carry = jax.lax.fori_loop(0, count, one, carry)
         state = carry[0]
         numbers = thermo(ensemble, system, state, dt)
@@ -355,7 +356,8 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, *, lo
 
     def frame(carry, _):
         start = carry[0].step
-        carry, lines = jax.lax.scan(line, carry, None, length=logs)
+        end = (start // (log_every * logs) + 1) * log_every * logs
+        carry, lines = jax.lax.scan(partial(line, end=end), carry, None, length=logs)
         state = carry[0]
         saved = {name: getattr(state, name) for name in ("positions", "velocities", "forces", "cell", "energy", "step")}
         return carry, ({**saved, "moved": state.step > start, "stopped": carry[1]}, lines)
@@ -370,11 +372,10 @@ def _broken(system: System, before: State, after: State, center, limits: Limits)
     real = (system.numbers > 0)[..., None]
     finite = jnp.isfinite(after.energy) & jnp.isfinite(jnp.where(real, after.positions, 0.0)).all((1, 2))
     finite &= jnp.isfinite(jnp.where(real, after.velocities, 0.0)).all((1, 2))
-    moved = jnp.where(real, after.positions - before.positions, 0.0)
-    if True:  # a strain moves far atoms far: count only what goes beyond the cell's own
-        stretch = jnp.linalg.solve(jnp.where(system.pbc.all(-1)[:, None, None], before.cell, jnp.eye(3)), after.cell)
-        stretch = jnp.where(system.pbc.all(-1)[:, None, None], stretch, jnp.eye(3))
-        moved = jnp.where(real, after.positions - before.positions @ stretch, 0.0)
+    # A strain moves far atoms far: only what goes beyond it counts.
+    unit, solid = jnp.eye(3, dtype=after.cell.dtype), system.pbc.all(-1)[:, None, None]
+    stretch = jnp.linalg.solve(jnp.where(solid, before.cell, unit), jnp.where(solid, after.cell, unit))
+    moved = jnp.where(real, after.positions - before.positions @ stretch, 0.0)
     fast = (moved**2).sum(-1).max(-1) > limits.step**2
     away = jnp.where(real & ~system.pbc[:, None], after.positions - center[:, None], 0.0)
     far = (away**2).sum(-1).max(-1) > limits.distance**2
@@ -401,7 +402,6 @@ def _simulate(run: _Run, folder, limits, steps, save_every, log_every, checkpoin
     with stop_requests() as stop, simulation_progress(steps, float(run.timestep), progress) as bar:
         bar.update(first, run.state)
         while int(run.state.step) < steps and not bool((run.stopped > 0).all()) and not interrupted:
-            # Frames come at multiples of save_every, also after a stop between them.
             frame, line = run.advance(limits, steps, log_every, save_every // log_every, frames)
             _store(run, folder, kept, lines, frame, line)
             bar.update(int(run.state.step), run.state)
@@ -417,12 +417,10 @@ def _simulate(run: _Run, folder, limits, steps, save_every, log_every, checkpoin
     if folder is not None:
         folder.finish(run, summary, final)
         trajectory = [read_trajectory(p / "trajectory.h5") for p in folder.parts]
-        from leignn_jax.simulation.thermo import read_thermo
-
         numbers: list[Any] = [read_thermo(p / "thermo.csv") for p in folder.parts]
     else:
         trajectory = [Frames(**{k: np.concatenate([p[k] for p in parts]) for k in Frames._fields}) for parts in kept]
-        numbers = [{k: np.concatenate([p[k] for p in parts]) for k in parts[0]} for parts in lines]
+        numbers = [{column(k): np.concatenate([p[k] for p in parts]) for k in parts[0]} for parts in lines]
     if single:
         return Simulation(final[0], trajectory[0], numbers[0], summary)
     return Simulation(final, trajectory, numbers, summary)
