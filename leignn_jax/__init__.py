@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leignn_jax.data.readers import read_frames as read_frames
     from leignn_jax.graph import Graph as Graph
+    from leignn_jax.interop.jax_md import neighbor_list as neighbor_list
     from leignn_jax.interop.torch_checkpoint import import_torch_checkpoint as import_torch_checkpoint
     from leignn_jax.models.config import LEIGNNConfig as LEIGNNConfig
     from leignn_jax.models.config import preset as preset
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from leignn_jax.potential import Potential as Potential
     from leignn_jax.potential import Prediction as Prediction
     from leignn_jax.potential_file import load_potential as load_potential
+    from leignn_jax.simulation.engine import simulate as simulate
     from leignn_jax.sweeps.population import committee as committee
     from leignn_jax.sweeps.population import committee_predict as committee_predict
     from leignn_jax.sweeps.study import sweep as sweep
@@ -51,20 +53,27 @@ _HOME = {
     "evaluate": "training.evaluate",
     "import_torch_checkpoint": "interop.torch_checkpoint",
     "load_potential": "potential_file",
+    "neighbor_list": "interop.jax_md",
     "preset": "models.config",
     "read_frames": "data.readers",
+    "simulate": "simulation.engine",
     "sweep": "sweeps.study",
     "train": "training.api",
 }
 
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+# Rooms that are used by their own names, as in leignn.analysis.diffusivity.
+_ROOMS = ("analysis", "differentiable", "simulation")
+
+__all__ = [*_HOME, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *_HOME, *_ROOMS})

@@ -234,7 +234,7 @@ class _Run:
         self.model, self.ensemble = model, ensemble
         self.system = make_system(structures, dtype, hold_momentum=ensemble.holds_momentum)
         self.timestep = jnp.asarray(timestep, dtype)
-        self.state = _start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
+        self.state = start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
         self.center = _centers(self.system, self.state.positions)
         self.stopped = jnp.zeros(len(structures), jnp.int32)
         self.stopped_at = jnp.full(len(structures), -1, jnp.int32)
@@ -284,7 +284,7 @@ class _Run:
         )
 
 
-def _start_state(model, system: System, structures, ensemble, kelvin, seed, skin, dtype) -> State:
+def start_state(model, system: System, structures, ensemble, kelvin, seed, skin, dtype) -> State:
     size = system.numbers.shape[1]
     positions = jnp.asarray(padded_positions(structures, size), dtype)
     cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)

@@ -1,0 +1,21 @@
+"""Simulations to differentiate through: the engine's own steps as pure functions of a fixed length.
+
+>>> run = leignn.differentiable
+>>> ensemble = leignn.simulation.ensembles.Langevin(temperature=300.0)
+>>> system, state = run.start(potential, atoms, ensemble, temperature=300.0, seed=0)
+>>> def loss(potential, rollout):
+...     seen = rollout(potential, ensemble, system, state, 1.0, 100, observe=run.observables.pressure, every=10).seen
+...     return ((seen - 0.1) ** 2).mean()
+>>> value, gradient = run.value_and_grad(loss, mode="remat")(potential)
+
+Everything that stands in front of the number of steps can be differentiated by: the potential's parameters, the
+ensemble's temperature and pressure, masses, and initial positions, velocities and cell. What to expect of such gradients
+is in :mod:`leignn_jax.differentiable.rollout`.
+"""
+
+from leignn_jax.differentiable import observables
+from leignn_jax.differentiable.estimate import Estimate, estimate
+from leignn_jax.differentiable.gradients import MODES, value_and_grad
+from leignn_jax.differentiable.rollout import Rollout, rollout, start
+
+__all__ = ["MODES", "Estimate", "Rollout", "estimate", "observables", "rollout", "start", "value_and_grad"]

@@ -1,0 +1,84 @@
+"""What a gradient will cost, before it is computed: memory and time of every mode from one step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from leignn_jax.differentiable.rollout import segment_length, without_constants
+from leignn_jax.simulation.dynamics import EnergyModel, State, System
+from leignn_jax.simulation.ensembles import Ensemble
+
+
+class Estimate(NamedTuple):
+    """Of one mode: ``memory`` bytes kept for the reverse pass, ``seconds`` of one gradient, both from one step."""
+
+    memory: int
+    seconds: float
+
+
+def estimate(
+    model: EnergyModel,
+    ensemble: Ensemble,
+    system: System,
+    state: State,
+    timestep: float,
+    steps: int,
+    *,
+    inputs: int = 1,
+    segment: int | Literal["sqrt"] = "sqrt",
+    repeats: int = 3,
+) -> dict[str, Estimate]:
+    """Memory and time of a gradient through ``steps`` steps, by mode; takes the time of a few steps and two compilations.
+
+    Args:
+        model, ensemble, system, state, timestep, steps: of the rollout.
+        inputs: numbers to differentiate by, which is what forward mode's time depends on.
+        segment: of mode "remat".
+        repeats: timed steps, of which the median counts.
+    """
+    model = without_constants(model)
+
+    def step(model: Any, moving):
+        after = ensemble.step(model, system, state.replace(**moving), timestep)
+        return {name: getattr(after, name) for name in moving}
+
+    moving = {name: getattr(state, name) for name in ("positions", "velocities", "forces", "cell")}
+
+    def kept(model, moving):
+        return jax.vjp(step, model, moving)[1]
+
+    residuals = _bytes(jax.eval_shape(kept, model, moving)) - _bytes(model)
+    carried = _bytes(jax.tree.map(jnp.asarray, state.replace(key=None)))
+
+    def backward(model, moving):
+        out, pull = jax.vjp(step, model, moving)
+        return pull(jax.tree.map(jnp.ones_like, out))
+
+    forward_seconds = _seconds(jax.jit(step), model, moving, repeats)
+    both_seconds = _seconds(jax.jit(backward), model, moving, repeats)
+    length = segment_length(steps, segment) or steps
+    per_step = max(residuals, 0) + carried
+    return {
+        "reverse": Estimate(steps * per_step, steps * both_seconds),
+        "remat": Estimate(-(-steps // length) * carried + length * per_step, steps * (both_seconds + forward_seconds)),
+        "forward": Estimate(2 * carried, steps * forward_seconds * (1 + 2 * inputs)),
+    }
+
+
+def _bytes(tree) -> int:
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
+
+
+def _seconds(function, model, moving, repeats: int) -> float:
+    jax.block_until_ready(function(model, moving))
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        jax.block_until_ready(function(model, moving))
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times))

@@ -1,0 +1,174 @@
+r"""Rollouts: a simulation as a pure function, ``(model, ensemble, system, state, timestep) -> what was seen``.
+
+The steps are the engine's. Neighbour lists are renewed inside; their indices carry no gradient, and since every pair
+enters and leaves smoothly, none is missing. What is observed is the scan's output. Should a list overflow or a number
+not be finite, everything that is returned becomes NaN, and so does every gradient.
+
+Gradients of trajectories grow. In a chaotic system the derivative of a late frame by an early one grows as
+exp(lambda t) with the largest Lyapunov exponent lambda (for liquids about 1/ps): beyond a few 1/lambda it is right, and
+useless. Damped dynamics (Langevin) and short horizons keep it bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from leignn_jax.device_neighbors import ListSizes
+from leignn_jax.errors import ConfigError
+from leignn_jax.potential import Potential
+from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
+from leignn_jax.simulation.engine import start_state
+from leignn_jax.simulation.ensembles import Ensemble
+
+
+class Rollout(NamedTuple):
+    """What a rollout gives. A pytree.
+
+    state: after the last step.
+    seen: what ``observe`` returned, stacked along a leading axis of steps // every; None without ``observe``.
+    valid: bool; where False all other floats are NaN.
+    """
+
+    state: State
+    seen: Any
+    valid: Any
+
+
+def start(
+    model: EnergyModel,
+    atoms: ase.Atoms | list[ase.Atoms],
+    ensemble: Ensemble,
+    *,
+    temperature: Any = None,
+    seed: int = 0,
+    skin: float = 0.5,
+    dtype: str = "float32",
+    sizes: ListSizes | None = None,
+) -> tuple[System, State]:
+    """System and state to begin with; on the host. Velocities as in :func:`leignn_jax.simulate`.
+
+    Args:
+        model: a potential or another model; energies of a rollout are without the constants of a potential.
+        atoms: one structure or several side by side.
+        ensemble: of the rollout. temperature: K, of drawn velocities. seed: of velocities and noise.
+        skin: Å. sizes: of the lists; larger ones where a rollout overflows.
+        dtype: "float64" needs ``jax.config.update("jax_enable_x64", True)`` or ``with jax.enable_x64(True)``.
+
+    Raises:
+        ConfigError: float64 is asked for but switched off in JAX; no velocities and no temperature.
+        StructureError, ElementError: as :meth:`leignn_jax.Potential.predict`.
+    """
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("float64 is switched off in JAX: call this inside `with jax.enable_x64(True)`.")
+    structures = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
+    if isinstance(model, Potential):
+        for one in structures:
+            model.check_elements(one.numbers)
+    model = without_constants(model)
+    system = make_system(structures, np.dtype(dtype), hold_momentum=ensemble.holds_momentum)
+    state = start_state(model, system, structures, ensemble, temperature, seed, skin, np.dtype(dtype))
+    if sizes is not None:
+        old = state.neighbors
+        lists = make_lists(
+            system.numbers, old.positions, old.cell, system.pbc, model.cutoff, skin, np.dtype(dtype), sizes
+        )
+        state = state.replace(neighbors=lists)
+    return system, state
+
+
+def without_constants(model: EnergyModel) -> EnergyModel:
+    """A potential without reference energies and shift, which no force depends on and which float32 has no room for."""
+    if not isinstance(model, Potential):
+        return model
+    zero = jnp.zeros_like(jnp.asarray(model.reference_energies, jnp.float32))
+    return model.replace(reference_energies=zero, energy_shift=jnp.zeros(()))
+
+
+def rollout(
+    model: EnergyModel,
+    ensemble: Ensemble,
+    system: System,
+    state: State,
+    timestep: Any,
+    steps: int,
+    *,
+    observe: Callable[[System, State], Any] | None = None,
+    every: int = 1,
+    segment: int | Literal["sqrt"] | None = None,
+) -> Rollout:
+    """``steps`` steps of ``timestep`` fs; pure, for jit, vmap, grad and jvp.
+
+    Args:
+        model: potential or other model, differentiable by its parameters.
+        ensemble, system, state: from :func:`start`; differentiable by temperature and pressure, masses, positions,
+            velocities and cell.
+        timestep: fs. steps: a multiple of ``every`` (static).
+        observe: what to look at after every ``every`` steps: ``(system, state) -> pytree``, such as those of
+            :mod:`leignn_jax.differentiable.observables`.
+        segment: None keeps what the reverse pass needs of every step. A number keeps only the states that many
+            observations apart and computes the rest again, one segment at a time: memory of ``steps / segment`` states
+            and ``segment`` steps, for one more forward pass. "sqrt" is the number that makes both alike.
+
+    Raises:
+        ConfigError: steps, every and segment do not fit.
+    """
+    if steps < 1 or every < 1 or steps % every:
+        raise ConfigError(f"steps ({steps}) must be a positive multiple of every ({every}).")
+    rounds = steps // every
+    length = segment_length(rounds, segment)
+    model = without_constants(model)
+    # Energy and forces at the start belong to the model that is given, not to the one that the state was made with.
+    state = move_to(model, system, state, state.positions, state.cell)
+
+    def one(state: State, _):
+        if every == 1:
+            state = ensemble.step(model, system, state, timestep)
+        else:
+            state, _ = jax.lax.scan(
+                lambda s, _: (ensemble.step(model, system, s, timestep), None), state, None, length=every
+            )
+        return state, None if observe is None else observe(system, state)
+
+    if length is None:
+        state, seen = jax.lax.scan(one, state, None, length=rounds)
+    else:
+        whole, rest = divmod(rounds, length)
+
+        @jax.checkpoint
+        def part(state: State, _):
+            return jax.lax.scan(one, state, None, length=length)
+
+        state, seen = jax.lax.scan(part, state, None, length=whole)
+        seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+        if rest:
+            state, last = jax.lax.scan(one, state, None, length=rest)
+            seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, last)
+
+    valid = (state.neighbors.overflow == 0).all() & jnp.isfinite(state.energy).all()
+    # A product, so that gradients are poisoned as well; a choice would make them zero.
+    poison = jnp.where(valid, 1.0, jnp.nan)
+
+    def poisoned(x):
+        return x * poison.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    neighbors = state.neighbors
+    state, seen = jax.tree.map(poisoned, (state.replace(neighbors=None), seen))
+    return Rollout(state.replace(neighbors=neighbors), seen, valid)
+
+
+def segment_length(rounds: int, segment: int | Literal["sqrt"] | None) -> int | None:
+    """Observations per segment; ConfigError where ``segment`` is none of those allowed."""
+    if segment is None:
+        return None
+    if segment == "sqrt":
+        return max(1, math.isqrt(rounds))
+    if not isinstance(segment, int) or not 1 <= segment <= rounds:
+        raise ConfigError(f"segment must be 'sqrt' or a whole number from 1 to {rounds}, not {segment!r}.")
+    return segment
