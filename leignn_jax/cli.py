@@ -1,4 +1,4 @@
-"""``leignn``: train, evaluate and look at data and potentials from a shell. Nothing heavy is imported before it is used."""
+"""``leignn``: train, evaluate, simulate, look at data and potentials. Nothing heavy is imported before it is used."""
 
 from __future__ import annotations
 
@@ -111,6 +111,67 @@ def sweep(
     result = run(study, progress=False if quiet else None)
     typer.echo((result.out / "results.csv").read_text().rstrip())
     typer.echo(f"Report: {result.out / 'report.html'}", err=True)
+
+
+@app.command(
+    epilog="Example:  leignn md potential.safetensors start.extxyz --ensemble nvt --temperature 300 --steps 10000 --out md"
+)
+def md(
+    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    structure: Annotated[Path, typer.Argument(help="A file that ASE reads; its last structure is taken.")],
+    steps: Annotated[int, typer.Option(help="Steps in all.")],
+    out: Annotated[Path, typer.Option(help="Folder for trajectory.h5, thermo.csv, summary.json.")],
+    ensemble: Annotated[
+        str, typer.Option(help="nve, nvt (Nose-Hoover), langevin, csvr, npt, npt-anisotropic, npt-triclinic.")
+    ] = "nve",
+    temperature: Annotated[float | None, typer.Option(help="K, of the bath and of the first velocities.")] = None,
+    pressure: Annotated[float | None, typer.Option(help="GPa, of npt.")] = None,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
+    replicas: Annotated[int | None, typer.Option(help="Copies, each with its own random numbers.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between frames.")] = 100,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of thermo.csv.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of velocities and noise.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    extxyz: Annotated[bool, typer.Option("--extxyz", help="Write trajectory.extxyz too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the simulation in the folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Molecular dynamics; prints a summary as JSON."""
+    import ase.io
+
+    from leignn_jax.potential_file import load_potential
+    from leignn_jax.simulation.engine import simulate
+    from leignn_jax.simulation.trajectory import write_extxyz
+
+    if not structure.is_file():
+        _stop(f"{structure}: no such file.")
+    result = simulate(
+        load_potential(potential),
+        ase.io.read(structure, index=-1),
+        ensemble,
+        steps=steps,
+        timestep=timestep,
+        temperature=temperature,
+        pressure=pressure,
+        replicas=replicas,
+        seed=seed,
+        out=out,
+        resume=resume,
+        save_every=save_every,
+        log_every=log_every,
+        dtype=dtype,
+        progress=False if quiet else None,
+    )
+    for trajectory in [result.trajectory] if replicas is None else result.trajectory:
+        if extxyz:
+            write_extxyz(trajectory.path.with_suffix(".extxyz"), trajectory)
+    typer.echo(json.dumps(result.summary, indent=1))
+    stopped = result.summary["stopped"]
+    if stopped if replicas is None else all(stopped):
+        raise typer.Exit(1)
+    if not result.summary["finished"] and not (replicas and any(stopped)):
+        typer.echo(f"Stopped. The same command with --resume goes on: {out}", err=True)
+        raise typer.Exit(143)
 
 
 @app.command(epilog="Example:  leignn info run/potential.safetensors")

@@ -1,0 +1,209 @@
+"""Rollouts: exact answers, finite differences for every kind of argument, the engine's own trajectory, poison."""
+
+import ase
+import ase.build
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import leignn_jax as leignn
+from leignn_jax.errors import ConfigError
+from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover
+from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
+
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
+run = leignn.differentiable
+MODES = ["reverse", "remat", "forward"]
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def argon():
+    atoms = ase.build.bulk("Ar", a=5.4, cubic=True)
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+MODEL = LennardJones(epsilon=0.0104, sigma=3.4, cutoff=5.0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_of_an_oscillator_are_exact(mode):
+    # Velocity Verlet of x'' = -w^2 x is solved by x_n = x_0 cos(n a) + v_0 sin(n a) / (w sqrt(1 - (w h)^2 / 4)) with
+    # cos a = 1 - (w h)^2 / 2.
+    steps, h, stiffness, mass = 50, 2.0, 1.3, 39.95
+    atoms = ase.Atoms("Ar", positions=[[0.3, -0.1, 0.2]], masses=[mass])
+    model = HarmonicWells(stiffness=stiffness, centers=jnp.zeros((1, 3)))
+    system, state = run.start(model, atoms, NVE(), temperature=50.0, dtype="float64")
+    w = np.sqrt(stiffness / mass * leignn.simulation.dynamics.ACCELERATION)
+    angle = np.arccos(1 - (w * h) ** 2 / 2)
+
+    def last_x(argument, rollout):
+        begin = state.replace(positions=argument["x"], velocities=argument["v"])
+        return rollout(model, NVE(), system, begin, h, steps).state.positions[0, 0, 0]
+
+    argument = {"x": state.positions, "v": state.velocities}
+    value, gradient = run.value_and_grad(last_x, mode)(argument)
+    x0, v0 = float(state.positions[0, 0, 0]), float(state.velocities[0, 0, 0])
+    by_v = np.sin(steps * angle) / (w * np.sqrt(1 - (w * h) ** 2 / 4))
+    np.testing.assert_allclose(value, x0 * np.cos(steps * angle) + v0 * by_v, rtol=1e-10)
+    np.testing.assert_allclose(gradient["x"][0, 0], [np.cos(steps * angle), 0, 0], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(gradient["v"][0, 0], [by_v, 0, 0], rtol=1e-10, atol=1e-12)
+
+
+ENSEMBLES = {
+    "nve": NVE(),
+    "nose-hoover": NoseHoover(40.0, 100.0),
+    "langevin": Langevin(40.0, 0.01),
+    "csvr": CSVR(40.0, 100.0),
+    "npt": CellRescaling(40.0, 0.02, 100.0, 500.0, compressibility=0.5, shape="triclinic", every=5),
+}
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_gradients_are_those_of_finite_differences(name, argon):
+    ensemble = ENSEMBLES[name]
+    system, state = run.start(MODEL, argon, ensemble, temperature=40.0, dtype="float64")
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=4))
+
+    def loss(argument, rollout):
+        begin = state.replace(**{k: argument[k] for k in ("positions", "velocities", "cell")})
+        of_system = system.replace(masses=argument["masses"])
+        out = rollout(
+            argument["model"],
+            argument["ensemble"],
+            of_system,
+            begin,
+            2.0,
+            20,
+            observe=run.observables.total_energy,
+            every=5,
+        )
+        return (weights * out.seen[:, 0]).sum() + (out.state.positions**2).mean() + (out.state.cell**2).mean()
+
+    argument = {
+        "model": MODEL,
+        "ensemble": ensemble,
+        "masses": system.masses,
+        **{k: getattr(state, k) for k in ("positions", "velocities", "cell")},
+    }
+    argument = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), argument)
+    rng = np.random.default_rng(1)
+    plain = jax.jit(lambda a: loss(a, run.rollout))
+    value, gradient = run.value_and_grad(loss, "remat")(argument)
+    np.testing.assert_allclose(value, plain(argument), rtol=1e-12)
+    for kind in argument:
+        direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)) * (1e-2 + jnp.abs(x)), argument[kind])
+
+        def moved(amount, kind=kind, direction=direction):
+            return plain({**argument, kind: jax.tree.map(lambda x, d: x + amount * d, argument[kind], direction)})
+
+        along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient[kind], direction)), jnp.zeros(()))
+        step = 1e-5
+        difference = (8 * (moved(step) - moved(-step)) - (moved(2 * step) - moved(-2 * step))) / (12 * step)
+        np.testing.assert_allclose(along, difference, rtol=1e-5, atol=1e-9, err_msg=kind)
+
+
+def test_modes_agree_for_a_potential(argon):
+    config = leignn.preset("small", elements=("Ar",), features=8, layers=2, num_radial=4, cutoff=4.2)
+    potential = leignn.Potential.create(config, jax.random.key(0), scale=0.01)
+    ensemble = Langevin(40.0, 0.01)
+    system, state = run.start(potential, argon, ensemble, temperature=40.0, dtype="float64")
+
+    def loss(argument, rollout):
+        of_model = potential.replace(params={**potential.params, "energy": argument})
+        out = rollout(of_model, ensemble, system, state, 2.0, 7, observe=run.observables.pressure)
+        return (out.seen**2).sum()
+
+    argument = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), potential.params["energy"])
+    found = {mode: run.value_and_grad(loss, mode)(argument) for mode in MODES}
+    assert float(jnp.abs(found["reverse"][1]["kernel"]).max()) > 0
+    for mode in ("remat", "forward"):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9), found[mode], found["reverse"])
+
+
+def test_rollout_is_the_engines_trajectory(argon):
+    ensemble = Langevin(40.0, 0.01)
+    system, state = run.start(MODEL, argon, ensemble, temperature=40.0, seed=3, dtype="float64")
+    out = jax.jit(
+        lambda s: run.rollout(MODEL, ensemble, system, s, 2.0, 30, observe=run.observables.positions, every=10)
+    )(state)
+    ran = leignn.simulate(
+        MODEL, argon, ensemble, steps=30, timestep=2.0, seed=3, save_every=10, dtype="float64", progress=False
+    )
+    assert bool(out.valid)
+    np.testing.assert_allclose(out.seen[:, 0], ran.trajectory.positions[1:], atol=1e-10)
+
+
+def test_sweeps_over_temperature_by_vmap(argon):
+    system, state = run.start(MODEL, argon, Langevin(1.0), temperature=40.0, dtype="float64")
+
+    def mean_kinetic(kelvin):
+        out = run.rollout(MODEL, Langevin(kelvin, 0.1), system, state, 2.0, 20, observe=run.observables.kinetic_energy)
+        return out.seen[10:].mean()
+
+    kelvins = jnp.array([10.0, 40.0])
+    together = jax.jit(jax.vmap(jax.value_and_grad(mean_kinetic)))(kelvins)
+    alone = [jax.jit(jax.value_and_grad(mean_kinetic))(k) for k in kelvins]
+    np.testing.assert_allclose(together[0], [v for v, _ in alone], rtol=1e-10)
+    np.testing.assert_allclose(together[1], [g for _, g in alone], rtol=1e-8)
+    assert (together[1] > 0).all()  # hotter bath, more kinetic energy
+
+
+def test_an_overflow_poisons_value_and_gradient(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    small = state.neighbors.sizes._replace(pairs=16)
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64", sizes=small)
+
+    def loss(velocities, rollout):
+        out = rollout(MODEL, NVE(), system, state.replace(velocities=velocities), 2.0, 4)
+        return out.state.energy.sum(), out.valid
+
+    (value, valid), gradient = run.value_and_grad(loss, has_aux=True)(state.velocities)
+    assert not bool(valid)
+    assert np.isnan(value)
+    assert np.isnan(gradient).all()
+
+
+def test_rdf_is_that_of_the_analysis(argon):
+    edges = np.linspace(3.0, 4.6, 17)
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    observe = run.observables.rdf(edges, 1e-3, reach=5.0)
+    soft = observe(system, state)[0]
+    hard = leignn.analysis.radial_distribution(
+        argon.positions[None], argon.numbers, np.asarray(argon.cell), r_max=4.6, bins=46
+    )
+    counts = np.histogram(hard.edges[:-1] + 0.05, edges, weights=np.asarray(hard.of("Ar", "Ar")))[0]
+    assert (soft > 1e-9).any()
+    np.testing.assert_array_equal(np.asarray(soft) > 1e-6, counts > 0)
+    with pytest.raises(ConfigError, match=r"lists reach 5 Å"):
+        run.observables.rdf(np.linspace(0, 5, 10), 0.1, reach=5.0)
+
+
+def test_estimate(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    few = run.estimate(MODEL, NVE(), system, state, 2.0, 100)
+    many = run.estimate(MODEL, NVE(), system, state, 2.0, 10000)
+    assert few["remat"].memory < few["reverse"].memory
+    assert many["forward"].memory == few["forward"].memory
+    assert 80 < many["reverse"].memory / few["reverse"].memory < 120
+    assert 8 < many["remat"].memory / few["remat"].memory < 12
+
+
+def test_settings_that_do_not_fit(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    with pytest.raises(ConfigError, match="multiple of every"):
+        run.rollout(MODEL, NVE(), system, state, 1.0, 10, every=3)
+    with pytest.raises(ConfigError, match="segment"):
+        run.rollout(MODEL, NVE(), system, state, 1.0, 10, segment=11)
+    with pytest.raises(ConfigError, match="did you mean 'remat'"):
+        run.value_and_grad(lambda x, rollout: x, "rematt")
+    with jax.enable_x64(False), pytest.raises(ConfigError, match="enable_x64"):
+        run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
