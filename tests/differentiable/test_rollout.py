@@ -67,7 +67,9 @@ ENSEMBLES = {
 }
 
 
-@pytest.mark.parametrize("name", ENSEMBLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("langevin", "npt") else pytest.mark.slow) for name in ENSEMBLES]
+)
 def test_gradients_are_those_of_finite_differences(name, argon):
     ensemble = ENSEMBLES[name]
     system, state = run.start(MODEL, argon, ensemble, temperature=40.0, dtype="float64")
