@@ -39,8 +39,8 @@ log = logging.getLogger("leignn_jax")
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 # eV/Å and GPa above which a structure is not what elastic constants are asked of.
 _LARGE_FORCE, _LARGE_STRESS = 0.02, 0.5
-# eV/Å per unit of strain, to which atoms of strained structures are relaxed.
-_REST = 0.2
+# Part of the force made by a strain that may be left on atoms relaxed under it, and eV/Å of numerical noise.
+_REST, _LEAST_FORCE = 1e-3, 1e-7
 
 
 class Moduli(NamedTuple):
@@ -212,15 +212,16 @@ def _by_strains(potential: EnergyModel, atoms: ase.Atoms, strain: float, dtype: 
         for sign in (1, -1):
             strained.append(atoms.copy())
             strained[-1].set_cell(atoms.cell.array @ (np.eye(3) + sign * strain * one), scale_atoms=True)
-    # A hundredth of the force that the strain itself makes would be a hundredth of the correction.
-    at_rest = relax(potential, strained, max_force=_REST * strain, dtype=dtype, steps=1000, progress=False)
-    left = relax(potential, strained, steps=0, max_force=1e9, dtype=dtype, progress=False)
+    clamped_ones = relax(potential, strained, steps=0, max_force=np.inf, dtype=dtype, progress=False)
+    pushes = max(float(np.abs(a.get_forces()).max()) for a in clamped_ones.atoms)
+    goal = max(_REST * pushes, _LEAST_FORCE)
+    at_rest = relax(potential, strained, max_force=goal, dtype=dtype, steps=1000, progress=False)
 
     def differences(answer):
         stress = np.array([a.get_stress() for a in answer.atoms]) * GIGAPASCAL
         return ((stress[1::2] - stress[2::2]) / (2 * strain)).T, stress[0], answer.atoms[0].get_forces()
 
-    clamped, stress, forces = differences(left)
+    clamped, stress, forces = differences(clamped_ones)
     return differences(at_rest)[0], clamped, stress, forces
 
 

@@ -38,7 +38,6 @@ from flax import struct
 from leignn_jax.device_neighbors import NeighborList, grown, update
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import write_atomically
-from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
@@ -66,6 +65,7 @@ _VOLUME_FACTOR = 5.0
 
 _CHUNK_STEPS = 50
 _GROWTHS = 20
+_GROWTHS_AT_ONCE = 3
 
 RUNNING, CONVERGED, NOT_FINITE, LOST_CELL = 0, 1, 2, 3
 
@@ -142,11 +142,9 @@ def relax(
     with jax.enable_x64(dtype == "float64"):
         system = make_system(structures, np.dtype(dtype), hold_momentum=False)
         goal = Goal(*(jnp.asarray(x, dtype) for x in (max_force, max_stress / GIGAPASCAL, pressure / GIGAPASCAL)))
-        state, lines, interrupted = _descend(
-            model, system, structures, goal, cell, steps, np.dtype(dtype), skin, progress
-        )
+        state, lines = _descend(model, system, structures, goal, cell, steps, np.dtype(dtype), skin, progress)
         state = jax.device_get(state.replace(neighbors=None))
-    result = _result(structures, state, lines, references, cell, steps, interrupted)
+    result = _result(structures, state, lines, references, cell)
     if out is not None:
         _write(Path(out), result)
     return Relaxation(*(x[0] for x in result)) if single else result
@@ -361,7 +359,7 @@ def _start(model, system, neighbors, positions, cell_vectors, goal, *, cell):
 
 
 def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress):
-    """The last state, lines of the history [steps, replicas], and whether it was asked to stop."""
+    """The last state, and lines of the history [steps, replicas]."""
     positions = jnp.asarray(padded_positions(structures, system.numbers.shape[1]), dtype)
     cells = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
 
@@ -371,8 +369,8 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
     state, first = _start(model, system, lists_at(positions, cells), positions, cells, goal, cell=cell)
     lines = [jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(first))]
     done, growths = 0, 0
-    with stop_requests() as stop, _Bar(steps, progress) as advance:
-        while done < steps and bool((state.status == RUNNING).any()) and not stop.is_set():
+    with _Bar(steps, progress) as advance:
+        while done < steps and bool((state.status == RUNNING).any()):
             count, after, found = _chunk(model, system, state, goal, steps, cell=cell, length=_CHUNK_STEPS)
             overflow = int(np.bitwise_or.reduce(np.asarray(after.neighbors.overflow)))
             if overflow:
@@ -382,7 +380,10 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
                         f"Neighbour lists grew {_GROWTHS} times within {_CHUNK_STEPS} steps: a structure collapses. Start "
                         "from one that is closer to a minimum, or use a potential that knows such densities."
                     )
-                sizes = grown(state.neighbors.sizes, overflow, system.numbers.shape[1])
+                # Compiling costs more than a few more pairs: one that has begun to shrink will go on.
+                sizes = state.neighbors.sizes
+                for _ in range(_GROWTHS_AT_ONCE if cell else 1):
+                    sizes = grown(sizes, overflow, system.numbers.shape[1])
                 log.info(
                     "Neighbour lists were too small (%s): enlarged to %s, the steps are repeated.", overflow, sizes
                 )
@@ -393,11 +394,10 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
             done += count
             lines.append({k: np.asarray(v)[:count] for k, v in jax.device_get(found).items()})
             advance(done, lines[-1]["max_force"][-1].max(), int((np.asarray(state.status) != RUNNING).sum()))
-        interrupted = stop.is_set()
-    return state, {k: np.concatenate([x[k] for x in lines]) for k in lines[0]}, interrupted
+    return state, {k: np.concatenate([x[k] for x in lines]) for k in lines[0]}
 
 
-def _result(structures, state, lines, references, cell, steps, interrupted) -> Relaxation:
+def _result(structures, state, lines, references, cell) -> Relaxation:
     found, reasons, histories = [], [], []
     for r, start in enumerate(structures):
         count, status = len(start), int(state.status[r])
@@ -418,7 +418,7 @@ def _result(structures, state, lines, references, cell, steps, interrupted) -> R
         history["energy"] += references[r]
         history["max_stress"] *= GIGAPASCAL
         histories.append(history)
-        reasons.append(_reason(status, int(state.step[r]), history, cell, interrupted))
+        reasons.append(_reason(status, int(state.step[r]), history, cell))
         if reasons[-1] is not None:
             log.warning("%s did not converge: %s", f"Structure {r}" if len(structures) > 1 else "It", reasons[-1])
     return Relaxation(
@@ -431,7 +431,7 @@ def _result(structures, state, lines, references, cell, steps, interrupted) -> R
     )
 
 
-def _reason(status: int, step: int, history, cell: Cell, interrupted: bool) -> str | None:
+def _reason(status: int, step: int, history, cell: Cell) -> str | None:
     if status == CONVERGED:
         return None
     if status == NOT_FINITE:
@@ -447,7 +447,7 @@ def _reason(status: int, step: int, history, cell: Cell, interrupted: bool) -> s
     left = f"force {history['max_force'][-1]:.3g} eV/Å" + (
         f", stress {history['max_stress'][-1]:.3g} GPa" if cell else ""
     )
-    return f"{'asked to stop' if interrupted else 'out of steps'} after step {step} with {left}; go on from it"
+    return f"out of steps after step {step} with {left}; go on from it"
 
 
 def _write(folder: Path, result: Relaxation) -> None:
@@ -505,7 +505,7 @@ def _check_settings(structures, cell, pressure, max_force, max_stress, steps, op
     if optimizer != "fire":
         raise ConfigError(f"optimizer: {optimizer!r} is not known; 'fire' is.")
     for name, value in (("max_force", max_force), ("max_stress", max_stress), ("skin", skin)):
-        if not (np.isfinite(value) and value > 0):
+        if not value > 0:
             raise ConfigError(f"{name} must be a positive number, not {value!r}.")
     if not np.isfinite(pressure):
         raise ConfigError(f"pressure must be a number of GPa, not {pressure!r}.")

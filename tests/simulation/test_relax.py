@@ -116,8 +116,8 @@ def test_ase_finds_the_same_minimum(full):
 
 
 def test_isotropic_under_pressure_and_a_list_that_must_grow(caplog):
-    pressure = 3.0
-    wide = bulk("Ar", cubic=True, a=6.3)
+    pressure = 2.0
+    wide = bulk("Ar", cubic=True, a=5.8)
     with caplog.at_level(logging.INFO, "leignn_jax"):
         found = relax(MODEL, wide, cell="isotropic", pressure=pressure, max_stress=1e-3, skin=0.3)
     assert any("enlarged" in line for line in caplog.messages)
@@ -130,7 +130,7 @@ def test_isotropic_under_pressure_and_a_list_that_must_grow(caplog):
         bounds=(4.2, 5.6),
         options={"xatol": 1e-9},
     ).x
-    assert found.atoms.cell.lengths() == pytest.approx([a] * 3, rel=1e-5)
+    assert found.atoms.cell.lengths() == pytest.approx([a] * 3, rel=5e-5)
     assert found.energy == pytest.approx(float(answer(found.atoms)[0]), abs=1e-9)
 
 
@@ -165,7 +165,7 @@ def test_clusters_side_by_side_take_the_steps_that_they_take_alone():
 def test_wells_float32_files_and_going_on(tmp_path, caplog):
     centers = np.array([[0.0, 0, 0], [5, 0, 0], [0, 5, 0]])
     model = HarmonicWells(stiffness=3.0, centers=centers)
-    start = Atoms("H3", centers + [[0.3, 0, 0], [0, -0.2, 0], [0.1, 0.1, 0.4]])
+    start = Atoms("H3", centers + np.array([[0.3, 0, 0], [0, -0.2, 0], [0.1, 0.1, 0.4]]))
     short = relax(model, start, steps=4, dtype="float32")
     assert not short.converged
     assert short.steps == 4
@@ -200,15 +200,14 @@ class Cliff:
 
 def test_a_structure_that_falls_off_is_named_and_the_others_go_on(caplog):
     lost, well = Atoms("He", [[0.5, 0, 0]]), Atoms("H2", [[0.1, 0, 0], [0, 0.2, 0]])
-    found = relax(Cliff(), [lost, well], dtype="float32")
-    assert found.converged.tolist() == [False, True]
+    found = relax(Cliff(), [lost, well, Atoms("He", [[2.0, 0, 0]])], dtype="float32")
+    assert found.converged.tolist() == [False, True, False]
     assert "no finite numbers" in found.reason[0]
     assert any(line.startswith("Structure 0 did not converge") for line in caplog.messages)
     assert 0.5 < found.atoms[0].positions[0, 0] <= 1.0
     np.testing.assert_allclose(found.atoms[1].positions, 0, atol=0.01)
-    at_once = relax(Cliff(), Atoms("He", [[2.0, 0, 0]]), dtype="float32")
-    assert at_once.steps == 0
-    assert at_once.atoms.calc is None
+    assert found.steps[2] == 0
+    assert found.atoms[2].calc is None
 
 
 @pytest.mark.parametrize(
