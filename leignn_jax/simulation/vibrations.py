@@ -146,7 +146,7 @@ def normal_modes(
         found = jax.device_get(_checked_derivatives(potential, graph, free, displacement))
     hessian = np.asarray(found[0], np.float64)[:, :, free]
     _check_finite(hessian)
-    _check_smooth(*found, int(free[0]), displacement)
+    _check_smooth(found[0], found[1], int(free[0]), displacement)
     size = 3 * len(free)
     root = np.repeat(np.sqrt(atoms.get_masses()[free]), 3)
     weighted = hessian.reshape(size, size) / root / root[:, None]
@@ -256,8 +256,8 @@ class Phonons:
         Raises:
             ImportError: phonopy is not installed.
         """
-        from phonopy import Phonopy
-        from phonopy.structure.atoms import PhonopyAtoms
+        from phonopy import Phonopy  # pyright: ignore[reportMissingImports]
+        from phonopy.structure.atoms import PhonopyAtoms  # pyright: ignore[reportMissingImports]
 
         cell = PhonopyAtoms(
             numbers=self.atoms.numbers,
@@ -322,7 +322,7 @@ def phonons(
         found = jax.device_get(_checked_derivatives(potential, crystal.graph, cell, displacement))
         constants = np.asarray(_sum_rule(found[0]), np.float64)
     _check_finite(constants)
-    _check_smooth(*found, 0, displacement)
+    _check_smooth(found[0], found[1], 0, displacement)
     return Phonons(atoms=_plain(atoms), supercell=repeats, crystal=crystal, force_constants=constants)
 
 
