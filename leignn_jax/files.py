@@ -1,11 +1,14 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and hashes that tell."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -55,3 +58,12 @@ def why_not_written(error: OSError) -> str:
         errno.EROFS: "the file system is read-only; choose another folder",
     }
     return known.get(error.errno or 0, str(error))
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    """sha256 of names, dtypes, shapes and bytes."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        total.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return total.hexdigest()

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.errors import FileFormatError, SimulationError
-from leignn_jax.files import remove_leftovers, why_not_written, write_atomically
-from leignn_jax.training.checkpoint import digest
+from leignn_jax.files import digest, remove_leftovers, why_not_written, write_atomically
 
 log = logging.getLogger("leignn_jax")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from leignn_jax.errors import TrainingError
+from leignn_jax.files import digest
 
 log = logging.getLogger("leignn_jax")
 
@@ -24,15 +24,6 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
     """The arrays of a pytree on the host, by their path."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
-
-
-def digest(arrays: dict[str, np.ndarray]) -> str:
-    """sha256 of names, dtypes, shapes and bytes."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        total.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        total.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return total.hexdigest()
 
 
 class Checkpoints:
@@ -59,17 +50,20 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
-        """Write ``tree`` and ``meta`` (plain JSON) as the checkpoint of ``step``; TrainingError where the disk is full."""
+    def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
+        """Write ``tree`` and ``meta`` (plain JSON) as checkpoint ``number``; TrainingError where the disk is full.
+
+        Numbers grow as a run goes on; one that is there already is the same and stays.
+        """
         arrays = named_leaves(tree)
         check_room(self.folder, arrays)
         meta = {**meta, "sha256": digest(arrays)}
         ocp = self._ocp
         try:
-            # A checkpoint of this step is there already when a run stops right after one.
-            if step not in self._manager.all_steps():
+            # It is there already when a run stops right after one.
+            if number not in self._manager.all_steps():
                 args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
-                self._manager.save(step, args=args)
+                self._manager.save(number, args=args)
         except OSError as error:
             raise _disk_error(self.folder, error) from error
 

@@ -261,7 +261,9 @@ def evaluation_set(frames: Frames, cutoff: float, references: dict[str, float], 
 
 
 def hash_path(path: Path) -> str:
-    """sha256 of a file, or of all files of a folder with their names."""
+    """sha256 of a file, or of all files of a folder with their names; FileNotFoundError where there is none."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
     digest = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:

@@ -66,10 +66,10 @@ class RunFolder:
             for logger in self._loggers:
                 logger(row)
 
-    def save_checkpoint(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+    def save_checkpoint(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
         """See :meth:`Checkpoints.save`."""
         if self.mine:
-            self._checkpoints.save(step, tree, meta)
+            self._checkpoints.save(number, tree, meta)
 
     def save_potential(self, name: str, potential: Potential) -> None:
         """Write a potential's file."""

@@ -57,7 +57,14 @@ from leignn_jax.training.parallel import (
     place_state,
     shard_step,
 )
-from leignn_jax.training.processes import arrays_from_first, check_devices, check_same, from_first, together
+from leignn_jax.training.processes import (
+    arrays_from_first,
+    check_devices,
+    check_same,
+    connect,
+    from_first,
+    together,
+)
 from leignn_jax.training.step import TrainState, evaluate_step, start_state, train_step
 
 log = logging.getLogger("leignn_jax")
@@ -225,6 +232,7 @@ def train(config: TrainConfig, *, resume: bool = True, progress: bool | None = N
         TrainingError: the loss became no number (the last good state is kept), the disk is full, the run folder
             belongs to another config or other data, or processes differ or one of them failed.
     """
+    connect()
     with together():
         check_devices(config.run.devices)
         prepared = prepare(config, config.run.devices, progress)
@@ -447,7 +455,8 @@ class _Run:
         """A checkpoint, unless the training has failed: its last good one must stay."""
         step, failed_at = jax.device_get((self.carry[0].step, self.carry[0].failed_at))
         if failed_at < 0:
-            self.folder.save_checkpoint(int(step), self.carry, dataclasses.asdict(self.standing))
+            # After the same step, a checkpoint with its epoch evaluated is another than one without.
+            self.folder.save_checkpoint(int(step) + self.standing.epoch, self.carry, dataclasses.asdict(self.standing))
             self.saved = time.monotonic()
 
     def _save_last(self) -> None:

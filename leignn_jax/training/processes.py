@@ -17,11 +17,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from leignn_jax.errors import ConfigError, TrainingError
+from leignn_jax.training.parallel import DATA, make_mesh, own_parts, place_batch
 
 # Texts are padded to a power of two at least this long, so that few programs are compiled to send them.
 _SHORTEST = 1024
+# Minutes that processes wait for the last one to begin.
+_PATIENCE = 30
 
 
 def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -52,6 +56,34 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
             f"The processes of the training did not meet: {reason} Where no cluster is found, give coordinator (the "
             "first process's HOST:PORT), processes (how many) and process (this one's number, from 0)."
         ) from error
+
+
+def connect() -> None:
+    """Connect all devices while the processes are at the same place; all must call it, before anything else here.
+
+    On CPU the devices that talk to each other for the first time must all come within 30 s, or JAX ends the training.
+    Processes that have just read data or compiled a step, which take each its own time, may be further apart. Once
+    connected, one waits for the others as long as it takes.
+
+    Raises:
+        TrainingError: a process did not come within half an hour.
+    """
+    if jax.process_count() == 1:
+        return
+    if jax.default_backend() == "cpu":
+        # This meeting needs no connection of devices.
+        from orbax.checkpoint.multihost import get_barrier_sync_fn
+
+        try:
+            get_barrier_sync_fn()(key="leignn_jax: connect", timeout_ms=60_000 * _PATIENCE)
+        except RuntimeError as error:
+            raise TrainingError(f"The processes did not all begin within {_PATIENCE} minutes: {error}") from error
+    # The groups of devices that the functions below use, and that of a step.
+    gather("")
+    from_first(None)
+    mesh = make_mesh(1, jax.device_count())
+    total = jax.shard_map(lambda x: jax.lax.psum(x, DATA), mesh=mesh, in_specs=P(DATA), out_specs=P())
+    jax.block_until_ready(jax.jit(total)(place_batch(mesh, np.zeros(len(own_parts(mesh)), np.float32))))
 
 
 def is_first() -> bool:

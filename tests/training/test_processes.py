@@ -15,7 +15,8 @@ from frames import copper
 import leignn_jax as leignn
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import ConfigError
-from leignn_jax.training.checkpoint import digest, named_leaves
+from leignn_jax.files import digest
+from leignn_jax.training.checkpoint import named_leaves
 from leignn_jax.training.parallel import make_mesh, own_parts
 from leignn_jax.training.processes import arrays_from_first, from_first, gather, join_processes
 
@@ -44,15 +45,17 @@ import numpy as np
 import jax
 number, port, tasks = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 import leignn_jax
-from leignn_jax.training.processes import arrays_from_first, from_first, gather, join_processes
+from leignn_jax.training.processes import arrays_from_first, connect, from_first, gather, join_processes
 
 # Both ways to meet.
 meet = join_processes if number else jax.distributed.initialize
 meet(f"127.0.0.1:{port}", 2, number)
 from leignn_jax.training import loop
-from leignn_jax.training.checkpoint import digest, named_leaves
+from leignn_jax.files import digest
+from leignn_jax.training.checkpoint import named_leaves
 from leignn_jax.training.folder import RunFolder
 
+connect()
 odd = {"a": np.array([-0.0, np.nan, np.inf, number], np.float32), "b": np.array(2**40 + number), "c": np.zeros((0, 3))}
 bits = digest(named_leaves(arrays_from_first(odd)))
 report = [{"bits": bits, "gathered": gather("x" * 5000 * number), "first": from_first(number)}]
@@ -213,7 +216,7 @@ def test_a_signal_to_one_stops_both_and_they_go_on(pair):
     assert first[STOPPED] == second[STOPPED]
     assert not first[STOPPED]["finished"]
     assert len(first[STOPPED]["history"]) == 2
-    assert {p.name for p in (folders[0] / "stopped" / "checkpoints").iterdir()} == {"11", "12"}
+    assert {p.name for p in (folders[0] / "stopped" / "checkpoints").iterdir()} == {"13", "15"}
     assert first[RESUMED] == second[RESUMED]
     timing = ("seconds", "frames_per_second")
     rows = [
@@ -249,6 +252,36 @@ def test_what_processes_tell_each_other(pair):
     odd = {"a": np.array([-0.0, np.nan, np.inf, 0], np.float32), "b": np.array(2**40), "c": np.zeros((0, 3))}
     for report in reports:
         assert report[0] == {"bits": digest(named_leaves(odd)), "gathered": ["", "x" * 5000], "first": 0}
+
+
+LATE = """
+import sys, time
+import jax
+import numpy as np
+number, port, late = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
+from leignn_jax.training.parallel import DATA, make_mesh, place_batch, place_state, shard_step
+from leignn_jax.training.processes import connect, from_first, gather
+
+time.sleep(late * number)
+connect()
+time.sleep(late * (1 - number))
+told = [from_first(number), gather(str(number))]
+mesh = make_mesh(1, 4)
+step = jax.jit(shard_step(lambda carry, batch: jax.lax.psum(carry + batch, DATA), mesh))
+carry, batch = place_state(mesh, np.ones(())), place_batch(mesh, np.full(2, 1.0 + number))
+time.sleep(late * number)
+print([*told, float(jax.device_get(step(carry, batch)))])
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_each_other(tmp_path):
+    """Longer than the half minute that CPUs have to meet for the first time: before, and where each compiles."""
+    port = str(free_port())
+    for out, err, code in end(start([tmp_path] * 2, [["-c", LATE, str(i), port, "40"] for i in range(2)])):
+        assert code == 0, err
+        assert out.splitlines()[-1] == "[0, ['0', '1'], 10.0]"
 
 
 def test_one_process_needs_no_other():
