@@ -314,10 +314,21 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
     keys, degree = jax.lax.map(row, jnp.arange(atoms), batch_size=block)
     overflow |= OVERFLOW_NEIGHBORS * (degree.max() > sizes.neighbors)
 
-    # A pair's number is its place among the entries that go forward: to a later atom, or a later image of itself.
+    # The entry that goes back stands in the other atom's row under this atom and the opposite image.
     valid = keys < none
     here = jnp.arange(atoms)[:, None]
     other, code = jnp.where(valid, keys // codes, 0), jnp.where(valid, keys % codes, 0)
+    wanted = here * codes + (codes - 1 - code)
+    low, high = jnp.zeros_like(keys), jnp.full_like(keys, sizes.neighbors)
+    for _ in range(sizes.neighbors.bit_length()):
+        middle = (low + high) // 2
+        before = keys[other, middle] < wanted
+        low, high = jnp.where(before, middle + 1, low), jnp.where(before, high, middle)
+    back = jnp.minimum(low, sizes.neighbors - 1)
+    # A distance that is the radius to rounding may be within it from one end only: such a pair is none.
+    valid &= keys[other, back] == wanted
+
+    # A pair's number is its place among the entries that go forward: to a later atom, or a later image of itself.
     forward = valid & ((other > here) | ((other == here) & (code > codes // 2)))
     running = jnp.cumsum(forward.ravel())
     overflow |= OVERFLOW_PAIRS * (running[-1] > sizes.pairs)
@@ -328,19 +339,10 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
     senders = jnp.where(pair_mask, other.ravel()[entry], 0)
     image = _image_of(code.ravel()[entry], span, reach)
     shifts = image + whole[receivers] - whole[senders]
-
-    # The entry that goes back stands in the other atom's row under this atom and the opposite image.
-    wanted = jnp.where(forward, keys, here * codes + (codes - 1 - code))
-    low, high = jnp.zeros_like(keys), jnp.full_like(keys, sizes.neighbors)
-    row_of = jnp.where(forward, here, other)
-    for _ in range(sizes.neighbors.bit_length()):
-        middle = (low + high) // 2
-        before = keys[row_of, middle] < wanted
-        low, high = jnp.where(before, middle + 1, low), jnp.where(before, high, middle)
     numbered = running.reshape(keys.shape) - 1
-    pair = numbered[row_of, jnp.minimum(low, sizes.neighbors - 1)]
+    pair = jnp.where(forward, numbered, numbered[other, back])
     sign = jnp.where(forward, 1, -1) * valid
-    usable = valid & (pair < sizes.pairs) & (pair >= 0)
+    usable = valid & (pair < sizes.pairs)
 
     dtype = positions.dtype
     return neighbors.replace(

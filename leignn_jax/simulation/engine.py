@@ -7,6 +7,8 @@ seen. A replica that breaks a limit stands still from the last good step on and 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import time as clock
@@ -22,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.device_neighbors import ListSizes, grown
-from leignn_jax.errors import ConfigError, SimulationError
-from leignn_jax.files import write_atomically
+from leignn_jax.errors import ConfigError, SimulationError, StructureError
+from leignn_jax.files import why_not_written, write_atomically
 from leignn_jax.interruption import stop_requests
 from leignn_jax.models.config import did_you_mean
 from leignn_jax.potential import Potential
@@ -40,7 +42,17 @@ from leignn_jax.simulation.dynamics import (
     temperature,
     without_momentum,
 )
-from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Ensemble, Langevin, NoseHoover, thermo, value_at
+from leignn_jax.simulation.ensembles import (
+    CSVR,
+    NVE,
+    CellRescaling,
+    Ensemble,
+    Langevin,
+    NoseHoover,
+    Ramp,
+    thermo,
+    value_at,
+)
 from leignn_jax.simulation.progress import simulation_progress
 from leignn_jax.simulation.state import load_state, save_state
 from leignn_jax.simulation.thermo import ThermoLog, column, read_thermo
@@ -163,7 +175,8 @@ def simulate(
         timestep: fs.
         temperature: K, of the ensemble where it is a name, and of drawn velocities. pressure: GPa.
         replicas: copies of one structure, each with its own random numbers; None is one, without an axis of replicas.
-        seed: of velocities and noise.
+        seed: of velocities and noise. Replica r has the same random numbers whatever the number of replicas and the sizes
+            of the others.
         out: a folder for trajectory.h5, thermo.csv, state.safetensors and summary.json (in replica_000, ... where there
             are replicas); None keeps everything in memory.
         resume: go on with the simulation in ``out``, bit for bit.
@@ -183,12 +196,22 @@ def simulate(
     _check_settings(steps, timestep, save_every, log_every, dtype, skin, resume, out)
     single = hasattr(atoms, "positions") and replicas is None
     structures = [cast("ase.Atoms", atoms)] if hasattr(atoms, "positions") else list(cast("Sequence[ase.Atoms]", atoms))
+    if not structures:
+        raise ConfigError("atoms: give one structure or more.")
     if replicas is not None:
         if len(structures) != 1:
             raise ConfigError("replicas: give one structure, or several structures without replicas.")
+        if replicas < 1:
+            raise ConfigError(f"replicas must be one or more, not {replicas!r}.")
         structures = structures * replicas
+    empty = [r for r, one in enumerate(structures) if len(one) == 0]
+    if empty:
+        raise StructureError(f"Structure {empty[0]} has no atoms.")
     if isinstance(ensemble, str):
         ensemble = make_ensemble(ensemble, temperature, pressure)
+    elif pressure is not None:
+        raise ConfigError("pressure: give it to the ensemble, which is an object here.")
+    _check_numbers(ensemble, temperature, len(structures))
     kelvin = temperature if temperature is not None else getattr(ensemble, "temperature", None)
     if ensemble.moves_cell and not all(a.pbc.all() for a in structures):
         raise ConfigError("A changing cell needs a structure that is periodic in all three directions.")
@@ -218,6 +241,29 @@ def _check_settings(steps, timestep, save_every, log_every, dtype, skin, resume,
         raise ConfigError("resume: name the folder (out) of the simulation to go on with.")
 
 
+def _check_numbers(ensemble: Ensemble, kelvin: Any, replicas: int) -> None:
+    """ConfigError where a number of the ensemble is out of range or one per replica is of another length."""
+    zero = ("temperature", "friction")
+    for name, value in {**vars(ensemble), "temperature of the start": kelvin}.items():
+        if value is None or isinstance(value, str):
+            continue
+        where = f"{type(ensemble).__name__}, {name}"
+        ramp = isinstance(value, Ramp)
+        numbers = np.asarray(value.values if ramp else value, float)
+        if ramp and (numbers.ndim != 1 or numbers.shape != np.shape(value.times) or (np.diff(value.times) < 0).any()):
+            raise ConfigError(f"{where}: a ramp needs as many values as times, and times that grow.")
+        if not ramp and numbers.shape not in ((), (replicas,)):
+            raise ConfigError(
+                f"{where}: has shape {numbers.shape}; give one number, or one for each of {replicas} replicas."
+            )
+        least = -np.inf if name == "pressure" else 0.0
+        allowed = numbers >= least if name.startswith(zero) else numbers > least
+        if isinstance(ensemble, NoseHoover) and name == "temperature":
+            allowed = numbers > 0
+        if not (np.isfinite(numbers) & allowed).all():
+            raise ConfigError(f"{where}: {numbers.tolist()} is out of range.")
+
+
 class _Run:
     """Model, system and state of a simulation, and the chunks that advance it."""
 
@@ -232,7 +278,9 @@ class _Run:
             model, table = potential.split_references()
             self.references = np.array([table[a.numbers].sum() for a in structures]) + float(potential.energy_shift)
         self.model, self.ensemble = model, ensemble
-        self.system = make_system(structures, dtype, hold_momentum=ensemble.holds_momentum)
+        # Wells outside of the system take up momentum.
+        hold = ensemble.holds_momentum and getattr(model, "conserves_momentum", True)
+        self.system = make_system(structures, dtype, hold_momentum=hold)
         self.timestep = jnp.asarray(timestep, dtype)
         self.state = start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
         self.center = _centers(self.system, self.state.positions)
@@ -243,41 +291,69 @@ class _Run:
     def sizes(self) -> ListSizes:
         return self.state.neighbors.sizes
 
-    def relist(self, sizes: ListSizes) -> None:
-        """Lists of other sizes, made where the present ones were made."""
-        self.state = self.state.replace(neighbors=self.lists_at(self.state.neighbors, sizes))
+    def relist(self, sizes: ListSizes, positions, cell) -> None:
+        """Lists of these sizes, made anew where they were made before, so that renewals come at the same steps.
 
-    def lists_at(self, old, sizes: ListSizes):
-        """Lists of the positions and cell of ``old``, so that renewals come at the same steps."""
+        Those of stopped replicas are made where these stand: the step that broke them may have made one of no numbers.
+        """
+        rest = self.stopped[:, None, None] > 0
+        positions = jnp.where(rest, self.state.positions, positions)
+        cell = jnp.where(rest, self.state.cell, cell)
         system = self.system
-        return make_lists(
-            system.numbers, old.positions, old.cell, system.pbc, self.model.cutoff, self.skin, self.dtype, sizes
+        neighbors = make_lists(
+            system.numbers, positions, cell, system.pbc, self.model.cutoff, self.skin, self.dtype, sizes
         )
+        self.state = self.state.replace(neighbors=neighbors)
 
     def advance(self, limits: Limits, last_step: int, log_every: int, logs: int, frames: int):
-        """One chunk; enlarges lists and runs it again as often as needed."""
+        """One chunk: its frames and log lines."""
+        shape = {"log_every": log_every, "logs": logs, "frames": frames}
+        doomed = np.full(len(self.structures), -1, np.int32)
+        chunk = self._chunk(self.stopped, doomed, limits, last_step, shape)
+        # Sums over all replicas at once spread what is no number from one to all: those that break alone as well are
+        # stopped before they do, and the others go on.
+        while len(suspects := self._broken_together(chunk[0], doomed)) > 1:
+            fates = {}
+            for r in suspects:
+                others = np.arange(len(doomed)) != r
+                alone = jnp.where(others & (self.stopped == 0), 1, self.stopped)
+                _, stopped, stopped_at = self._chunk(alone, doomed, limits, last_step, shape)[0]
+                if int(stopped[r]) == 1:
+                    fates[r] = int(stopped_at[r])
+            if not fates:
+                break
+            doomed[list(fates)] = list(fates.values())
+            chunk = self._chunk(self.stopped, doomed, limits, last_step, shape)
+        (self.state, self.stopped, self.stopped_at), frame, logged = chunk
+        return jax.device_get((frame, logged))
+
+    def _broken_together(self, after, doomed) -> list[int]:
+        """Replicas that were first, and at the same step, to have a number that is none."""
+        stopped, at = np.asarray(after[1]), np.asarray(after[2])
+        new = (stopped == 1) & (np.asarray(self.stopped) == 0) & (doomed < 0)
+        return np.flatnonzero(new & (at == at[new].min(initial=np.iinfo(np.int32).max))).tolist()
+
+    def _chunk(self, stopped, doomed, limits: Limits, last_step: int, shape: dict[str, int]):
+        """A chunk from the present state; enlarges lists and runs it again as often as needed."""
         for _ in range(_GROWTHS):
-            before = (self.state, self.stopped, self.stopped_at)
             after, frame, logged = _chunk(
                 self.model,
                 self.ensemble,
                 self.system,
-                before,
+                (self.state, stopped, self.stopped_at),
                 self.timestep,
                 self.center,
                 limits,
                 jnp.int32(last_step),
-                log_every=log_every,
-                logs=logs,
-                frames=frames,
+                jnp.asarray(doomed),
+                **shape,
             )
             overflow = int(np.bitwise_or.reduce(np.asarray(after[0].neighbors.overflow)))
             if not overflow:
-                self.state, self.stopped, self.stopped_at = after
-                return jax.device_get((frame, logged))
+                return after, frame, logged
             sizes = grown(self.sizes, overflow, self.system.numbers.shape[1])
             log.info("Neighbour lists were too small (%s): enlarged to %s, the chunk is run again.", overflow, sizes)
-            self.relist(sizes)
+            self.relist(sizes, self.state.neighbors.positions, self.state.neighbors.cell)
         raise SimulationError(
             f"Neighbour lists grew {_GROWTHS} times within one chunk: the system collapses. Look at the last frames; use a "
             "smaller timestep, a gentler barostat, or a potential that knows such densities."
@@ -288,17 +364,23 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     size = system.numbers.shape[1]
     positions = jnp.asarray(padded_positions(structures, size), dtype)
     cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
-    neighbors = make_lists(system.numbers, positions, cell, system.pbc, model.cutoff, skin, dtype)
+    where = (system.numbers, positions, cell, system.pbc, model.cutoff, skin, dtype)
+    neighbors = make_lists(*where)
+    # The first forces come from these lists: they must hold all pairs.
+    while overflow := int(np.bitwise_or.reduce(np.asarray(neighbors.overflow))):
+        neighbors = make_lists(*where, grown(neighbors.sizes, overflow, size))
     keys = jax.random.split(jax.random.key(seed), len(structures) + 1)
     velocities = np.zeros((len(structures), size, 3))
     for r, atoms in enumerate(structures):
         velocities[r, : len(atoms)] = atoms.get_velocities() * ase.units.fs
-    if velocities.any():
-        velocities = jnp.asarray(velocities, dtype) * system.mobile[..., None]
-    else:
-        if kelvin is None:
-            raise ConfigError("The structure has no velocities: give a temperature to draw them at.")
-        velocities = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
+    given = velocities.any(axis=(1, 2))
+    if not given.all() and kelvin is None:
+        which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
+        raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")
+    velocities = jnp.asarray(velocities, dtype) * system.mobile[..., None]
+    if not given.all():
+        drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
+        velocities = jnp.where(given[:, None, None], velocities, drawn)
     energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
     return State(
         positions=positions,
@@ -321,15 +403,24 @@ def _centers(system: System, positions):
 
 
 @partial(jax.jit, static_argnames=("log_every", "logs", "frames"))
-def _chunk(model, ensemble, system, before, dt, center, limits, last_step, *, log_every, logs, frames):
+def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doomed, *, log_every, logs, frames):
     """``frames`` frames of ``logs`` log lines of ``log_every`` steps each, or fewer where ``last_step`` comes first.
 
+    doomed: ``[replicas]`` int32, the step at which a replica is stopped because its next one is known to break; or -1.
     The state is not donated: a chunk whose lists overflow is run again from it.
     """
 
     def one(_, carry):
         state, stopped, stopped_at = carry
-        after = ensemble.step(model, system, state, dt)
+        due = (stopped == 0) & (doomed == state.step)
+        stopped, stopped_at = jnp.where(due, 1, stopped), jnp.where(due, state.step, stopped_at)
+
+        # Nothing moves a stopped replica, so that its lists last and it can't break again.
+        def rest(x):
+            return jnp.where((stopped > 0)[:, None, None], 0.0, x)
+
+        still = state.replace(velocities=rest(state.velocities), forces=rest(state.forces), stress=rest(state.stress))
+        after = ensemble.step(model, system, still, dt)
         reason = _broken(system, state, after, center, limits)
         good = (reason == 0) & (stopped == 0)
         stopped_at = jnp.where((stopped == 0) & (reason > 0), state.step, stopped_at)
@@ -338,10 +429,9 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, *, lo
         def keep(new, old):
             return jnp.where(good.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        # At rest, a stopped replica's lists last; the lists themselves are never wrong and need no selection.
-        still = state.replace(velocities=jnp.where((stopped > 0)[:, None, None], 0.0, state.velocities))
+        # Lists are never wrong wherever they were made, and need no selection.
         fields = ("positions", "velocities", "cell", "energy", "forces", "stress", "bath", "exchanged")
-        kept = {name: jax.tree.map(keep, getattr(after, name), getattr(still, name)) for name in fields}
+        kept = {name: jax.tree.map(keep, getattr(after, name), getattr(state, name)) for name in fields}
         return after.replace(**kept), stopped, stopped_at
 
     def line(carry, _, end):
@@ -397,8 +487,11 @@ def _simulate(run: _Run, folder, limits, steps, save_every, log_every, checkpoin
     began = saved = clock.monotonic()
     measured: tuple[float, int] | None = None
     interrupted = False
-    if first == 0:
+    if folder is None or not folder.resumed:
         _store(run, folder, kept, lines, _present(run), _present_line(run))
+        if folder is not None:
+            # Killed at any moment from here on it can go on.
+            folder.checkpoint(run)
     with stop_requests() as stop, simulation_progress(steps, float(run.timestep), progress) as bar:
         bar.update(first, run.state)
         while int(run.state.step) < steps and not bool((run.stopped > 0).all()) and not interrupted:
@@ -515,11 +608,13 @@ class _Folder:
     """The files of a simulation."""
 
     def __init__(self, path: Path, run: _Run, save_every: int, log_every: int, single: bool, resume: bool):
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        self.path, self.resumed = path, resume
         names = [path] if single else [path / f"replica_{r:03d}" for r in range(len(run.structures))]
-        for part in names:
-            part.mkdir(exist_ok=True)
+        try:
+            for part in names:
+                part.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SimulationError(f"{path}: the folder can't be made: {why_not_written(error)}.") from error
         self.parts = names
         self.writers: list[TrajectoryWriter] = []
         self.logs: list[ThermoLog] = []
@@ -530,9 +625,13 @@ class _Folder:
             step = self._load(run, settings)
         elif any((path / name).exists() for name in ("state.safetensors", "state.previous.safetensors")):
             raise SimulationError(f"{path}: holds a simulation already. Resume it, or choose another folder.")
-        for atoms, part in zip(run.structures, names, strict=True):
-            self.writers.append(TrajectoryWriter(part / "trajectory.h5", atoms, resume_step=step))
-            self.logs.append(ThermoLog(part / "thermo.csv", resume_step=step))
+        try:
+            for atoms, part in zip(run.structures, names, strict=True):
+                self.writers.append(TrajectoryWriter(part / "trajectory.h5", atoms, resume_step=step))
+                self.logs.append(ThermoLog(part / "thermo.csv", resume_step=step))
+        except BaseException:
+            self.close()
+            raise
         self._settings = settings
 
     def append(self, r: int, frame: dict[str, np.ndarray], row: dict[str, np.ndarray]) -> None:
@@ -552,14 +651,24 @@ class _Folder:
         """The last state, summary and structures."""
         self.checkpoint(run)
         self.close()
-        for atoms, part in zip(final, self.parts, strict=True):
-            ase.io.write(part / "final.extxyz", atoms)
-        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+        try:
+            for atoms, part in zip(final, self.parts, strict=True):
+                text = io.StringIO()
+                ase.io.write(text, atoms, format="extxyz")
+                write_atomically(part / "final.extxyz", text.getvalue().encode())
+            write_atomically(self.path / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+        except OSError as error:
+            raise SimulationError(
+                f"{self.path}: the last structure can't be written: {why_not_written(error)}; trajectory and state are "
+                "safe. Then resume the run."
+            ) from error
 
     def close(self) -> None:
-        for writer in self.writers:
-            writer.close()
-        self.writers = []
+        """End all writers, also where one of them fails; the first failure is raised."""
+        with contextlib.ExitStack() as stack:
+            for writer in reversed(self.writers):
+                stack.callback(writer.close)
+            self.writers = []
 
     def _load(self, run: _Run, settings: dict[str, Any]) -> int:
         try:
@@ -574,9 +683,9 @@ class _Folder:
         tree = jax.tree.map(jnp.asarray, tree)
         sizes = meta["sizes"]
         sizes = ListSizes(**{**sizes, "bins": tuple(sizes["bins"]), "reach": tuple(sizes["reach"])})
-        old = run.state.neighbors.replace(positions=tree["list_positions"], cell=tree["list_cell"])
-        run.state = tree["state"].replace(neighbors=run.lists_at(old, sizes))
-        run.stopped, run.stopped_at, run.center = tree["stopped"], tree["stopped_at"], tree["center"]
+        run.state, run.stopped, run.stopped_at = tree["state"], tree["stopped"], tree["stopped_at"]
+        run.center = tree["center"]
+        run.relist(sizes, tree["list_positions"], tree["list_cell"])
         return int(run.state.step)
 
 
@@ -595,11 +704,8 @@ def _restartable(run: _Run) -> dict[str, Any]:
 
 def _settings(run: _Run, save_every: int, log_every: int) -> dict[str, Any]:
     """What a resumed simulation must have in common with its start."""
-    numbers = {
-        name: np.asarray(value).tolist()
-        for name, value in vars(run.ensemble).items()
-        if not hasattr(value, "times") and not isinstance(value, str)
-    }
+    numbers = {name: jax.tree.map(lambda x: np.asarray(x).tolist(), v) for name, v in vars(run.ensemble).items()}
+    numbers = {name: vars(v) if isinstance(v, Ramp) else v for name, v in numbers.items()}
     return {
         "ensemble": type(run.ensemble).__name__,
         "ensemble_numbers": json.loads(json.dumps(numbers)),
@@ -607,6 +713,8 @@ def _settings(run: _Run, save_every: int, log_every: int) -> dict[str, Any]:
         "save_every": save_every,
         "log_every": log_every,
         "dtype": str(run.dtype),
+        "skin": run.skin,
+        "held_atoms": np.argwhere((np.asarray(run.system.numbers) > 0) & (np.asarray(run.system.mobile) == 0)).tolist(),
         "atomic_numbers": np.asarray(run.system.numbers).tolist() if run.system.numbers.size < 10000 else None,
         "acceleration": ACCELERATION,
     }

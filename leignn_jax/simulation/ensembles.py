@@ -97,7 +97,7 @@ class NVE:
 class NoseHoover:
     """Constant temperature by a Nose-Hoover chain: deterministic and time-reversible.
 
-    temperature: K. time_constant: fs, of the chain's oscillation.
+    temperature: K. time_constant: fs, of the chain's oscillation; it can't be a :class:`Ramp`.
     """
 
     temperature: Any
@@ -336,9 +336,10 @@ def thermo(ensemble: Ensemble, system: System, state: State, dt) -> Thermo:
     kinetic = kinetic_energy(system, state.velocities)
     periodic = system.pbc.all(-1)
     box = jnp.where(periodic, volume(state.cell), 1.0)
-    tensor = pressure_tensor(
-        system, state.replace(cell=jnp.where(periodic[:, None, None], state.cell, jnp.eye(3))), 0.0
-    )
+    unit = jnp.eye(3, dtype=state.cell.dtype)
+    # The share of momentum that is held, at the present temperature: pressures average to a barostat's target.
+    kT = BOLTZMANN * temperature(system, state.velocities)
+    tensor = pressure_tensor(system, state.replace(cell=jnp.where(periodic[:, None, None], state.cell, unit)), kT)
     pressure = jnp.where(periodic, jnp.trace(tensor, axis1=1, axis2=2) / 3 * GIGAPASCAL, jnp.nan)
     conserved = state.energy + kinetic + ensemble.stored_energy(system, state, dt) - state.exchanged
     return Thermo(
@@ -380,7 +381,7 @@ def _rescaled(system: System, state: State, dt, kT, time_constant) -> State:
         keys[:, 2], jnp.maximum(0.5 * (degrees - 1), 1e-3)
     )
     others = jnp.where(degrees > 1, 2 * others, 0.0)
-    keep = jnp.exp(-dt / jnp.asarray(time_constant, dtype))
+    keep = jnp.exp(-dt / value_at(time_constant, _time(state, dt)))
     kinetic = kinetic_energy(system, state.velocities)
     ratio = 0.5 * kT / jnp.where(kinetic > 0, kinetic, 1.0)
     scale = keep + (1 - keep) * ratio * (others + first**2) + 2 * jnp.sqrt(keep * (1 - keep) * ratio) * first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class LennardJones:
         each = pairs(vectors)
         of_graph = graph.graph_index[graph.lists.receivers] == jnp.arange(graph.num_graphs)[:, None]
         return Prediction(
-            energy=(of_graph * each).sum(1),
+            energy=jnp.where(of_graph, each, 0.0).sum(1),
             forces=-pair_divergence(graph.lists, gradient),
             stress=stress_of(graph, vectors, gradient),
             atomic_energies=None,
@@ -52,16 +52,20 @@ class LennardJones:
 class HarmonicWells:
     """Every atom in a well of its own, stiffness |r - center|^2 / 2: frequencies and averages are known exactly.
 
-    stiffness: eV/Å^2. centers: ``[atoms, 3]`` Å. cutoff: Å, of lists that nothing is taken from.
+    stiffness: eV/Å^2. centers: ``[atoms, 3]`` Å, the same for every replica. cutoff: Å, of lists that nothing is taken
+    from. Wells do not move with the atoms: the total momentum is not conserved.
     """
 
     stiffness: Any
     centers: Any
     cutoff: float = struct.field(pytree_node=False, default=1.0)
+    conserves_momentum: ClassVar[bool] = False
 
     def compute(self, graph: Graph) -> Prediction:
         """Energy and forces; there is no stress."""
-        away = jnp.where(graph.atom_mask[:, None], graph.positions - self.centers, 0.0)
+        centers = jnp.asarray(self.centers, graph.positions.dtype)
+        centers = jnp.tile(centers, (graph.positions.shape[0] // centers.shape[0], 1))
+        away = jnp.where(graph.atom_mask[:, None], graph.positions - centers, 0.0)
         each = 0.5 * self.stiffness * (away**2).sum(-1)
         return Prediction(
             energy=graph.sum_atoms(each),
