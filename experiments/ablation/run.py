@@ -35,6 +35,7 @@ VARIANTS = {
     "direct forces": {"model": {"direct_forces": True}, "loss": {"force_source": "direct"}},
     "Gaussian basis": {"model": {"radial_basis": "gaussian"}},
     "hard cutoff": {"model": {"smooth_cutoff": False}},
+    "smooth norm": {"model": {"norm_floor": 1e-2}},
     "published": {"recipe": "published", "model": {**PUBLISHED, "repulsion": False}},
 }
 
@@ -137,6 +138,7 @@ def plot(results: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=270.0, help="seconds of training steps per run")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="only these variants")
     parser.add_argument("--table", action="store_true", help="only write table and figure")
     options = parser.parse_args()
     path = HERE / "results.json"
@@ -151,7 +153,12 @@ def main() -> None:
         times = epoch_times(HERE / "runs" / "times.json")
         for (system, variant), seconds in times.items():
             print(f"{system}, {variant}: {seconds:.2f} s per epoch", flush=True)
+        if path.exists():  # a stopped study goes on
+            results = json.loads(path.read_text())
+        done = {(row["system"], row["variant"]) for row in results["rows"]}
         for (system, variant), seconds in times.items():
+            if (system, variant) in done or (options.only and variant not in options.only):
+                continue
             epochs = max(1, round(options.budget / seconds))
             values = values_of(system, variant)
             out = HERE / "runs" / f"{system}-{variant.replace(', ', '-').replace(' ', '-')}"

@@ -37,6 +37,8 @@ class LEIGNNConfig:
         structure depend on all of it, however far (pitfall: two distant molecules are not independent).
     smooth_cutoff: the envelope multiplies the whole filter, bias included, so that energy, forces and their
         derivatives vanish at the cutoff; False is the published formula, whose energy jumps there.
+    norm_floor: added to |V|^2 under the root of a vector's norm. The published 1e-8 leaves a kink where V vanishes, as it
+        does at the sites of symmetric crystals: forces then jump within 1e-3 Å and there are no phonons.
     direct_forces: add the published head that predicts forces beside the energy; they are no gradient of it.
     repulsion: add the Ziegler-Biersack-Littmark repulsion of the nuclei below the sum of the covalent radii.
     message_dtype: "float32", or "bfloat16" for the arrays [pairs, features] and what is gathered from them; geometry
@@ -56,6 +58,7 @@ class LEIGNNConfig:
     update: Literal["gated", "painn"] = "gated"
     global_nodes: bool = True
     smooth_cutoff: bool = True
+    norm_floor: float = 1e-8
     direct_forces: bool = False
     repulsion: bool = False
     message_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -77,6 +80,8 @@ class LEIGNNConfig:
         if not isinstance(self.cutoff, int | float) or not 0 < self.cutoff < float("inf"):
             raise ConfigError(f"cutoff must be a positive number of Å, not {self.cutoff!r}.")
         _at_least("envelope_exponent", self.envelope_exponent, 3)
+        if not isinstance(self.norm_floor, int | float) or not 0 < self.norm_floor < 100:
+            raise ConfigError(f"norm_floor must be a positive number, not {self.norm_floor!r}.")
         _one_of("radial_basis", self.radial_basis, RADIAL_BASES)
         _one_of("envelope", self.envelope, ENVELOPES)
         _one_of("update", self.update, ("gated", "painn"))

@@ -178,7 +178,7 @@ def rows(table, index):
 class LocalUpdate(nn.Module):
     r"""Local message updating: scalars and vectors of one atom act on each other.
 
-    (V1, V2) = P V, n = sqrt(|V2|^2 + 1e-8), (a1, a2, a3) = Q2 sigma(Q1 [x, n]);
+    (V1, V2) = P V, n = sqrt(|V2|^2 + floor), (a1, a2, a3) = Q2 sigma(Q1 [x, n]);
 
     - gated (LEIGNN): dx = a2 / sqrt(2) + x tanh(a3), dV = a1 V1;
     - painn: dx = (a1 + a2 (V1 . V2) / sqrt(features)) / sqrt(2), dV = a3 V1.
@@ -186,13 +186,14 @@ class LocalUpdate(nn.Module):
 
     kind: str
     precision: str | None = None
+    floor: float = 1e-8
 
     @nn.compact
     def __call__(self, scalars: Float[Array, "atoms features"], vectors: Float[Array, "atoms 3 features"], last: bool):
         """The new scalars and vectors; with ``last`` the vectors are not needed any more and None."""
         features, precision = scalars.shape[-1], self.precision
         right = linear(features, "vectors_right", precision=precision)(vectors)
-        norm = jnp.sqrt((right**2).sum(1) + 1e-8)
+        norm = jnp.sqrt((right**2).sum(1) + self.floor)
         # V starts smaller than x by sqrt(features): its norm's kernel starts larger by as much.
         hidden = linear(features, "hidden_scalars", math.sqrt(0.5), bias=True, precision=precision)(scalars)
         hidden += linear(features, "hidden_norm", math.sqrt(0.5 * features), precision=precision)(norm)

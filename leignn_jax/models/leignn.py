@@ -76,7 +76,7 @@ class LEIGNN(nn.Module):
             scalars = (scalars + d_scalars) / math.sqrt(2)
             vectors = d_vectors if vectors is None else vectors + d_vectors
 
-            update = LocalUpdate(config.update, precision, name=f"update_{layer}")
+            update = LocalUpdate(config.update, precision, config.norm_floor, name=f"update_{layer}")
             scalars, vectors = update(scalars, vectors, last and not config.direct_forces)
 
             if config.global_nodes and not last:
