@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 # Set before jax is imported: compile once per machine, and keep worker processes from fighting over threads.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from jaxtyping import install_import_hook
 
@@ -33,6 +34,38 @@ def fast_compiles():
     yield
     del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Trainings and studies of one file share the programs that they have in common; each still counts its own."""
+    import jax
+
+    from leignn_jax.sweeps import study
+    from leignn_jax.training import loop
+
+    programs = {}
+
+    class Shared(loop.CountedCompiles):
+        def __init__(self, function, planned, name, donate=()):
+            super().__init__(function, planned, name, donate)
+            own = self._jitted
+
+            def compiled(*args):
+                leaves, structure = jax.tree.flatten(args)
+                kinds = [(x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves]
+                key = (repr(function), structure, *kinds)
+                if key not in programs:
+                    # With the function: another one may get its address, which its name holds, when it is gone.
+                    programs[key] = own.lower(*args).compile(), function
+                return programs[key][0]
+
+            self._jitted = SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=lambda: compiled(*args)))
+
+    before = loop.CountedCompiles
+    loop.CountedCompiles = study.CountedCompiles = Shared
+    yield
+    loop.CountedCompiles = study.CountedCompiles = before
 
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"

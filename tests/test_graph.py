@@ -19,6 +19,8 @@ from leignn_jax.models.config import preset
 from leignn_jax.models.leignn import init_params
 from leignn_jax.potential import Potential, compute
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 CUTOFF = 4.0
 
 

@@ -10,6 +10,8 @@ from leignn_jax import pair_ops
 from leignn_jax.graph import pair_lists
 from leignn_jax.pair_ops import PairLists, pair_difference, pair_divergence, pair_sum
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 ATOMS, FEATURES = 6, 16
 # Atom 0 is a neighbour of its own images, atoms 2 and 3 are neighbours twice, atom 5 has none.
 PAIRS = [(0, 0), (0, 1), (0, 4), (1, 2), (2, 3), (2, 3), (3, 4), (0, 0)]

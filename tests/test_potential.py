@@ -16,6 +16,8 @@ import leignn_jax as leignn
 from leignn_jax.errors import ConfigError, ElementError, FileFormatError, StructureError
 from leignn_jax.potential import _compute
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 
 @pytest.fixture(scope="module")
 def potential():

@@ -19,6 +19,8 @@ from leignn_jax.neighbors import find_pairs
 from leignn_jax.potential import Potential, Prediction
 from leignn_jax.testing import PropertyViolation, as_model
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 SMALL = preset("small", elements=("Si", "O", "H"), features=16, layers=2, cutoff=4.0)
 
 
@@ -61,7 +63,7 @@ def global_model():
 
 @pytest.fixture(scope="module")
 def local_model():
-    return as_model(small_potential(global_nodes=False))
+    return as_model(small_potential(global_nodes=False, layers=1))
 
 
 # -------------------------------------------------------------------------------------------------------- leignn passes

@@ -332,7 +332,7 @@ class _Run:
         with together():
             hyper = config.hyperparameters(prepared.steps_per_epoch)
             state = start_state(prepared.potential, hyper, algorithm, config.optimizer.freeze)
-            carry = (state, _zero_running(step, state, prepared, config))
+            carry = (state, _zero_running(state, prepared, config))
             restored = folder.restore(carry)
         self.standing = _Standing()
         meta = from_first(None if restored is None else {k: restored[1][k] for k in dataclasses.asdict(self.standing)})
@@ -531,13 +531,17 @@ class _Run:
         }
 
 
-def _zero_running(step, state: TrainState, prepared: Prepared, config: TrainConfig):
+def _zero_running(state: TrainState, prepared: Prepared, config: TrainConfig):
     """The epoch's sums before its first step."""
     _, batch = next(train_batches(prepared, config, 0, 0))
-    _, out = jax.eval_shape(step, state, batch)
-    zero = {"sums": out["sums"], "loss": out["loss"], "steps": jax.ShapeDtypeStruct((), jnp.float32)}
-    last = {k: out[k] for k in ("gradient_norm", "learning_rate")}
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {"totals": zero, "last": last})
+    if config.data.accumulate > 1:
+        batch = jax.tree.map(lambda x: x[0], batch)
+    # A step's sums are those of an evaluation, which is traced in a third of the time.
+    evaluate = partial(evaluate_step, kinds=config.loss.kinds())
+    sums = jax.eval_shape(evaluate, state.potential, batch, state.hyper.final_weights)["sums"]
+    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
+    last = {name: jnp.zeros(()) for name in ("gradient_norm", "learning_rate")}
+    return {"totals": {"sums": sums, "loss": jnp.zeros(()), "steps": jnp.zeros(())}, "last": last}
 
 
 def _train_row(running) -> dict[str, Any]:

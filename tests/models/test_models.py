@@ -12,6 +12,8 @@ from leignn_jax.errors import ConfigError
 from leignn_jax.models.radial import bessel_basis, envelope, radial_basis
 from leignn_jax.models.repulsion import zbl_energy
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 
 def structure(name):
     if name == "silicon":

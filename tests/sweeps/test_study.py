@@ -15,7 +15,7 @@ import leignn_jax as leignn
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("fast_compiles")
+pytestmark = pytest.mark.usefixtures("fast_compiles", "shared_programs")
 
 MODEL = {"preset": "small", "features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0, "repulsion": False}
 

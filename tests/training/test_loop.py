@@ -19,11 +19,11 @@ from frames import copper
 import leignn_jax as leignn
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import ConfigError, DataError, ElementError, LeignnError, TrainingError
-from leignn_jax.training import loop
+from leignn_jax.training import loop, report
 from leignn_jax.training.checkpoint import Checkpoints
 from leignn_jax.training.config import make_config
 
-pytestmark = pytest.mark.usefixtures("fast_compiles")
+pytestmark = pytest.mark.usefixtures("fast_compiles", "shared_programs")
 
 MODEL = {"preset": "small", "features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0, "repulsion": False}
 
@@ -44,6 +44,15 @@ def settings(files, out, **run):
         "optimizer": {"learning_rate": 5e-3, "warmup_epochs": 0},
         "run": {"out": str(out), "epochs": 3, **run},
     }
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request):
+    """To draw takes longer than a small run does; `whole` has its pictures, and the test that compares them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.function is not test_a_cache_changes_no_bit:
+            patch.setattr(report, "save_figure", lambda _figure, _path: b"")
+        yield
 
 
 def parameters(path):
@@ -112,7 +121,7 @@ def start(values):
     )
 
 
-def wait_for(path: Path, process, lines: int = 1, seconds: float = 120) -> None:
+def wait_for(path: Path, process, lines: int = 1, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not (path.exists() and len(path.read_text().splitlines()) > lines):
         assert process.poll() is None, process.communicate()[1]
