@@ -116,9 +116,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "smooth_cutoff": False,
         "direct_forces": True,
     },
-    "large": {"features": 256, "layers": 4, "num_radial": 16, "repulsion": True},
-    "medium": {"features": 128, "layers": 3, "num_radial": 16, "repulsion": True},
-    "small": {"features": 64, "layers": 2, "num_radial": 12, "repulsion": True},
+    "large": {"features": 256, "layers": 4, "num_radial": 16, "repulsion": True, "norm_floor": 1e-2},
+    "medium": {"features": 128, "layers": 3, "num_radial": 16, "repulsion": True, "norm_floor": 1e-2},
+    "small": {"features": 64, "layers": 2, "num_radial": 12, "repulsion": True, "norm_floor": 1e-2},
 }
 
 
