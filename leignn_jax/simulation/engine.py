@@ -373,7 +373,7 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     velocities = np.zeros((len(structures), size, 3))
     for r, atoms in enumerate(structures):
         velocities[r, : len(atoms)] = atoms.get_velocities() * ase.units.fs
-    given = np.asarray(velocities.any(axis=(1, 2))).reshape(-1)
+    given = np.array([one.any() for one in velocities])
     if not given.all() and kelvin is None:
         which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
         raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")
