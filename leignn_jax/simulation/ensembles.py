@@ -276,8 +276,9 @@ class CellRescaling:
     def _move_cell(self, model: EnergyModel, system: System, state: State, dt) -> State:
         """Strain cell, positions and velocities, and count what the bath put in so that the enthalpy can be followed.
 
-        The count is minus kT times the logarithm by which forward and backward probability of the move differ, so that
-        ``conserved`` drifts only by what detailed balance is violated by (Bernetti and Bussi 2020, eq. 13).
+        The count is minus kT times the logarithm by which forward and backward probability of the move differ (Bernetti
+        and Bussi 2020, eq. 13): the mean of exp(-change of ``conserved`` / kT) is 1. It wanders all the same, since the
+        noise of a move depends on the volume.
         """
         kT = self.kT(state, dt)
         unit = jnp.eye(3, dtype=state.cell.dtype)
