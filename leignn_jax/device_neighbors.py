@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph
-from leignn_jax.neighbors import _completed, check_structure, find_pairs
+from leignn_jax.neighbors import check_structure, completed_lattice, find_pairs
 from leignn_jax.pair_ops import PairLists
 
 # Room for fluctuations in planned sizes: bins are cheap; every row of padding among pairs and neighbours is computed.
@@ -374,7 +374,7 @@ def _image_of(code, span, reach):
 
 def _lattice_and_corner(positions: np.ndarray, cell: np.ndarray, pbc: Bool[np.ndarray, "3"]):
     """Rows of the cell, along open directions of a box around the atoms, and that box's corner."""
-    lattice = _completed(cell, pbc)
+    lattice = completed_lattice(cell, pbc)
     corner = np.zeros(3)
     along = positions @ np.linalg.inv(lattice)
     low, high = along.min(0), along.max(0)

@@ -52,7 +52,7 @@ def find_pairs(
     if len(positions) == 0:
         empty = np.zeros(0, np.int32)
         return Pairs(empty, empty, np.zeros((0, 3), np.int32), np.zeros(0))
-    lattice = _completed(cell, pbc)
+    lattice = completed_lattice(cell, pbc)
     # vesin wants atoms near the cell: wrap for the search, then count the whole vectors taken off into the shifts.
     moved = np.where(pbc, np.floor(positions @ np.linalg.inv(lattice)), 0.0)
     search = NeighborList(cutoff=float(cutoff), full_list=False)
@@ -95,7 +95,7 @@ def check_structure(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) ->
                 f"The structure is periodic along cell vector {flat[0]}, but that vector is zero. Give the cell, or set "
                 "atoms.pbc to False in that direction."
             )
-        lattice = _completed(cell, pbc)
+        lattice = completed_lattice(cell, pbc)
         if abs(np.linalg.det(lattice / np.linalg.norm(lattice, axis=1, keepdims=True))) < 1e-6:
             raise StructureError(
                 f"The cell can't be inverted, its vectors lie in one plane: {cell.tolist()}. Check the lattice vectors "
@@ -103,7 +103,7 @@ def check_structure(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) ->
             )
 
 
-def _completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+def completed_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """The cell with vectors along non-periodic directions replaced by unit vectors across the periodic ones."""
     periodic = cell[np.asarray(pbc)]
     if len(periodic) == 3:

@@ -68,6 +68,15 @@ def shared_programs():
     loop.CountedCompiles = study.CountedCompiles = before
 
 
+@pytest.fixture
+def x64():
+    """float64 on the device for one test."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
 

@@ -47,60 +47,51 @@ def value_and_grad(
     if mode not in MODES:
         raise ConfigError(f"mode: {mode!r} is not known{did_you_mean(str(mode), MODES)} One of {list(MODES)}.")
     run = partial(rollout, segment=segment) if mode == "remat" else rollout
-    if mode == "forward":
-        return jax.jit(partial(_forward, loss=loss, run=run, at_once=inputs_at_once, has_aux=has_aux))
-    return jax.jit(_allow_integers(lambda argument: loss(argument, run), has_aux))
 
+    def of_argument(argument):
+        out = loss(argument, run)
+        return out if has_aux else (out, None)
 
-def _allow_integers(function, has_aux: bool):
-    """Gradient by the floats of a pytree; leaves of other kinds get None-like zeros of their own kind."""
+    differentiate = partial(_forward, at_once=inputs_at_once) if mode == "forward" else _reverse
 
+    @jax.jit
     def value_and_gradient(argument):
-        leaves, tree = jax.tree.flatten(argument)
-        floats = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)]
-
-        def of_floats(values):
-            filled = list(leaves)
-            for i, value in zip(floats, values, strict=True):
-                filled[i] = value
-            return function(jax.tree.unflatten(tree, filled))
-
-        start = [jnp.asarray(leaves[i]) for i in floats]
-        value, gradients = jax.value_and_grad(of_floats, has_aux=has_aux)(start)
-        return value, _filled(leaves, tree, floats, gradients)
+        values, rebuild, gradient_of = _floats_of(argument)
+        (value, aux), gradients = differentiate(lambda values: of_argument(rebuild(values)), values)
+        return ((value, aux) if has_aux else value), gradient_of(gradients)
 
     return value_and_gradient
 
 
-def _forward(argument, *, loss, run, at_once: int, has_aux: bool):
-    leaves, tree = jax.tree.flatten(argument)
-    floats = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)]
-    flat, restore = ravel_pytree([jnp.asarray(leaves[i]) for i in floats])
+def _reverse(function, values):
+    return jax.value_and_grad(function, has_aux=True)(values)
 
-    def of_flat(flat):
-        filled = list(leaves)
-        for i, value in zip(floats, restore(flat), strict=True):
-            filled[i] = value
-        out = loss(jax.tree.unflatten(tree, filled), run)
-        return out if has_aux else (out, None)
+
+def _forward(function, values, *, at_once: int):
+    flat, restore = ravel_pytree(values)
 
     def along(index):
         direction = jnp.zeros_like(flat).at[index].set(1.0)
-        _, slope, _ = jax.jvp(of_flat, (flat,), (direction,), has_aux=True)
-        return slope
+        return jax.jvp(lambda x: function(restore(x)), (flat,), (direction,), has_aux=True)[1]
 
-    value, aux = of_flat(flat)
     slopes = jax.lax.map(along, jnp.arange(flat.shape[0]), batch_size=min(at_once, flat.shape[0]))
-    gradient = _filled(leaves, tree, floats, restore(slopes.astype(flat.dtype)))
-    return ((value, aux) if has_aux else value), gradient
+    return function(values), restore(slopes.astype(flat.dtype))
 
 
-def _filled(leaves, tree, floats, gradients):
-    """The gradient as a pytree like the argument, zeros where a leaf is no float."""
-    out = [jnp.zeros_like(jnp.asarray(x)) if not _is_key(x) else x for x in leaves]
-    for i, gradient in zip(floats, gradients, strict=True):
-        out[i] = gradient
-    return jax.tree.unflatten(tree, out)
+def _floats_of(argument):
+    """The float leaves of a pytree, a function that puts others in their place, and one that makes the gradient a pytree
+    like the argument: zeros where a leaf is no float, random keys as they are."""
+    leaves, tree = jax.tree.flatten(argument)
+    places = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)]
+
+    def with_floats(others, values):
+        filled = list(others)
+        for i, value in zip(places, values, strict=True):
+            filled[i] = value
+        return jax.tree.unflatten(tree, filled)
+
+    zeros = [x if _is_key(x) else jnp.zeros_like(jnp.asarray(x)) for x in leaves]
+    return [jnp.asarray(leaves[i]) for i in places], partial(with_floats, leaves), partial(with_floats, zeros)
 
 
 def _is_key(x) -> bool:

@@ -26,7 +26,7 @@ import numpy as np
 from ase import units
 
 from leignn_jax.errors import FileFormatError, SimulationError
-from leignn_jax.files import sync_folder, why_not_written, write_atomically
+from leignn_jax.files import put_in_place, sync_folder, why_not_written, write_atomically
 
 log = logging.getLogger("leignn_jax")
 
@@ -301,11 +301,7 @@ def _copy_together(layout: Layout) -> None:
             if raw.error is not None:
                 raise raw.error
             os.fsync(raw.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        put_in_place(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -12,16 +12,10 @@ from leignn_jax.errors import ConfigError
 from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 
-pytestmark = pytest.mark.usefixtures("fast_compiles")
+pytestmark = pytest.mark.usefixtures("fast_compiles", "x64")
 
 run = leignn.differentiable
 MODES = ["reverse", "remat", "forward"]
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(scope="module")

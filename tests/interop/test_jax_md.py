@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 
 import leignn_jax as leignn
-from leignn_jax.errors import ConfigError
+from leignn_jax.errors import ConfigError, ElementError
 
 pytest.importorskip("jax_md", reason="jax-md is not installed")
-pytestmark = pytest.mark.usefixtures("fast_compiles")
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_compiles", "x64")
 
 
 @pytest.fixture(scope="module")
@@ -123,5 +117,5 @@ def test_what_it_refuses(potential, silicon):
     R = jnp.asarray(silicon.positions)
     with pytest.raises(ConfigError, match="did you mean 'perturbation'"):
         energy_fn(R, neighbor_fn.allocate(R), pertubation=1.0)
-    with pytest.raises(leignn.LeignnError if hasattr(leignn, "LeignnError") else ValueError, match="has not seen"):
+    with pytest.raises(ElementError, match="has not seen"):
         leignn.neighbor_list(potential, [6, 6])
