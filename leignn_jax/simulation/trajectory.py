@@ -29,7 +29,6 @@ log = logging.getLogger("leignn_jax")
 
 # Chunks that wait for the disk before the simulation does.
 _WAITING = 8
-_TRIES = 5
 
 
 class Trajectory:
@@ -143,20 +142,22 @@ class Trajectory:
         backwards = self._frames.step < 0
         frames = self._frames[::-1] if backwards else self._frames
         layout = self._layout
-        for _ in range(_TRIES):
+        while True:
             try:
                 values = h5md.read_field(layout, name, frames)
                 return values[::-1] if backwards else values
             except FileNotFoundError as error:
-                # A running simulation has put parts together since we looked; the frames are the same.
                 missing = error
-            layout = h5md.read_layout(self.path)
+            # A running simulation has put parts together since we looked; the frames are the same. It may do so again,
+            # and as often as it is faster than we are.
+            before, layout = layout, h5md.read_layout(self.path)
+            if layout.parts == before.parts:
+                raise FileFormatError(
+                    f"{self.path}: a part of it is missing ({missing}). Copy the folder "
+                    f"{h5md.parts_folder(self.path).name} with it."
+                )
             if len(frames) > 0 and layout.frames <= frames[-1]:
                 raise FileFormatError(f"{self.path}: it has been cut to {layout.frames} frames. Read it again.")
-        raise FileFormatError(
-            f"{self.path}: a part of it is missing ({missing}). Copy the folder {h5md.parts_folder(self.path).name} "
-            "with it."
-        )
 
 
 def read_trajectory(path: str | Path, index: int | slice = slice(None)) -> Trajectory:

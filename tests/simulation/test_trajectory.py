@@ -359,6 +359,28 @@ def test_a_reader_beside_the_writer_sees_whole_frames(tmp_path):
     assert len(set(reads)) > 3
 
 
+def test_a_reader_slower_than_the_writer_gets_its_frames(tmp_path, monkeypatch):
+    path = tmp_path / "trajectory.h5"
+    writer = TrajectoryWriter(path, ATOMS)
+    writer.append(**frames([0]))
+    writer.flush()
+    trajectory = read_trajectory(path)
+    read_field, counts = h5md.read_field, [2**n for n in range(8)]
+
+    def read_late(layout, name, chosen):
+        if counts and threading.current_thread() is threading.main_thread():
+            # As many frames as there are, so that all are put together in a new part.
+            count = counts.pop(0)
+            writer.append(**frames(range(count, 2 * count)))
+            writer.flush()
+        return read_field(layout, name, chosen)
+
+    monkeypatch.setattr(h5md, "read_field", read_late)
+    assert_frames(trajectory, [0])
+    assert not counts
+    writer.close()
+
+
 def test_a_full_disk_is_told_and_loses_nothing(tmp_path):
     path = tmp_path / "trajectory.h5"
     writer = TrajectoryWriter(path, ATOMS)
