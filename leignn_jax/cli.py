@@ -174,6 +174,44 @@ def md(
         raise typer.Exit(143)
 
 
+@app.command(epilog="Example:  leignn relax potential.safetensors start.cif --cell full --out relaxed")
+def relax(
+    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads; all of its structures, side by side.")],
+    out: Annotated[Path, typer.Option(help="Folder for relaxed.extxyz, history.csv, summary.json.")],
+    cell: Annotated[str, typer.Option(help="held, isotropic (volume only) or full (shape too).")] = "held",
+    pressure: Annotated[float, typer.Option(help="GPa, of a cell that changes.")] = 0.0,
+    max_force: Annotated[float, typer.Option(help="eV/Å, at which a structure has arrived.")] = 0.01,
+    max_stress: Annotated[float, typer.Option(help="GPa, at which a cell has arrived.")] = 0.01,
+    steps: Annotated[int, typer.Option(help="At most, of each structure.")] = 500,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Move atoms, and the cell where asked, to the nearest minimum; prints a summary as JSON, exit code 1 if any is left."""
+    import ase.io
+
+    from leignn_jax.potential_file import load_potential
+    from leignn_jax.simulation.relax import relax as run
+
+    if not structures.is_file():
+        _stop(f"{structures}: no such file.")
+    result = run(
+        load_potential(potential),
+        ase.io.read(structures, index=":"),
+        cell=False if cell == "held" else cell,  # pyright: ignore[reportArgumentType]
+        pressure=pressure,
+        max_force=max_force,
+        max_stress=max_stress,
+        steps=steps,
+        dtype=dtype,
+        out=out,
+        progress=False if quiet else None,
+    )
+    typer.echo((out / "summary.json").read_text().rstrip())
+    if not all(result.converged):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example:  leignn info run/potential.safetensors")
 def info(
     potential: Annotated[Path, typer.Argument(help="A potential's file.")],

@@ -12,11 +12,14 @@ Every number is an array leaf: differentiate by it, sweep it by vmap, or give a 
 replica is given as an array ``[replicas]``.
 
 Cell rescaling lets the cell diffuse in the free energy of its strain. Written for the matrix h of cell vectors as
-columns, with P the instantaneous pressure tensor, beta_T the compressibility and tau the time constant,
+columns, with P the instantaneous pressure tensor, beta_T the compressibility, tau the time constant and V_0 the volume at
+the start,
 
-    h <- exp(E) h,    E = beta_T / (3 tau) (P - P_0) dt + sqrt(2 kT beta_T / (3 V tau) dt) W,
+    h <- exp(E) h,    E = beta_T / (3 tau V_0) (V (P - P_0) + kT) dt + sqrt(2 kT beta_T / (3 V_0 tau) dt) W,
 
 W a matrix of normal numbers: its stationary density is V^(N-2) exp(-(U + P_0 V) / kT) dh, that of a cell of any shape.
+The published mobility has V in the place of V_0, and no kT in the drift. Ours makes the noise the same everywhere, so that
+the error by which a move breaks detailed balance, and with it the walk of ``conserved``, vanishes with the timestep.
 ``shape`` restricts E to its diagonal or to multiples of the unit matrix. The rotation in exp(E) is left out, which
 changes nothing that can be measured. Positions go with the cell, velocities against it.
 """
@@ -73,8 +76,8 @@ class NVE:
     moves_cell: ClassVar[bool] = False
     holds_momentum: ClassVar[bool] = True
 
-    def start(self, system: System, dtype):
-        """What the ensemble remembers at the start."""
+    def start(self, system: System, cell):
+        """What the ensemble remembers at the start, with ``cell`` [replicas, 3, 3] Å."""
         return ()
 
     def kT(self, state: State, dt):
@@ -105,9 +108,9 @@ class NoseHoover:
     moves_cell: ClassVar[bool] = False
     holds_momentum: ClassVar[bool] = True
 
-    def start(self, system: System, dtype):
+    def start(self, system: System, cell):
         """Positions and velocities [1/fs] of the chain, ``[replicas, 3]`` each."""
-        zero = jnp.zeros((system.numbers.shape[0], _CHAIN), dtype)
+        zero = jnp.zeros((system.numbers.shape[0], _CHAIN), cell.dtype)
         return {"chain_positions": zero, "chain_velocities": zero}
 
     def kT(self, state: State, dt):
@@ -179,7 +182,7 @@ class Langevin:
     moves_cell: ClassVar[bool] = False
     holds_momentum: ClassVar[bool] = False
 
-    def start(self, system: System, dtype):
+    def start(self, system: System, cell):
         """Nothing to remember."""
         return ()
 
@@ -219,7 +222,7 @@ class CSVR:
     moves_cell: ClassVar[bool] = False
     holds_momentum: ClassVar[bool] = True
 
-    def start(self, system: System, dtype):
+    def start(self, system: System, cell):
         """Nothing to remember."""
         return ()
 
@@ -257,11 +260,11 @@ class CellRescaling:
     moves_cell: ClassVar[bool] = True
     holds_momentum: ClassVar[bool] = True
 
-    def start(self, system: System, dtype):
-        """Nothing to remember; ConfigError for an unknown shape."""
+    def start(self, system: System, cell):
+        """The first volume in Å^3, ``[replicas]``; ConfigError for an unknown shape."""
         if self.shape not in ("isotropic", "anisotropic", "triclinic"):
             raise ConfigError(f"shape: {self.shape!r} is not one of isotropic, anisotropic, triclinic.")
-        return ()
+        return {"first_volume": volume(cell)}
 
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""
@@ -277,8 +280,7 @@ class CellRescaling:
         """Strain cell, positions and velocities, and count what the bath put in so that the enthalpy can be followed.
 
         The count is minus kT times the logarithm by which forward and backward probability of the move differ (Bernetti
-        and Bussi 2020, eq. 13): the mean of exp(-change of ``conserved`` / kT) is 1. It wanders all the same, since the
-        noise of a move depends on the volume.
+        and Bussi 2020, eq. 13): the mean of exp(-change of ``conserved`` / kT) is 1.
         """
         kT = self.kT(state, dt)
         unit = jnp.eye(3, dtype=state.cell.dtype)
@@ -294,11 +296,9 @@ class CellRescaling:
         strained = state.replace(velocities=velocities, key=key)
         moved = move_to(model, system, strained, state.positions @ across, state.cell @ across)
 
-        back, back_variance = self._drift(system, moved, kT, dt)
+        back, _ = self._drift(system, moved, kT, dt)
         back = rotation @ back @ jnp.swapaxes(rotation, -1, -2)
-        odds = _squared(exponent + back) / (2 * back_variance) - _squared(exponent - drift) / (2 * variance)
-        dimensions = {"isotropic": 1, "anisotropic": 3, "triclinic": 9}[self.shape]
-        odds += 0.5 * dimensions * jnp.log(back_variance / variance)
+        odds = (_squared(exponent + back) - _squared(exponent - drift)) / (2 * variance)
         growth = jnp.log(volume(moved.cell) / volume(state.cell))
         put_in = kT * ((1 + system.held_momentum) * growth - odds)
         return moved.replace(exchanged=state.exchanged + put_in)
@@ -308,10 +308,11 @@ class CellRescaling:
         time = _time(state, dt)
         target = value_at(self.pressure, time) / GIGAPASCAL
         mobility = value_at(self.compressibility, time) * GIGAPASCAL / value_at(self.pressure_time_constant, time)
-        amount = jnp.broadcast_to(mobility * self.every * dt / 3, kT.shape)
-        target = jnp.broadcast_to(target, kT.shape)[:, None, None] * jnp.eye(3, dtype=kT.dtype)
-        drift = amount[:, None, None] * self._allowed(pressure_tensor(system, state, kT) - target, mean=True)
-        return drift, 2 * kT * amount / volume(state.cell)
+        amount = jnp.broadcast_to(mobility * self.every * dt / 3, kT.shape) / state.bath["first_volume"]
+        unit = jnp.eye(3, dtype=kT.dtype)
+        excess = pressure_tensor(system, state, kT) - jnp.broadcast_to(target, kT.shape)[:, None, None] * unit
+        push = volume(state.cell)[:, None, None] * self._allowed(excess, mean=True) + kT[:, None, None] * unit
+        return amount[:, None, None] * push, 2 * kT * amount
 
     def _allowed(self, matrix, mean: bool = False):
         """The part of a matrix along which the cell may move; normal numbers stay normal numbers."""

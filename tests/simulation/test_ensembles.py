@@ -68,7 +68,7 @@ def begin(model, structures, ensemble, kelvin, *, seed=0, skin=0.5, hold_momentu
         velocities = draw_velocities(system, kelvin, keys)
     energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
-    bath, zero = ensemble.start(system, jnp.float64), jnp.zeros(len(structures))
+    bath, zero = ensemble.start(system, cell), jnp.zeros(len(structures))
     state = State(positions, velocities, cell, energy, forces, stress, bath, zero, keys, jnp.int32(0), neighbors)
     return system, state
 
@@ -263,8 +263,8 @@ def test_what_is_conserved_does_not_drift(runs, name):
         total = log.potential_energy + log.kinetic_energy
         assert np.ptp(total) / 32 > 2e-3
         assert errors[dt] < 0.05 * np.ptp(total) / 32
-    # Moves of the cell have noise that depends on the volume: their part does not fall with the step.
-    assert THERMOSTATS[name].moves_cell or errors[4.0] < 0.45 * errors[8.0]
+    # Noise makes the error of moves of the cell a random walk, which falls as the step; all else falls as its square.
+    assert errors[4.0] < (0.75 if THERMOSTATS[name].moves_cell else 0.45) * errors[8.0], errors
 
 
 @pytest.mark.parametrize("name", THERMOSTATS)
@@ -498,4 +498,4 @@ def test_gradient_of_a_step_by_the_temperature(name):
 def test_an_unknown_shape_is_told():
     system = make_system([argon(1)], np.float64)
     with pytest.raises(ConfigError, match="isotropic, anisotropic, triclinic"):
-        CellRescaling(300.0, shape="cubic").start(system, np.float64)  # pyright: ignore[reportArgumentType]
+        CellRescaling(300.0, shape="cubic").start(system, np.eye(3)[None])  # pyright: ignore[reportArgumentType]
