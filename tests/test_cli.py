@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import ase.io
 import pytest
 from frames import copper
 
@@ -51,6 +52,25 @@ def test_train_and_evaluate(run):
     assert (folder / "e.png").stat().st_size > 1000
     done = leignn("info", potential, "--json")
     assert json.loads(done.stdout)["elements"] == "Cu"
+
+
+def test_relax_then_simulate_and_go_on(run):
+    folder, _ = run
+    potential, start = folder / "run" / "potential.safetensors", folder / "start.extxyz"
+    ase.io.write(start, copper(2))
+    done = leignn("relax", potential, start, "--out", folder / "relaxed", "--steps", 3, "--dtype", "float32")
+    facts = json.loads(done.stdout)
+    assert done.returncode == (0 if all(f["converged"] for f in facts) else 1), done.stderr
+    assert len(facts) == len(ase.io.read(folder / "relaxed" / "relaxed.extxyz", ":")) == 2
+    command = ["md", potential, start, "--temperature", 50, "--save-every", 10, "--out", folder / "md", "--extxyz"]
+    done = leignn(*command, "--steps", 20)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["finished"]
+    done = leignn(*command, "--steps", 30, "--resume")
+    assert json.loads(done.stdout)["resumed_at"] == 20, done.stderr
+    assert len(ase.io.read(folder / "md" / "trajectory.extxyz", ":")) == 4
+    done = leignn("relax", potential, folder / "none.cif", "--out", folder / "never")
+    assert done.returncode == 2 and "none.cif: no such file" in done.stderr
 
 
 def test_inspect(run):

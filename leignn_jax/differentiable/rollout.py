@@ -124,32 +124,39 @@ def rollout(
     rounds = steps // every
     length = segment_length(rounds, segment)
     model = without_constants(model)
-    # Energy and forces at the start belong to the model that is given, not to the one that the state was made with.
-    state = move_to(model, system, state, state.positions, state.cell)
 
-    def one(state: State, _):
-        if every == 1:
-            state = ensemble.step(model, system, state, timestep)
+    def advance(state: State, slot) -> State:
+        # Slot 0 only takes energy and forces of the start, which belong to the model that is given and not to the one
+        # that the state was made with. It shares the program's one evaluation, whose compilation is what takes long.
+        going = slot > 0
+        begun, positions = _either(going, ensemble.begin(system, state, timestep), (state, state.positions))
+        moved = move_to(model, system, begun, positions, state.cell)
+        return _either(going, ensemble.finish(model, system, moved, timestep), moved)
+
+    def one_round(state: State, number):
+        # Round n ends with step n * every; round 0 holds slot 0 alone, and rounds after the last one hold none.
+        slots = number * every + jnp.arange(1 - every, 1)
+        if every == 1 and not spare:
+            state = advance(state, slots[0])
         else:
-            state, _ = jax.lax.scan(
-                lambda s, _: (ensemble.step(model, system, s, timestep), None), state, None, length=every
-            )
+            last = rounds * every
+
+            def one_slot(state, slot):
+                there = (slot >= 0) & (slot <= last)
+                return jax.lax.cond(there, advance, lambda s, _: s, state, slot), None
+
+            state, _ = jax.lax.scan(one_slot, state, slots)
         return state, None if observe is None else observe(system, state)
 
+    spare = 0 if length is None else -(rounds + 1) % length
+    numbers = jnp.arange(rounds + 1 + spare)
     if length is None:
-        state, seen = jax.lax.scan(one, state, None, length=rounds)
+        state, seen = jax.lax.scan(one_round, state, numbers)
     else:
-        whole, rest = divmod(rounds, length)
-
-        @jax.checkpoint
-        def part(state: State, _):
-            return jax.lax.scan(one, state, None, length=length)
-
-        state, seen = jax.lax.scan(part, state, None, length=whole)
+        part = jax.checkpoint(lambda state, numbers: jax.lax.scan(one_round, state, numbers))
+        state, seen = jax.lax.scan(part, state, numbers.reshape(-1, length))
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-        if rest:
-            state, last = jax.lax.scan(one, state, None, length=rest)
-            seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, last)
+    seen = jax.tree.map(lambda x: x[1 : rounds + 1], seen)
 
     valid = (state.neighbors.overflow == 0).all() & jnp.isfinite(state.energy).all()
     # A product, so that gradients are poisoned as well; a choice would make them zero.
@@ -161,6 +168,11 @@ def rollout(
     neighbors = state.neighbors
     state, seen = jax.tree.map(poisoned, (state.replace(neighbors=None), seen))
     return Rollout(state.replace(neighbors=neighbors), seen, valid)
+
+
+def _either(first, one, other):
+    """Leaves of ``one`` where ``first``, else of ``other``; those that are the same are left alone."""
+    return jax.tree.map(lambda x, y: x if x is y else jnp.where(first, x, y), one, other)
 
 
 def segment_length(rounds: int, segment: int | Literal["sqrt"] | None) -> int | None:

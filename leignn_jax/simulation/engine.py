@@ -8,6 +8,7 @@ seen. A replica that breaks a limit stands still from the last good step on and 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -717,4 +718,13 @@ def _settings(run: _Run, save_every: int, log_every: int) -> dict[str, Any]:
         "held_atoms": np.argwhere((np.asarray(run.system.numbers) > 0) & (np.asarray(run.system.mobile) == 0)).tolist(),
         "atomic_numbers": np.asarray(run.system.numbers).tolist() if run.system.numbers.size < 10000 else None,
         "acceleration": ACCELERATION,
+        "potential (sha256 of its numbers)": _digest(run.model),
     }
+
+
+def _digest(model: EnergyModel) -> str:
+    digest = hashlib.sha256(repr(model.cutoff).encode())
+    for leaf in jax.tree.leaves(model):
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

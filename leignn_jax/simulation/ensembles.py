@@ -69,8 +69,28 @@ def value_at(number: Any, time) -> Any:
     return jnp.asarray(number, time.dtype)
 
 
+class _Steps:
+    """A step from what comes before the forces at the new positions and what comes after them.
+
+    They are apart so that a rollout can have one evaluation of the model in its program, also for the first forces.
+    """
+
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
+        """Up to the forces: the state, and positions [Å] to move to."""
+        raise NotImplementedError
+
+    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """From the forces on."""
+        raise NotImplementedError
+
+    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """One step of ``dt`` fs."""
+        begun, positions = self.begin(system, state, dt)
+        return self.finish(model, system, move_to(model, system, begun, positions, state.cell), dt)
+
+
 @struct.dataclass
-class NVE:
+class NVE(_Steps):
     """Constant energy: nothing acts on the atoms but their forces."""
 
     moves_cell: ClassVar[bool] = False
@@ -84,12 +104,14 @@ class NVE:
         """Thermal energy in eV of the bath now; zero where there is none."""
         return jnp.zeros(state.energy.shape, state.energy.dtype)
 
-    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """One step of ``dt`` fs."""
-        velocities = _kick(system, state, state.velocities, 0.5 * dt)
-        moved = move_to(model, system, state, state.positions + dt * velocities, state.cell)
-        velocities = _kick(system, moved, velocities, 0.5 * dt)
-        return moved.replace(velocities=velocities, step=state.step + 1)
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
+        """Half a kick, and where the atoms drift to."""
+        kicked = _kicked(system, state, 0.5 * dt)
+        return kicked, kicked.positions + dt * kicked.velocities
+
+    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """Half a kick."""
+        return _kicked(system, state, 0.5 * dt).replace(step=state.step + 1)
 
     def stored_energy(self, system: System, state: State, dt):
         """Energy in eV held by the bath's own variables."""
@@ -97,7 +119,7 @@ class NVE:
 
 
 @struct.dataclass
-class NoseHoover:
+class NoseHoover(_Steps):
     """Constant temperature by a Nose-Hoover chain: deterministic and time-reversible.
 
     temperature: K. time_constant: fs, of the chain's oscillation; it can't be a :class:`Ramp`.
@@ -117,13 +139,13 @@ class NoseHoover:
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """One step of ``dt`` fs: half a step of the chain, velocity Verlet, half a step of the chain."""
-        state = self._chain(system, state, 0.5 * dt, self.kT(state, dt))
-        velocities = _kick(system, state, state.velocities, 0.5 * dt)
-        moved = move_to(model, system, state, state.positions + dt * velocities, state.cell)
-        velocities = _kick(system, moved, velocities, 0.5 * dt)
-        moved = moved.replace(velocities=velocities, step=state.step + 1)
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
+        """Half a step of the chain, half a kick, drift."""
+        return NVE().begin(system, self._chain(system, state, 0.5 * dt, self.kT(state, dt)), dt)
+
+    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """Half a kick, half a step of the chain."""
+        moved = NVE().finish(model, system, state, dt)
         return self._chain(system, moved, 0.5 * dt, self.kT(moved, dt))
 
     def _masses(self, system: System, kT, dtype):
@@ -171,7 +193,7 @@ class NoseHoover:
 
 
 @struct.dataclass
-class Langevin:
+class Langevin(_Steps):
     """Constant temperature by friction and noise on every atom.
 
     temperature: K. friction: 1/fs.
@@ -190,20 +212,22 @@ class Langevin:
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """One step of ``dt`` fs: half kick, half drift, friction and noise, half drift, half kick."""
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
+        """Half a kick, half a drift, friction and noise, half a drift."""
         key, noise = _noise(state, state.velocities.shape[1:])
-        velocities = _kick(system, state, state.velocities, 0.5 * dt)
-        positions = state.positions + 0.5 * dt * velocities
+        kicked = _kicked(system, state, 0.5 * dt)
+        positions = kicked.positions + 0.5 * dt * kicked.velocities
         friction = jnp.broadcast_to(value_at(self.friction, _time(state, dt)), state.energy.shape)[:, None, None]
         keep = jnp.exp(-friction * dt)
         spread = jnp.sqrt((self.kT(state, dt) * ACCELERATION)[:, None, None] / system.masses[..., None])
-        before = kinetic_energy(system, velocities)
-        velocities = keep * velocities + jnp.sqrt(1 - keep**2) * spread * noise * system.mobile[..., None]
-        exchanged = state.exchanged + kinetic_energy(system, velocities) - before
-        moved = move_to(model, system, state, positions + 0.5 * dt * velocities, state.cell)
-        velocities = _kick(system, moved, velocities, 0.5 * dt)
-        return moved.replace(velocities=velocities, exchanged=exchanged, key=key, step=state.step + 1)
+        velocities = keep * kicked.velocities + jnp.sqrt(1 - keep**2) * spread * noise * system.mobile[..., None]
+        given = kinetic_energy(system, velocities) - kinetic_energy(system, kicked.velocities)
+        state = state.replace(velocities=velocities, exchanged=state.exchanged + given, key=key)
+        return state, positions + 0.5 * dt * velocities
+
+    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """Half a kick."""
+        return NVE().finish(model, system, state, dt)
 
     def stored_energy(self, system: System, state: State, dt):
         """None: what noise puts in is counted in ``exchanged``."""
@@ -211,7 +235,7 @@ class Langevin:
 
 
 @struct.dataclass
-class CSVR:
+class CSVR(_Steps):
     """Constant temperature by scaling all velocities at random towards the canonical kinetic energy.
 
     temperature: K. time_constant: fs.
@@ -230,9 +254,14 @@ class CSVR:
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """One step of ``dt`` fs: velocity Verlet, then the scaling."""
-        return _rescaled(system, NVE().step(model, system, state, dt), dt, self.kT(state, dt), self.time_constant)
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
+        """Half a kick, drift."""
+        return NVE().begin(system, state, dt)
+
+    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """Half a kick, then the scaling."""
+        kT = self.kT(state, dt)
+        return _rescaled(system, NVE().finish(model, system, state, dt), dt, kT, self.time_constant)
 
     def stored_energy(self, system: System, state: State, dt):
         """None: what the scaling puts in is counted in ``exchanged``."""
@@ -240,7 +269,7 @@ class CSVR:
 
 
 @struct.dataclass
-class CellRescaling:
+class CellRescaling(_Steps):
     """Constant temperature and pressure by CSVR and stochastic cell rescaling; see the top of this module.
 
     temperature: K. pressure: GPa, isotropic.
@@ -270,9 +299,13 @@ class CellRescaling:
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """One step of ``dt`` fs as in :class:`CSVR`; after every ``every`` of them the cell moves."""
-        moved = CSVR(self.temperature, self.time_constant).step(model, system, state, dt)
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
+        """Half a kick, drift."""
+        return NVE().begin(system, state, dt)
+
+    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+        """As :class:`CSVR`; after every ``every`` steps the cell moves."""
+        moved = CSVR(self.temperature, self.time_constant).finish(model, system, state, dt)
         due = moved.step % self.every == 0
         return jax.lax.cond(due, lambda s: self._move_cell(model, system, s, dt), lambda s: s, moved)
 
@@ -362,8 +395,10 @@ def _kT(kelvin, state: State, dt):
     return jnp.broadcast_to(BOLTZMANN * value_at(kelvin, _time(state, dt)), state.energy.shape)
 
 
-def _kick(system: System, state: State, velocities, dt):
-    return velocities + dt * ACCELERATION * state.forces / system.masses[..., None] * system.mobile[..., None]
+def _kicked(system: System, state: State, dt) -> State:
+    """Velocities changed by the forces during ``dt`` fs."""
+    change = dt * ACCELERATION * state.forces / system.masses[..., None] * system.mobile[..., None]
+    return state.replace(velocities=state.velocities + change)
 
 
 def _noise(state: State, shape):

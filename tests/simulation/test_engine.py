@@ -256,6 +256,7 @@ def test_folders_that_do_not_fit_are_told(tmp_path):
         {"ensemble": npt.replace(pressure=0.2)},
         {"ensemble": npt.replace(temperature=Ramp(np.array([0.0, 9.0]), np.array([40.0, 50.0])))},
         {"atoms": argon()[:3]},
+        {"model": ARGON.replace(epsilon=0.011)},
     )
     for other in others:
         with pytest.raises((SimulationError, leignn.errors.FileFormatError), match=r"was run with|another simulation"):
