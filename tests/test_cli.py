@@ -70,7 +70,8 @@ def test_relax_then_simulate_and_go_on(run):
     assert json.loads(done.stdout)["resumed_at"] == 20, done.stderr
     assert len(ase.io.read(folder / "md" / "trajectory.extxyz", ":")) == 4
     done = leignn("relax", potential, folder / "none.cif", "--out", folder / "never")
-    assert done.returncode == 2 and "none.cif: no such file" in done.stderr
+    assert done.returncode == 2
+    assert "none.cif: no such file" in done.stderr
 
 
 def test_inspect(run):

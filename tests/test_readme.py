@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("fast_compiles")
+
 
 def test_readme_snippets_run():
     text = (Path(__file__).parents[1] / "README.md").read_text()

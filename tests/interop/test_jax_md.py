@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("fast_compiles", "x64")
 
 @pytest.fixture(scope="module")
 def potential():
-    config = leignn.preset("small", elements=("Si",), features=8, layers=2, num_radial=4, cutoff=4.0)
+    config = leignn.preset("small", elements=("Si",), features=8, layers=1, num_radial=4, cutoff=4.0)
     return leignn.Potential.create(config, jax.random.key(0), reference_energies={"Si": -100.0})
 
 

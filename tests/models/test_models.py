@@ -1,5 +1,7 @@
 """Settings, radial functions, initialisation, symmetries of the whole network in float32, and its size."""
 
+import itertools
+
 import ase.build
 import e3nn_jax
 import jax
@@ -91,9 +93,16 @@ def test_zbl_of_two_silicon_nuclei():
     assert float(energy[1]) == float(energy[2]) == 0.0
 
 
-@pytest.mark.parametrize("basis", ["bessel", "gaussian", "bernstein"])
-@pytest.mark.parametrize("features", [32, 256])
-def test_training_starts_at_the_scale_of_the_data(basis, features):
+def mostly_slow(cases, quick):
+    """All cases, those that are not in ``quick`` behind the slow mark."""
+    return [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("features", "basis"),
+    mostly_slow(itertools.product([32, 256], ["bessel", "gaussian", "bernstein"]), {(32, "gaussian"), (256, "bessel")}),
+)
+def test_training_starts_at_the_scale_of_the_data(features, basis):
     """Forces of an untrained network are not beyond the data's, narrow or wide, for each basis."""
     for name in ("silicon", "ethanol"):
         atoms, elements = structure(name)
@@ -102,8 +111,13 @@ def test_training_starts_at_the_scale_of_the_data(basis, features):
         assert 1e-3 < np.sqrt((forces**2).mean()) < 2.0, name
 
 
-@pytest.mark.parametrize("name", ["silicon", "ethanol"])
-@pytest.mark.parametrize("variant", ["leignn", "vanilla_nmu", "vanilla"])
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    mostly_slow(
+        itertools.product(["leignn", "vanilla_nmu", "vanilla"], ["silicon", "ethanol"]),
+        {("leignn", "silicon"), ("vanilla", "ethanol")},
+    ),
+)
 def test_float32_is_equivariant_under_100_rotations_and_reflections(variant, name):
     """Relative to the largest component. Silicon is distorted: near a lattice site forces are what is left of larger
     ones that cancel, and the rounding of the rotated positions themselves would be measured (2e-5 there)."""
@@ -137,7 +151,7 @@ def test_float32_is_equivariant_under_100_rotations_and_reflections(variant, nam
         assert deviation(back, one.stress[0]) < 1e-5
 
 
-@pytest.mark.parametrize("repeat", [(2, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("repeat", [pytest.param((2, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_supercells_are_exact_multiples_with_global_nodes(repeat):
     atoms, elements = structure("silicon")
     potential = leignn.Potential.create(leignn.preset("small", elements=elements), jax.random.key(0))

@@ -383,6 +383,13 @@ def volume_law(atoms, kT, pressure):
 GAS, GAS_PRESSURE = IdealGas(cutoff=1e-5), 0.02
 LAW = volume_law(4, BOLTZMANN * 300.0, GAS_PRESSURE / GIGAPASCAL)
 SHAPES = ["isotropic", "anisotropic", "triclinic"]
+# The two ends of the code; what lies between is run with the slow tests.
+SLOW = pytest.mark.slow
+SHAPES_AND_HOLD = [
+    pytest.param(shape, hold, marks=() if (shape, hold) in {("isotropic", True), ("triclinic", False)} else SLOW)
+    for shape in SHAPES
+    for hold in (True, False)
+]
 
 
 def compressed_gas(shape, volumes, hold=True):
@@ -396,8 +403,7 @@ def compressed_gas(shape, volumes, hold=True):
     return ensemble, *begin(GAS, structures, ensemble, 300.0, skin=1.0, hold_momentum=hold)
 
 
-@pytest.mark.parametrize("hold", [True, False], ids=["momentum held", "momentum free"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "hold"), SHAPES_AND_HOLD)
 def test_volume_of_an_ideal_gas_follows_its_law(shape, hold):
     """Volumes and momenta drawn from the exact law must still follow it after many memory times of the cell."""
     ensemble, system, state = compressed_gas(shape, LAW.rvs(REPLICAS, random_state=np.random.default_rng(1)), hold)
@@ -416,7 +422,9 @@ def test_volume_of_an_ideal_gas_follows_its_law(shape, hold):
     assert (np.abs(momentum).max() < 1e-6) == hold
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param("isotropic", marks=SLOW), pytest.param("anisotropic", marks=SLOW), "triclinic"]
+)
 def test_a_cell_finds_its_volume_from_far_away(shape):
     """And at the target pressure the mean logged pressure is the target."""
     ensemble, system, state = compressed_gas(shape, np.full(REPLICAS, 2.5 * LAW.mean()))
@@ -425,8 +433,7 @@ def test_a_cell_finds_its_volume_from_far_away(shape):
     assert log.pressure[4:].mean() == pytest.approx(GAS_PRESSURE, rel=0.12)
 
 
-@pytest.mark.parametrize("hold", [True, False], ids=["momentum held", "momentum free"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "hold"), SHAPES_AND_HOLD)
 def test_odds_of_moves_of_the_cell_are_counted_exactly(shape, hold):
     """From the exact law the mean of exp(-change of what is conserved / kT) is one, however long the steps.
 
@@ -474,7 +481,9 @@ def test_exponential_and_rotation():
 # ---------------------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("name", THERMOSTATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("nose-hoover", "langevin") else SLOW) for n in THERMOSTATS]
+)
 def test_gradient_of_a_step_by_the_temperature(name):
     """Finite, and that of finite differences: the same random numbers at another temperature."""
     ensemble = THERMOSTATS[name]
