@@ -113,7 +113,8 @@ def table(results: dict) -> str:
         "| test: energy MAE | force MAE |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in results["rows"]:
+    order = list(VARIANTS)
+    for row in sorted(results["rows"], key=lambda r: (r["system"], order.index(r["variant"]))):
         errors = [row[s][k] for s in ("validation", "test") for k in ("energy", "forces")]
         shown = " | ".join(f"{x:.3g}" for x in errors)
         lines.append(f"| {row['system']} | {row['variant']} | {row['epoch_s']:.2f} | {row['epochs']} | {shown} |")
