@@ -130,9 +130,10 @@ def plot(results: dict) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axis, system in zip(axes, SYSTEMS, strict=True):
-        for row in (r for r in results["rows"] if r["system"] == system):
+        rows = {r["variant"]: r for r in results["rows"] if r["system"] == system}
+        for n, row in enumerate(rows[v] for v in VARIANTS if v in rows):
             epochs, errors = zip(*row["curve"], strict=True)
-            axis.plot([row["epoch_s"] * e / 60 for e in epochs], errors, label=row["variant"], lw=1.5)
+            axis.plot([row["epoch_s"] * e / 60 for e in epochs], errors, f"C{n}", label=row["variant"], lw=1.5)
         axis.set(xlabel="training time (min)", ylabel="validation force MAE (meV/Å)", title=system, yscale="log")
         axis.legend(fontsize=8)
     figure.savefig(HERE / "results.png", dpi=130)
