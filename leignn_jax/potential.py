@@ -326,7 +326,7 @@ class Potential:
             "reference energies": ", ".join(
                 f"{e} {v:.4f} eV" for e, v in zip(c.elements, energies.reshape(-1, len(c.elements))[0], strict=True)
             ),
-            **{key: str(value) for key, value in self.metadata.items()},
+            **{key: _in_words(value) for key, value in self.metadata.items()},
         }
 
     def _repr_html_(self) -> str:
@@ -335,6 +335,12 @@ class Potential:
             for k, v in self.summary().items()
         )
         return f"<table><caption>LEIGNN potential</caption>{rows}</table>"
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number:g}" for name, number in value.items())
+    return str(value)
 
 
 def compute(potential: Potential, graph: Graph) -> Prediction:

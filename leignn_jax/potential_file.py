@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from leignn_jax.errors import ConfigError, FileFormatError
 from leignn_jax.files import write_atomically
-from leignn_jax.models.config import LEIGNNConfig
+from leignn_jax.models.config import LEIGNNConfig, did_you_mean
 from leignn_jax.models.leignn import init_params
 from leignn_jax.potential import Potential
 
@@ -48,18 +48,29 @@ def save_potential(potential: Potential, path: str | Path) -> None:
     write_atomically(path, save(arrays, metadata=header))
 
 
-def load_potential(path: str | Path) -> Potential:
-    """The potential that :meth:`Potential.save` wrote.
+def bundled_potentials() -> dict[str, Path]:
+    """Names and files of the potentials that ship with the package; :meth:`Potential.summary` tells what each is."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "resources" / "potentials").glob("*.safetensors"))}
+
+
+def load_potential(path_or_name: str | Path) -> Potential:
+    """The potential in a file that :meth:`Potential.save` wrote, or a bundled one by its name, such as ``"si"``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file and no such name.
         FileFormatError: it is truncated, edited, or not a potential of this package.
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = Path(path_or_name)
+    bundled = bundled_potentials()
+    if not path.exists() and str(path) in bundled:
+        path = bundled[str(path)]
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Give the path of a potential that Potential.save wrote.")
+        raise FileNotFoundError(
+            f"{path}: no such file{did_you_mean(str(path), bundled)} Give the path of a potential that Potential.save "
+            f"wrote, or one of {', '.join(bundled)}."
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             header: dict[str, str] = file.metadata() or {}

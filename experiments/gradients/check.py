@@ -25,7 +25,6 @@ from leignn_jax.differentiable.rollout import without_constants
 from leignn_jax.simulation.ensembles import Langevin
 
 HERE = Path(__file__).resolve().parent
-POTENTIALS = HERE.parent / "potentials"
 STEPS = 100
 AMOUNTS = (1e-2, 1e-3, 1e-4, 1e-5)
 
@@ -47,7 +46,7 @@ def compare(name: str) -> dict:
     """Relative errors by argument, for each mode."""
     run = leignn.differentiable
     folder, build = SYSTEMS[name]
-    potential, atoms = leignn.load_potential(POTENTIALS / folder / "potential.safetensors"), build()
+    potential, atoms = leignn.load_potential(folder), build()
     model = without_constants(potential)
     kelvin = jnp.asarray(300.0)
     system, state = run.start(potential, atoms, Langevin(kelvin), temperature=300.0, dtype="float64", skin=1.0)

@@ -38,7 +38,7 @@ run = leignn.differentiable
 
 def cost(steps_list: list[int]) -> list[dict]:
     """Memory and seconds of the gradient of the last energy by the initial velocities."""
-    potential = leignn.load_potential(HERE.parent / "potentials" / "si" / "potential.safetensors")
+    potential = leignn.load_potential("si")
     atoms = ase.build.bulk("Si", cubic=True)
     atoms.rattle(0.05, seed=0)
     system, state = run.start(potential, atoms, NVE(), temperature=300.0)

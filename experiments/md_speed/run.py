@@ -22,8 +22,6 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-SILICON = HERE.parent / "potentials" / "si" / "potential.safetensors"
-ASPIRIN = HERE.parent / "potentials" / "aspirin" / "potential.safetensors"
 SIZES = (2, 4, 8, 12, 16, 24)  # cubic cells of eight atoms along each direction
 KELVIN, TIMESTEP = 300.0, 1.0
 
@@ -71,7 +69,7 @@ def overhead() -> dict[str, float]:
     from leignn_jax.simulation.dynamics import evaluate
     from leignn_jax.simulation.ensembles import NVE
 
-    potential, atoms = leignn.load_potential(SILICON), silicon(2)
+    potential, atoms = leignn.load_potential("si"), silicon(2)
     system, state = leignn.differentiable.start(potential, atoms, NVE())
     call = jax.jit(evaluate)
     args = (potential.split_references()[0], system, state.neighbors, state.positions, state.cell)
@@ -138,7 +136,7 @@ def replicas() -> dict[str, float]:
 
     import leignn_jax as leignn
 
-    potential = leignn.load_potential(ASPIRIN)
+    potential = leignn.load_potential("aspirin")
     atoms = read(HERE / "aspirin.xyz")
     rows = {"one molecule": [], "16 replicas": []}
     for _ in range(3):
@@ -151,7 +149,7 @@ def size(repeat: int) -> dict[str, float]:
     """ms per step and peak memory of a supercell of silicon."""
     import leignn_jax as leignn
 
-    potential, atoms = leignn.load_potential(SILICON), silicon(repeat)
+    potential, atoms = leignn.load_potential("si"), silicon(repeat)
     # Some seconds of steps, the renewals of lists among them.
     many = max(6, min(600, round(4e5 / len(atoms))))
     milliseconds = 1e3 * engine(potential, atoms, max(2, many // 4), many)

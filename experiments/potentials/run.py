@@ -4,8 +4,9 @@
     python experiments/potentials/run.py ethanol si      # some
     python experiments/potentials/run.py --table         # results.md from what is there
 
-Each system's settings are configs/SYSTEM.yaml; its potential, learning curve, parity plots and metrics.json end in
-SYSTEM/. Work files go to runs/, where a stopped run goes on.
+Each system's settings are configs/SYSTEM.yaml; its learning curve, parity plots and metrics.json end in SYSTEM/, and the
+potential, with the card in cards.yaml, in the package: ``leignn.load_potential("SYSTEM")``. Work files go to runs/, where a
+stopped run goes on.
 """
 
 import argparse
@@ -18,9 +19,11 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).resolve().parent
 SYSTEMS = ["methane", "ethanol", "si", "aspirin", "water", "lips"]
-KEPT = ["potential.safetensors", "metrics.json", "metrics.csv", "learning_curve.png", "parity_test.png", "config.yaml"]
+KEPT = ["metrics.json", "metrics.csv", "learning_curve.png", "parity_test.png", "config.yaml"]
 # What each must beat on the CPU: (metric, number).
 TARGETS = {
     "aspirin": [("forces_mae_mev_per_angstrom", 40.0)],
@@ -53,6 +56,24 @@ def train(system: str) -> None:
     found["run"]["wall_seconds"] = round(time.time() - started, 1)
     found["run"]["device"] = f"{os.cpu_count()} CPU cores, {platform.machine()}"
     path.write_text(json.dumps(found, indent=1) + "\n")
+    bundle(system, out / "potential.safetensors", found)
+
+
+def bundle(system: str, file: Path, metrics: dict) -> None:
+    """The potential with its card into the package."""
+    import leignn_jax as leignn
+
+    card = yaml.safe_load((HERE / "cards.yaml").read_text())[system]
+    test = {name: round(value, 4) for name, value in metrics["test"].items() if value is not None}
+    card = {
+        "name": system,
+        **card,
+        "training frames": metrics["run"]["frames"]["train"],
+        "test errors": test,
+        "command": f"python experiments/potentials/run.py {system}",
+    }
+    target = Path(leignn.__file__).parent / "resources" / "potentials" / f"{system}.safetensors"
+    leignn.load_potential(file).replace(metadata_json=json.dumps(card, ensure_ascii=False)).save(target)
 
 
 def table() -> str:

@@ -22,7 +22,6 @@ from leignn_jax.simulation.relax import relax
 from leignn_jax.simulation.vibrations import phonons, plot_phonons
 
 HERE = Path(__file__).parent
-POTENTIAL = HERE.parent / "potentials" / "si" / "potential.safetensors"
 STEPS = (None, 0.001, 0.01, 0.03, 0.075, 0.15)
 USED = 0.075  # Å, about the thermal displacement of silicon at 300 K along one axis
 # THz at Γ (the path's first point) and X (its second): optical; TO, LA and LO, TA.
@@ -33,7 +32,7 @@ SPECIAL = {"Γ": (0, 0, 0), "X": (0.5, 0, 0.5), "L": (0.5, 0.5, 0.5)}
 def main() -> None:
     """Compute, print and write."""
     began = time.monotonic()
-    potential = leignn_jax.load_potential(POTENTIAL)
+    potential = leignn_jax.load_potential("si")
     found = relax(potential, bulk("Si", "diamond", a=5.45), cell="isotropic", max_stress=1e-3)
     atoms = found.atoms
     a = (4 * atoms.get_volume()) ** (1 / 3)

@@ -21,7 +21,6 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"
-POTENTIALS = HERE.parent / "potentials"
 SYSTEMS = {
     # name: data folder, potential, ensemble, K, fs, RDF threshold (None for a molecule), pairs to plot
     "lips": ("lips", "lips", "nvt", 520.0, 0.25, 1.0, [("Li", "S"), ("P", "S"), ("Li", "Li")]),
@@ -46,7 +45,7 @@ def simulate(system: str, picoseconds: float) -> None:
     import leignn_jax as leignn
 
     _, name, ensemble, kelvin, timestep, *_ = SYSTEMS[system]
-    potential = leignn.load_potential(POTENTIALS / name / "potential.safetensors")
+    potential = leignn.load_potential(name)
     start = reference_frames(system)[-1].copy()
     start.set_velocities(np.zeros((len(start), 3)))
     out = HERE / "runs" / system
