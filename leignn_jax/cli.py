@@ -21,6 +21,23 @@ data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_m
 app.add_typer(data_app, name="data")
 
 
+@app.command(epilog="Example:  leignn quickstart --out tour")
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for figures, potentials and report.html.")] = Path("quickstart"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """The whole way once on bundled data, in a few minutes: data, training, simulation, sweep, gradient, report.html."""
+    from leignn_jax.quickstart import quickstart as run
+
+    run(out, progress=False if quiet else None)
+    typer.echo(
+        f"\nDone: open {out / 'report.html'}\n"
+        "Next:  leignn train --train YOUR_FRAMES.extxyz --out run       your own potential\n"
+        "       leignn info si                                         what a bundled potential is good for\n"
+        "       leignn md si STRUCTURE --ensemble nvt --temperature 300 --steps 1000 --out md"
+    )
+
+
 @app.command(
     epilog="Examples:  leignn train study.yaml optimizer.learning_rate=1e-3   |   "
     "leignn train --train frames.extxyz --out run data.batch_size=4   |   on every host of a cluster: "
@@ -260,7 +277,7 @@ def _stop(message: str) -> Any:
 def main() -> None:
     """Entry point: errors made for people are printed without a traceback, exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("absl", "orbax", "jax"):
+    for noisy in ("absl", "orbax", "jax", "numexpr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from leignn_jax.errors import LeignnError
 

@@ -50,7 +50,9 @@ def save_potential(potential: Potential, path: str | Path) -> None:
 
 def bundled_potentials() -> dict[str, Path]:
     """Names and files of the potentials that ship with the package; :meth:`Potential.summary` tells what each is."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "resources" / "potentials").glob("*.safetensors"))}
+    return {
+        path.stem: path for path in sorted((Path(__file__).parent / "resources" / "potentials").glob("*.safetensors"))
+    }
 
 
 def load_potential(path_or_name: str | Path) -> Potential:
