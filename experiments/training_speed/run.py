@@ -48,16 +48,15 @@ def time_leignn(case: str, warm: int, steps: int) -> dict:
 
     import leignn_jax as leignn
     from leignn_jax.data.batches import collate, epoch_order, prefetch
-    from leignn_jax.data.labels import read_labels
     from leignn_jax.training.config import make_config
-    from leignn_jax.training.dataset import Frames, make_examples, references_for, training_set
+    from leignn_jax.training.dataset import load_frames, references_for, training_set
     from leignn_jax.training.loop import CountedCompiles
     from leignn_jax.training.step import start_state, train_step
 
     frames, order = frames_and_order(case, warm + steps)
     size = CASES[case][1]
     config = make_config({"data": {"batch_size": size}})
-    labelled = Frames(frames, [read_labels(a) for a in frames], [f"frame {i}" for i in range(len(frames))])
+    labelled = load_frames(DATA / CASES[case][0], config.data, CUTOFF).take(range(len(frames)))
     references = references_for(labelled, config.data)
     model = leignn.preset(
         "medium",
@@ -69,7 +68,7 @@ def time_leignn(case: str, warm: int, steps: int) -> dict:
     )
     potential = leignn.Potential.create(model, jax.random.key(0), reference_energies=references)
     per_epoch = len(epoch_order(len(frames), size, 0, 0))
-    examples = training_set(make_examples(labelled, CUTOFF, references), config.data, (warm + steps) // per_epoch + 1)
+    examples = training_set(labelled, CUTOFF, references, config.data, (warm + steps) // per_epoch + 1)
     state = start_state(potential, config.hyperparameters(per_epoch))
     advance = partial(train_step, kinds=config.loss.kinds())
     step = CountedCompiles(advance, len(examples.plan.shapes), "The train step", donate=(0,))
