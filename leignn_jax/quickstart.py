@@ -135,7 +135,7 @@ def _simulate(out: Path, progress: bool | None) -> Part:
     axes[0].set(xlabel="time (ps)", ylabel="temperature (K)")
     change = 1e3 * (thermo["conserved_eV"] - thermo["conserved_eV"][0]) / len(atoms)
     axes[1].plot(thermo["time_fs"] / 1000, change, lw=1.0)
-    axes[1].set(xlabel="time (ps)", ylabel="change of the conserved energy (meV/atom)")
+    axes[1].set(xlabel="time (ps)", ylabel="conserved energy (meV/atom)")
     pictures = [(save_figure(figure, out / "thermo.png"), "Temperature and conserved energy")]
     rdf = analysis.radial_distribution(
         run.trajectory.positions[10:], atoms.numbers, np.asarray(atoms.cell), r_max=6.0, bins=120
