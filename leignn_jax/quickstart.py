@@ -198,7 +198,8 @@ def _differentiate(out: Path, progress: bool | None) -> Part:
     difference = float(plain(303.0) - plain(297.0)) / 6
     words = (
         f"Through {steps} steps of Langevin dynamics of 8 silicon atoms: the mean kinetic energy is {value:.2f} meV/atom, "
-        f"its derivative by the temperature of the bath {1e3 * slope:.4g} µeV/K; by finite differences {1e3 * difference:.4g}. "
+        f"its derivative by the temperature of the bath {1e3 * slope:.4g} µeV/K, by finite differences "
+        f"{1e3 * difference:.4g}. "
         "The same line gives it by every parameter of the potential, by masses, positions, velocities or the cell."
     )
     return Part(words, [], [], [], {"by_temperature_mev_per_kelvin": slope, "by_differences": difference})

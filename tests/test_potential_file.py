@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import leignn_jax as leignn
-from leignn_jax.data import read_frames
 from leignn_jax.potential_file import bundled_potentials
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
