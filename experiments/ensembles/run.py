@@ -192,8 +192,9 @@ def plot(results: dict) -> None:
         labels = (f"{PRESSURE:g} GPa", f"{HIGHER:g} GPa") if npt else (f"{KELVIN:g} K", f"{WARMER:g} K")
         for (counts, edges), label in zip(row["histograms"], labels, strict=True):
             axis.stairs(np.array(counts) / np.sum(counts) / np.diff(edges), edges, label=label)
-        axis.set(title=row["ensemble"], xlabel="volume (Å³)" if npt else "potential energy (eV)", ylabel="density")
-        axis.legend()
+        axis.set(title=row["ensemble"], xlabel="volume (Å³)" if npt else "potential energy (eV)")
+        axis.set(ylabel="density (1/Å³)" if npt else "density (1/eV)", ylim=(0, 1.3 * axis.get_ylim()[1]))
+        axis.legend(loc="upper center", ncols=2)
     figure.savefig(HERE / "results.png", dpi=120)
 
 
