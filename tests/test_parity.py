@@ -65,8 +65,7 @@ ELEMENTS = ("H", "C", "N", "O", "Na", "Si", "Cl", "Zn")
     ("size", "variant"),
     [
         *(("small", variant) for variant in VARIANTS),
-        ("medium", "leignn"),
-        *(pytest.param("medium", variant, marks=pytest.mark.slow) for variant in VARIANTS[1:]),
+        *(pytest.param("medium", variant, marks=pytest.mark.slow) for variant in VARIANTS),
     ],
 )
 def test_network_equals_the_published_code(reference, size, variant):

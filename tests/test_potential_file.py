@@ -43,7 +43,7 @@ def test_a_file_of_that_name_comes_first_and_slips_are_told(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("si", "methane") else pytest.mark.slow) for n in sorted(FOLDERS)]
+    "name", [pytest.param(n, marks=() if n == "si" else pytest.mark.slow) for n in sorted(FOLDERS)]
 )
 def test_stated_errors_are_found_again(name):
     file = DATA / FOLDERS[name] / "test.extxyz.xz"

@@ -115,6 +115,7 @@ def test_ase_finds_the_same_minimum(full):
     assert other.get_volume() == pytest.approx(full.atoms[0].get_volume(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_isotropic_under_pressure_and_a_list_that_must_grow(caplog):
     pressure = 2.0
     wide = bulk("Ar", cubic=True, a=5.8)
