@@ -314,7 +314,7 @@ def test_the_command_line_joins_before_devices_start(tmp_path):
 def test_command_line(tmp_path):
     """One training by two commands; and a difference that both refuse."""
     folders = make_folders(tmp_path)
-    words = ["data.batch_size=1", "run.devices=4", "run.epochs=1"]
+    words = ["data.batch_size=1", "data.validation_fraction=0.2", "run.devices=4", "run.epochs=1"]
     words += [f"{section}.{k}={json.dumps(v)}" for section in DIRECT for k, v in DIRECT[section].items()]
 
     def both(file):
