@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import leignn_jax as leignn
+from leignn_jax.data import bundled_data
 from leignn_jax.potential_file import bundled_potentials
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
@@ -46,7 +47,7 @@ def test_a_file_of_that_name_comes_first_and_slips_are_told(tmp_path, monkeypatc
     "name", [pytest.param(n, marks=() if n == "si" else pytest.mark.slow) for n in sorted(FOLDERS)]
 )
 def test_stated_errors_are_found_again(name):
-    file = DATA / FOLDERS[name] / "test.extxyz.xz"
+    file = (bundled_data(name) if name in ("ethanol", "si") else DATA / FOLDERS[name]) / "test.extxyz.xz"
     if not file.is_file():
         pytest.skip("the data (../shared/data) are not on this machine")
     potential = leignn.load_potential(name)

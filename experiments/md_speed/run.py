@@ -84,7 +84,7 @@ def overhead() -> dict[str, float]:
         moving.calc = potential.calculator()
         VelocityVerlet(moving, TIMESTEP * ase.units.fs).run(steps)
 
-    # Twice each and in turns, since the machine's speed changes within seconds.
+    # Three times each and in turns, since the machine's speed changes within seconds.
     rows = {"bare call": [], "engine": [], "ase": []}
     for _ in range(3):
         rows["bare call"].append(seconds_per_step(calls, 50, 450))
@@ -210,7 +210,7 @@ def table(results: dict) -> str:
         lines += [
             "",
             "| atoms | ms per step | µs per atom and step | ns/day | peak memory (MiB) |",
-            "|---:|" * 1 + "---:|" * 4,
+            "|" + "---:|" * 5,
         ]
         lines += [
             f"| {n} | {ms:.2f} | {1e3 * ms / n:.1f} | {86.4 * TIMESTEP / ms:.3f} | {mib:.0f} |" for n, ms, mib in sizes

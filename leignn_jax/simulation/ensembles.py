@@ -69,19 +69,20 @@ def value_at(number: Any, time) -> Any:
     return jnp.asarray(number, time.dtype)
 
 
-class _Steps:
-    """A step from what comes before the forces at the new positions and what comes after them.
+class _VelocityVerlet:
+    """A step of velocity Verlet, in what comes before the forces at the new positions and what comes after them.
 
     They are apart so that a rollout can have one evaluation of the model in its program, also for the first forces.
     """
 
     def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
-        """Up to the forces: the state, and positions [Å] to move to."""
-        raise NotImplementedError
+        """Half a kick: the state, and the positions [Å] that its atoms drift to in ``dt`` fs."""
+        kicked = _kicked(system, state, 0.5 * dt)
+        return kicked, kicked.positions + dt * kicked.velocities
 
     def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """From the forces on."""
-        raise NotImplementedError
+        """Half a kick by the forces at the new positions."""
+        return _kicked(system, state, 0.5 * dt).replace(step=state.step + 1)
 
     def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
         """One step of ``dt`` fs."""
@@ -90,7 +91,7 @@ class _Steps:
 
 
 @struct.dataclass
-class NVE(_Steps):
+class NVE(_VelocityVerlet):
     """Constant energy: nothing acts on the atoms but their forces."""
 
     moves_cell: ClassVar[bool] = False
@@ -104,22 +105,13 @@ class NVE(_Steps):
         """Thermal energy in eV of the bath now; zero where there is none."""
         return jnp.zeros(state.energy.shape, state.energy.dtype)
 
-    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
-        """Half a kick, and where the atoms drift to."""
-        kicked = _kicked(system, state, 0.5 * dt)
-        return kicked, kicked.positions + dt * kicked.velocities
-
-    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """Half a kick."""
-        return _kicked(system, state, 0.5 * dt).replace(step=state.step + 1)
-
     def stored_energy(self, system: System, state: State, dt):
         """Energy in eV held by the bath's own variables."""
         return jnp.zeros_like(state.energy)
 
 
 @struct.dataclass
-class NoseHoover(_Steps):
+class NoseHoover(_VelocityVerlet):
     """Constant temperature by a Nose-Hoover chain: deterministic and time-reversible.
 
     temperature: K. time_constant: fs, of the chain's oscillation; it can't be a :class:`Ramp`.
@@ -193,7 +185,7 @@ class NoseHoover(_Steps):
 
 
 @struct.dataclass
-class Langevin(_Steps):
+class Langevin(_VelocityVerlet):
     """Constant temperature by friction and noise on every atom.
 
     temperature: K. friction: 1/fs.
@@ -225,17 +217,13 @@ class Langevin(_Steps):
         state = state.replace(velocities=velocities, exchanged=state.exchanged + given, key=key)
         return state, positions + 0.5 * dt * velocities
 
-    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """Half a kick."""
-        return NVE().finish(model, system, state, dt)
-
     def stored_energy(self, system: System, state: State, dt):
         """None: what noise puts in is counted in ``exchanged``."""
         return jnp.zeros_like(state.energy)
 
 
 @struct.dataclass
-class CSVR(_Steps):
+class CSVR(_VelocityVerlet):
     """Constant temperature by scaling all velocities at random towards the canonical kinetic energy.
 
     temperature: K. time_constant: fs.
@@ -254,10 +242,6 @@ class CSVR(_Steps):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
-        """Half a kick, drift."""
-        return NVE().begin(system, state, dt)
-
     def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
         """Half a kick, then the scaling."""
         kT = self.kT(state, dt)
@@ -269,7 +253,7 @@ class CSVR(_Steps):
 
 
 @struct.dataclass
-class CellRescaling(_Steps):
+class CellRescaling(_VelocityVerlet):
     """Constant temperature and pressure by CSVR and stochastic cell rescaling; see the top of this module.
 
     temperature: K. pressure: GPa, isotropic.
@@ -298,10 +282,6 @@ class CellRescaling(_Steps):
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
-
-    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
-        """Half a kick, drift."""
-        return NVE().begin(system, state, dt)
 
     def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
         """As :class:`CSVR`; after every ``every`` steps the cell moves."""
