@@ -57,7 +57,7 @@ def cost(steps_list: Sequence[int]) -> list[dict]:
         programs |= {mode: run.value_and_grad(loss, mode, inputs_at_once=24) for mode in run.MODES}
         compiled = {mode: program.lower(state.velocities).compile() for mode, program in programs.items()}
         times: dict[str, list[float]] = {mode: [] for mode in compiled}
-        for _ in range(7 if steps <= 300 else 1):  # in turns, since the machine's speed varies
+        for _ in range(7 if steps <= 300 else 3):  # in turns, since the machine's speed varies
             for mode, program in compiled.items():
                 begun = time.perf_counter()
                 jax.block_until_ready(program(state.velocities))
