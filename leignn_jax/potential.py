@@ -19,7 +19,7 @@ from leignn_jax.errors import ConfigError, ElementError, LeignnError, StructureE
 from leignn_jax.graph import Graph, bucket
 from leignn_jax.models.config import LEIGNNConfig
 from leignn_jax.models.leignn import LEIGNN, init_params, pair_geometry, species_index
-from leignn_jax.models.repulsion import zbl_energy
+from leignn_jax.models.repulsion import wall_energy, zbl_energy
 from leignn_jax.pair_ops import pair_divergence, pair_sum
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Potential:
     energy_shift: eV per structure, a constant added last.
     config: the model's shape (static).
     metadata_json: facts about the training, JSON text (static); see :attr:`metadata`.
+    walls: ``[elements, elements]`` Å, below which two atoms are kept apart if ``config.repulsion``, 0 where there is no
+        wall; or None. See :meth:`with_walls`.
     """
 
     params: Any
@@ -61,6 +63,7 @@ class Potential:
     energy_shift: Any
     config: LEIGNNConfig = struct.field(pytree_node=False)
     metadata_json: str = struct.field(pytree_node=False, default="{}")
+    walls: Any = None
 
     @classmethod
     def create(
@@ -110,6 +113,42 @@ class Potential:
             config=config,
             metadata_json=json.dumps(dict(metadata or {})),
         )
+
+    def with_walls(self, begins: Mapping[tuple[str, str], float]) -> Potential:
+        """The same potential with walls that begin at these distances, where its training data end.
+
+        Args:
+            begins: Å by two symbols, as :func:`leignn_jax.data.wall_distances` gives them. Elements that the potential does
+                not know are left out; two elements that are not named get no wall.
+
+        Raises:
+            ConfigError: the model is one without repulsion, or a distance is not positive.
+        """
+        if not self.config.repulsion:
+            raise ConfigError("Walls belong to the repulsion, which this model is without: use repulsion=True.")
+        elements = self.config.elements
+        table = np.zeros((len(elements), len(elements)))
+        for (a, b), distance in begins.items():
+            if not distance > 0:
+                raise ConfigError(f"The wall of {a} and {b} must begin at a positive distance, not {distance} Å.")
+            if a in elements and b in elements:
+                i, j = elements.index(a), elements.index(b)
+                table[i, j] = table[j, i] = distance
+        return self.replace(walls=table)
+
+    @property
+    def wall_distances(self) -> dict[tuple[str, str], float]:
+        """Å by two symbols, the lighter element first, where the walls begin."""
+        if self.walls is None:
+            return {}
+        table, numbers = np.asarray(self.walls, np.float64), self.config.numbers
+        # A committee's members share their data.
+        table = table.reshape(-1, *table.shape[-2:])[0]
+        found = {}
+        for i, j in zip(*np.nonzero(np.triu(table)), strict=True):
+            lighter, heavier = sorted((numbers[i], numbers[j]))
+            found[chemical_symbols[lighter], chemical_symbols[heavier]] = float(table[i, j])
+        return found
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -199,7 +238,13 @@ class Potential:
         if self.config.repulsion:
             distances, _ = pair_geometry(graph, vectors)
             lists = graph.lists
-            pair = zbl_energy(distances, graph.numbers[lists.receivers], graph.numbers[lists.senders])
+            receivers, senders = graph.numbers[lists.receivers], graph.numbers[lists.senders]
+            pair = zbl_energy(distances, receivers, senders)
+            if self.walls is not None:
+                # Padding and unknown elements, whose index is the number of elements, get 0.
+                table = jnp.pad(jnp.asarray(self.walls, vectors.dtype), (0, 1))
+                begins = table[species_index(self.config, receivers), species_index(self.config, senders)]
+                pair = pair + wall_energy(distances, begins)
             pair = jnp.where(graph.pair_mask, pair, 0.0)
             half = jnp.full((graph.numbers.shape[0], 1, 1), 0.5, vectors.dtype)
             energies = energies + pair_sum(lists, pair[:, None], half)[:, 0, 0]
@@ -313,7 +358,7 @@ class Potential:
 
     def summary(self) -> dict[str, str]:
         """What the potential is, in words, for a person."""
-        c = self.config
+        c, walls = self.config, self.wall_distances
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(self.params))
         parts = [f"{c.update} update", f"{c.num_radial} {c.radial_basis} functions"]
         parts += [name for name in ("global_nodes", "smooth_cutoff", "direct_forces", "repulsion") if getattr(c, name)]
@@ -326,6 +371,7 @@ class Potential:
             "reference energies": ", ".join(
                 f"{e} {v:.4f} eV" for e, v in zip(c.elements, energies.reshape(-1, len(c.elements))[0], strict=True)
             ),
+            **({"walls below": ", ".join(f"{a}-{b} {d:.2f} Å" for (a, b), d in walls.items())} if walls else {}),
             **{key: _in_words(value) for key, value in self.metadata.items()},
         }
 

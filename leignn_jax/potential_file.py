@@ -1,8 +1,8 @@
 """One file per potential: arrays by safetensors, everything else as JSON in its header; no pickle.
 
-Arrays are named ``params/<module>/<array>``, ``reference_energies``, ``scale`` and ``energy_shift``; the header holds
-``format``, ``config``, ``units``, ``metadata``, ``leignn_jax_version`` and ``sha256``, the hash of everything else, which
-tells an edited file.
+Arrays are named ``params/<module>/<array>``, ``reference_energies``, ``scale``, ``energy_shift`` and, where there are
+walls, ``walls``; the header holds ``format``, ``config``, ``units``, ``metadata``, ``leignn_jax_version`` and ``sha256``,
+the hash of everything else, which tells an edited file.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def save_potential(potential: Potential, path: str | Path) -> None:
     path = Path(path)
     arrays = {f"params/{k}": np.asarray(v) for k, v in flatten_dict(potential.params, sep="/").items()}
     arrays |= {name: np.asarray(getattr(potential, name), np.float64) for name in _CONSTANTS}
+    if potential.walls is not None:
+        arrays["walls"] = np.asarray(potential.walls, np.float64)
     arrays = {k: np.array(v, order="C") for k, v in arrays.items()}
     header = {
         "format": FORMAT,
@@ -103,6 +105,7 @@ def load_potential(path_or_name: str | Path) -> Potential:
         params=unflatten_dict(flat, sep="/"),
         config=config,
         metadata_json=header["metadata"],
+        walls=arrays.get("walls"),
         **{name: arrays[name] for name in _CONSTANTS},
     )
 

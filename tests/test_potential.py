@@ -192,6 +192,41 @@ def test_repulsion_keeps_atoms_apart(potential):
     assert (np.diff(energies) < -20).all()
 
 
+def test_walls_stand_where_data_end(potential, tmp_path):
+    """Nothing changes at the distances of the data; below, a pair pays, in every image, and by nobody else's wall."""
+    walled = potential.with_walls({("H", "H"): 1.3, ("Si", "O"): 1.5, ("C", "C"): 1.2})
+    assert walled.wall_distances == {("H", "H"): 1.3, ("O", "Si"): 1.5}
+
+    def added(symbols, distance):
+        atoms = ase.Atoms(symbols, [[0, 0, 0], [0, 0, distance]], cell=[9, 9, 9], pbc=True)
+        return walled.predict(atoms, dtype="float64").energy - potential.predict(atoms, dtype="float64").energy
+
+    assert added("H2", 1.17) == pytest.approx(1.0)
+    assert added("H2", 9 - 1.17) == pytest.approx(1.0)
+    assert added("OSi", 1.2) == added("SiO", 1.2) == pytest.approx(8.0)
+    assert added("H2", 1.3) == added("OH", 0.7) == 0.0
+
+    atoms = ase.Atoms("H3OSi", [[0, 0, 0], [1.1, 0, 0], [0, 1.2, 0.1], [3, 0, 0], [3, 1.2, 0.5]])
+    forces = walled.predict(atoms, dtype="float64").forces
+    for i, axis in ((1, 0), (4, 1)):
+        ends = []
+        for step in (-1e-4, 1e-4):
+            moved = atoms.copy()
+            moved.positions[i, axis] += step
+            ends.append(walled.predict(moved, dtype="float64").energy)
+        assert -(ends[1] - ends[0]) / 2e-4 == pytest.approx(forces[i, axis], rel=1e-6)
+
+    walled.save(tmp_path / "walled.safetensors")
+    again = leignn.load_potential(tmp_path / "walled.safetensors")
+    assert again.wall_distances == walled.wall_distances
+    assert "H-H 1.30 Å" in again.summary()["walls below"]
+    with pytest.raises(ConfigError, match="must begin at a positive"):
+        potential.with_walls({("H", "H"): 0.0})
+    bare = leignn.Potential.create(leignn.preset("small", elements=("H",), repulsion=False), jax.random.key(0))
+    with pytest.raises(ConfigError, match="repulsion=True"):
+        bare.with_walls({("H", "H"): 1.0})
+
+
 def test_bad_input_is_named(potential, silicon):
     with pytest.raises(ElementError, match=r"Atom 0 is C, .* it knows H, O, Si"):
         potential.predict(ase.build.molecule("CH4"))

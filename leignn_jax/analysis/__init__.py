@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from leignn_jax.analysis.soft_rdf import soft_histogram as soft_histogram
     from leignn_jax.analysis.spectra import vibrational_density_of_states as vibrational_density_of_states
     from leignn_jax.analysis.stability import bond_instability as bond_instability
+    from leignn_jax.analysis.stability import distance_instability as distance_instability
     from leignn_jax.analysis.stability import rdf_instability as rdf_instability
     from leignn_jax.analysis.statistics import block_average as block_average
     from leignn_jax.analysis.statistics import mean_with_error as mean_with_error
@@ -59,6 +60,7 @@ _HOME = {
     "bond_instability": "stability",
     "diffusivity": "transport",
     "distance_distribution": "rdf",
+    "distance_instability": "stability",
     "energy_drift": "thermodynamics",
     "force_distance": "forces",
     "force_distribution": "forces",

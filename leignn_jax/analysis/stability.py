@@ -5,11 +5,13 @@ condensed system is unstable from the first window of 1 ps whose RDF differs fro
 threshold, in the measure of :func:`leignn_jax.analysis.rdf_mae` up to 6 Å in 500 bins: for water the largest of the
 O-O, H-H and H-O curves with the threshold 3.0 Å, for LiPS the curve of all atoms with 1.0 Å. A molecule is unstable
 from the first frame in which a bond is 0.5 Å longer or shorter than its mean length in the reference trajectory.
+Beside these stands a criterion of our own, by the shortest distance of each two elements.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from leignn_jax.neighbors import check_structure, find_pairs
 WATER_THRESHOLD = 3.0  # Å, of the worst element pair
 LIPS_THRESHOLD = 1.0  # Å, of the curve of all atoms
 BOND_THRESHOLD = 0.5  # Å
+DISTANCE_TOLERANCE = 0.1  # of the shortest distance
 
 
 class Instability(NamedTuple):
@@ -173,6 +176,66 @@ def bond_instability(
         f"{values[worst]:.3g} Å in frame {frame}"
     )
     return Instability(frame * timestep, frame, float(values[worst]), threshold, cause)
+
+
+def distance_instability(
+    positions: ArrayLike,
+    numbers: ArrayLike,
+    cell: ArrayLike,
+    pbc: ArrayLike,
+    timestep: float,
+    shortest: Mapping[tuple[str, str], float],
+    *,
+    tolerance: float = DISTANCE_TOLERANCE,
+) -> Instability | None:
+    """The first frame in which two atoms are nearer than their elements ever were in trusted frames, or None.
+
+    A few atoms that a potential draws together hardly show in an RDF, of which they are one pair in ten thousand; this
+    sees one pair in one frame.
+
+    Args:
+        positions: ``[frames, atoms, 3]`` Å; may hold NaN after the explosion.
+        numbers: ``[atoms]`` atomic numbers.
+        cell: ``[3, 3]`` or ``[frames, 3, 3]`` Å.
+        pbc: ``[3]`` bool.
+        timestep: fs between frames.
+        shortest: Å by two symbols, as :func:`leignn_jax.data.shortest_distances` gives them for the trusted frames.
+            Elements that are not named together are not judged.
+        tolerance: part of the shortest distance by which a pair may be nearer: more frames see rarer distances.
+
+    Raises:
+        ConfigError: a timestep or tolerance that makes no sense.
+        StructureError: the first frame is already no structure.
+    """
+    positions = as_frames(positions, "positions", finite=False)
+    cells = as_cells(cell, len(positions))
+    numbers = as_numbers(numbers, positions.shape[1])
+    pbc = np.broadcast_to(np.asarray(pbc, bool), 3).copy()
+    if not (timestep > 0 and 0 <= tolerance < 1):
+        raise ConfigError(f"timestep must be positive and tolerance in [0, 1): {timestep}, {tolerance}.")
+    limits = np.zeros((len(chemical_symbols),) * 2)
+    for (a, b), distance in shortest.items():
+        i, j = chemical_symbols.index(a), chemical_symbols.index(b)
+        limits[i, j] = limits[j, i] = (1 - tolerance) * distance
+    check_structure(positions[0], cells[0], pbc)
+    for frame, (here, box) in enumerate(zip(positions, cells, strict=True)):
+        try:
+            check_structure(here, box, pbc)
+            pairs = find_pairs(here, box, pbc, max(float(limits.max()), 1e-3))
+        except StructureError as error:
+            cause = f"frame {frame} is broken: {error}"
+            return Instability(frame * timestep, frame, float("inf"), float("nan"), cause)
+        limit = limits[numbers[pairs.receivers], numbers[pairs.senders]]
+        short = limit - pairs.distances
+        if len(short) and short.max() > 0:
+            k = int(np.argmax(short))
+            i, j = int(pairs.receivers[k]), int(pairs.senders[k])
+            cause = (
+                f"{chemical_symbols[numbers[i]]}{i} and {chemical_symbols[numbers[j]]}{j} are {pairs.distances[k]:.3f} Å "
+                f"apart in frame {frame}, nearer than {limit[k]:.3f} Å"
+            )
+            return Instability(frame * timestep, frame, float(pairs.distances[k]), float(limit[k]), cause)
+    return None
 
 
 def find_bonds(positions: ArrayLike, numbers: ArrayLike, *, slack: float = 0.6) -> np.ndarray:

@@ -1,7 +1,8 @@
 """A store: labelled frames with their pairs as flat arrays in a folder, read by memory maps; sets larger than memory.
 
 ========================  =============================================================================================
-meta.json                 format, cutoff, what the frames come from, elements; of each array type, shape, sha256
+meta.json                 format, cutoff, what the frames come from, elements, shortest distance of each two of them in Å;
+                          of each array type, shape, sha256
 atom_offsets, numbers     ``[frames + 1]``, ``[atoms]``: the atoms of frame i are those from offset i to offset i + 1
 positions, forces         ``[atoms, 3]`` float64, Å and eV/Å; forces are 0 where ``present`` says that there are none
 cell, pbc                 ``[frames, 3, 3]`` Å, ``[frames, 3]``
@@ -42,6 +43,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from leignn_jax.data.batches import Batch, check_references, labelled
+from leignn_jax.data.distances import Shortest, ShortestDistances
 from leignn_jax.data.labels import Labels, read_labels
 from leignn_jax.data.readers import iter_frames
 from leignn_jax.data.table import Compositions, FrameTable, fingerprint, forces_square
@@ -53,7 +55,7 @@ from leignn_jax.neighbors import Pairs
 log = logging.getLogger("leignn_jax")
 
 # Counts up with every change of what is stored: caches of another format are built again.
-FORMAT = 1
+FORMAT = 2
 
 # Name: type and shape of a row.
 _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -170,7 +172,7 @@ def write_store(
 
 
 def _write_arrays(folder: Path, frames, cutoff: float, facts: dict[str, Any], name: str) -> None:
-    compositions = Compositions()
+    compositions, nearest = Compositions(), ShortestDistances()
     with contextlib.ExitStack() as stack:
         columns = {key: _Column(folder / f"{key}.npy", *kind) for key, kind in _ARRAYS.items()}
         for column in columns.values():
@@ -182,6 +184,7 @@ def _write_arrays(folder: Path, frames, cutoff: float, facts: dict[str, Any], na
             try:
                 graph = Graph.from_ase(atoms, cutoff, np.float64)
                 rows = _rows(atoms, labels, graph)
+                nearest.add(graph)
             except LeignnError as error:
                 raise type(error)(f"{name}: frame {count}: {error}") from error
             rows["kind"] = np.array(compositions.kind_of(atoms.numbers))
@@ -196,7 +199,14 @@ def _write_arrays(folder: Path, frames, cutoff: float, facts: dict[str, Any], na
         stack.callback(columns["counts"].file.close)
         columns["counts"].append(counts)
         arrays = {key: column.finish() for key, column in columns.items()}
-    meta = {"format": FORMAT, "cutoff": float(cutoff), "elements": elements, "facts": facts, "arrays": arrays}
+    meta = {
+        "format": FORMAT,
+        "cutoff": float(cutoff),
+        "elements": elements,
+        "shortest": {f"{a} {b}": distance for (a, b), distance in nearest.result().items()},
+        "facts": facts,
+        "arrays": arrays,
+    }
     meta["sha256"] = _hash_of(meta)
     write_atomically(folder / "meta.json", json.dumps(meta, indent=1).encode())
     _sync(folder)
@@ -287,6 +297,11 @@ class Store(Sequence[Batch]):
     def cutoff(self) -> float:
         """Å, of the pairs."""
         return self._meta["cutoff"]
+
+    @property
+    def shortest(self) -> Shortest:
+        """Shortest distance of each two elements in Å, over all frames."""
+        return {tuple(names.split()): distance for names, distance in self._meta["shortest"].items()}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class LEIGNNConfig:
     norm_floor: added to |V|^2 under the root of a vector's norm. The published 1e-8 leaves a kink where V vanishes, as it
         does at the sites of symmetric crystals: forces then jump within 1e-3 Å and there are no phonons.
     direct_forces: add the published head that predicts forces beside the energy; they are no gradient of it.
-    repulsion: add the Ziegler-Biersack-Littmark repulsion of the nuclei below the sum of the covalent radii.
+    repulsion: add the Ziegler-Biersack-Littmark repulsion of the nuclei below the sum of the covalent radii and, where the
+        potential knows them, a wall a tenth below the shortest distance of each two elements in the training data.
     message_dtype: "float32", or "bfloat16" for the arrays [pairs, features] and what is gathered from them; geometry
         and sums stay in the positions' dtype.
     matmul_precision: precision of matrix products on GPU and TPU: "highest", "high" or "default" (TF32, bf16).

@@ -1,4 +1,8 @@
-"""Ziegler-Biersack-Littmark repulsion of two nuclei, so that no trained potential lets atoms fall into each other."""
+"""Repulsion of two atoms where there are no data, so that no trained potential lets them fall into each other.
+
+Nuclei repel by Ziegler, Biersack and Littmark's universal potential, which ends where bonds begin. Between that and the
+shortest distance of the training data a network is free to invent a minimum; there stands a wall.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,11 @@ from leignn_jax.pair_ops import AnyArray
 # e^2 / (4 pi epsilon_0) in eV Å and the Bohr radius in Å (CODATA 2018).
 COULOMB = 14.399645478
 BOHR = 0.529177210903
+
+# A wall rises to 1 eV within a tenth of the distance at which it begins: touching it costs meV, a bond that the network
+# made up some 10 eV.
+WALL_HEIGHT = 1.0  # eV
+WALL_DEPTH = 0.1
 
 # Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Solids (1985): the universal screening function.
 _SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
@@ -35,3 +44,15 @@ def zbl_energy(
     for amplitude, decay in _SCREENING:
         screening += amplitude * jnp.exp(-decay * distances / length)
     return screening * (COULOMB * z1 * z2 / distances) * polynomial_envelope(distances / reach, 6)
+
+
+def wall_energy(distances: Float[Array, "pairs"], begins: Float[Array, "pairs"]) -> Float[Array, "pairs"]:
+    """Energy of each pair in eV, ``((1 - distance / begins) / 0.1)^3`` below ``begins``, zero from there on.
+
+    Args:
+        distances: Å.
+        begins: Å, where the wall of this pair begins; 0 is no wall.
+    """
+    there = begins > 0
+    depth = jnp.where(there, jnp.maximum(1 - distances / jnp.where(there, begins, 1.0), 0.0), 0.0)
+    return WALL_HEIGHT * (depth / WALL_DEPTH) ** 3

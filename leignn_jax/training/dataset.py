@@ -24,6 +24,7 @@ from leignn_jax.data.batches import (
     plan_batches,
     sizes_of,
 )
+from leignn_jax.data.distances import Shortest, shortest_distances
 from leignn_jax.data.labels import Labels, read_labels
 from leignn_jax.data.readers import iter_frames
 from leignn_jax.data.references import fit_reference_energies, isolated_atom_energies
@@ -217,6 +218,13 @@ def force_scale(train: Frames) -> float:
     """RMS of the force components in eV/Å, the natural scale of a potential (1 where there are no forces)."""
     rms = train.table.forces_rms() or 0.0
     return rms if rms > 1e-6 else 1.0
+
+
+def shortest_of(train: Frames, cutoff: float) -> Shortest:
+    """Shortest distance of each two elements in Å over all frames of the file, also those held out of it."""
+    if isinstance(train.source, Store):
+        return train.source.shortest
+    return shortest_distances((atoms for atoms, _ in train.source), cutoff)
 
 
 class ExampleSet(NamedTuple):

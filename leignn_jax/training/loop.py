@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 
 import leignn_jax
 from leignn_jax.data.batches import Batch, collate, epoch_order, in_order, prefetch
+from leignn_jax.data.distances import wall_distances
 from leignn_jax.errors import ConfigError, ElementError, TrainingError
 from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
@@ -42,6 +43,7 @@ from leignn_jax.training.dataset import (
     hash_path,
     load_splits,
     references_for,
+    shortest_of,
     training_set,
 )
 from leignn_jax.training.folder import RunFolder
@@ -135,6 +137,11 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
     references = dict(zip(potential.config.elements, map(float, potential.reference_energies), strict=True))
     train = training_set(splits.train, cutoff, references, data, config.run.epochs)
     validation = evaluation_set(splits.validation, cutoff, references, data.batch_size)
+    if potential.config.repulsion and (given is None or given.walls is not None):
+        walls = wall_distances(shortest_of(splits.train, cutoff))
+        # What the potential to go on from was trained on stays free too.
+        before = potential.wall_distances
+        potential = potential.with_walls({k: min(walls.get(k, np.inf), before.get(k, np.inf)) for k in walls | before})
     batches = len(epoch_order(len(train.examples), data.batch_size, data.order_seed, 0))
     per_step = data.accumulate * devices
     if batches < per_step:

@@ -5,7 +5,7 @@ import pytest
 from ase.build import bulk, molecule
 from ase.neighborlist import NeighborList, natural_cutoffs
 
-from leignn_jax.analysis import bond_instability, radial_distribution, rdf_instability, rdf_mae
+from leignn_jax.analysis import bond_instability, distance_instability, radial_distribution, rdf_instability, rdf_mae
 from leignn_jax.analysis.stability import find_bonds
 from leignn_jax.errors import ConfigError, DataError, StructureError
 
@@ -143,3 +143,31 @@ def test_a_molecule_that_explodes():
         bond_instability(positions[:, :2], atoms.numbers, 1.0, atoms.positions)
     with pytest.raises(ConfigError, match="must be positive"):
         bond_instability(positions, atoms.numbers, 1.0, atoms.positions, threshold=0.0)
+
+
+def test_one_pair_that_is_caught_is_seen():
+    """Two hydrogens of a large liquid, in one frame, through the cell's face."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(5) * 2.4] * 3, indexing="ij"), -1).reshape(-1, 3)
+    numbers = np.where(np.arange(125) % 3 == 0, 8, 1)
+    positions = grid + 0.05 * rng.normal(size=(6, 125, 3))
+    pairs = {("H", "H"): 1.6, ("H", "O"): 1.6}
+    rest = positions, numbers, 12.0 * np.eye(3), True, STEP
+    assert distance_instability(*rest, pairs) is None
+    first = int(np.flatnonzero((grid == [0, 0, 2.4]).all(1))[0])
+    assert numbers[first] == numbers[-1 - (numbers[::-1] == 1).argmax()] == 1
+    last = 125 - 1 - int((numbers[::-1] == 1).argmax())
+    positions[3, last] = positions[3, first] + [-1.2 + 12.0, 0, 0]
+    found = distance_instability(*rest, pairs)
+    assert (found.frame, found.time) == (3, 3 * STEP)
+    assert found.value == pytest.approx(1.2)
+    assert found.limit == pytest.approx(0.9 * 1.6)
+    assert f"H{first}" in found.cause
+    assert f"H{last}" in found.cause
+    # Elements that nobody named are not judged, and a wider tolerance lets the pair be.
+    assert distance_instability(*rest, {("O", "O"): 1.6}) is None
+    assert distance_instability(*rest, pairs, tolerance=0.3) is None
+    positions[2, 0] = np.nan
+    assert "frame 2 is broken" in distance_instability(*rest, pairs).cause
+    with pytest.raises(ConfigError, match="tolerance"):
+        distance_instability(*rest, pairs, tolerance=1.0)

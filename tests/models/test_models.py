@@ -12,7 +12,7 @@ import pytest
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.radial import bessel_basis, envelope, radial_basis
-from leignn_jax.models.repulsion import zbl_energy
+from leignn_jax.models.repulsion import wall_energy, zbl_energy
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
 
@@ -91,6 +91,20 @@ def test_zbl_of_two_silicon_nuclei():
     energy = zbl_energy(distances, jnp.full(3, 14), jnp.full(3, 14))
     assert float(energy[0]) == pytest.approx(14.3996 * 196 / 0.1 * screening, rel=1e-3)
     assert float(energy[1]) == float(energy[2]) == 0.0
+
+
+def test_a_wall_begins_smoothly_where_data_end(x64):
+    begins = 1.3
+    energy = lambda d: wall_energy(d[None], jnp.array([begins]))[0]  # noqa: E731
+    slope, bend = jax.grad(energy), jax.grad(jax.grad(energy))
+    for f in (energy, slope, bend):
+        assert float(f(jnp.array(begins + 1e-9))) == 0.0
+        assert abs(float(f(jnp.array(begins - 1e-9)))) < 1e-5
+    assert float(energy(jnp.array(0.9 * begins))) == pytest.approx(1.0)
+    assert float(slope(jnp.array(0.9 * begins))) == pytest.approx(-3 / (0.1 * begins))
+    # No wall, no number that isn't one.
+    nothing = lambda d: wall_energy(d[None], jnp.zeros(1))[0]  # noqa: E731
+    assert float(nothing(jnp.array(0.1))) == float(jax.grad(nothing)(jnp.array(0.1))) == 0.0
 
 
 def mostly_slow(cases, quick):

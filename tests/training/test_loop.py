@@ -46,6 +46,32 @@ def settings(files, out, **run):
     }
 
 
+def test_walls_stand_below_the_train_file(files, tmp_path):
+    """The same from memory and from a store; going on with other data opens what either holds."""
+    from leignn_jax.data import read_frames, shortest_distances
+
+    values = settings(files, tmp_path / "run")
+    values["model"] = {**MODEL, "repulsion": True}
+    first = loop.prepare(make_config(values)).potential
+    shortest = shortest_distances(read_frames(files / "train.h5"), 4.0)
+    assert first.wall_distances == {("Cu", "Cu"): pytest.approx(0.9 * shortest["Cu", "Cu"])}
+    begins = first.wall_distances["Cu", "Cu"]
+    cached = make_config(values, [f"data.cache={tmp_path / 'cache'}"])
+    assert loop.prepare(cached).potential.wall_distances == first.wall_distances
+
+    narrow = first.with_walls({("Cu", "Cu"): begins - 0.1})
+    wide = first.with_walls({("Cu", "Cu"): begins + 0.1})
+    del values["model"]
+    for start, walls in (
+        (narrow, narrow.wall_distances),
+        (wide, first.wall_distances),
+        (first.replace(walls=None), {}),
+    ):
+        start.save(tmp_path / "start.safetensors")
+        values["run"]["start_from"] = str(tmp_path / "start.safetensors")
+        assert loop.prepare(make_config(values)).potential.wall_distances == walls
+
+
 @pytest.fixture(autouse=True)
 def without_pictures(request):
     """To draw takes longer than a small run does; `whole` has its pictures, and the test that compares them."""
