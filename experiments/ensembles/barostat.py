@@ -106,7 +106,8 @@ def main() -> None:
         "# Volumes at constant pressure",
         "",
         f"64 atoms of Si, bundled potential, {KELVIN:g} K, {STEPS * TIMESTEP / 1000:g} ps of {TIMESTEP:g} fs, float32, seed "
-        f"0, one run each, the first tenth left out; {os.cpu_count()} CPU cores ({platform.machine()}), jax {jax.__version__}.",
+        f"0, one run each, the first tenth left out; {os.cpu_count()} CPU cores ({platform.machine()}), jax "
+        f"{jax.__version__}.",
         "",
         "| barostat | " + " | ".join(f"volume at {p:g} GPa (Å³) | its standard deviation" for p in PRESSURES) + " "
         "| standard deviation from the two volumes, 0 GPa |",
