@@ -395,6 +395,17 @@ def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
     return did_you_mean(word, known)
 
 
+def _finds_a_device() -> bool:
+    """False where JAX was asked to compute and can't start."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return True
+    try:
+        return len(jax.devices()) > 0
+    except (RuntimeError, AssertionError):
+        return False
+
+
 def _stop(message: str) -> NoReturn:
     typer.echo(f"Error: {message}", err=True)
     raise typer.Exit(2)
@@ -418,13 +429,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from leignn_jax.files import in_words
 
         message = in_words(error)
-    except RuntimeError as error:
-        if "Unable to initialize backend" not in str(error):
+    except (RuntimeError, AssertionError) as error:
+        if _finds_a_device():
             raise
+        asked = os.environ.get("JAX_PLATFORMS")
         message = (
-            f"JAX does not find the device that JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} asks for. Unset that "
-            "variable to use what there is; for a GPU, pip install 'leignn-jax[cuda12]' or [cuda13] where there is one. JAX "
-            f"says: {str(error).splitlines()[0]}"
+            f"JAX finds no device of JAX_PLATFORMS={asked}. Unset that variable to use what there is; for a GPU, "
+            "pip install 'leignn-jax[cuda12]' or [cuda13]."
+            if asked
+            else f"JAX finds no device to compute on: {error}. Set JAX_PLATFORMS=cpu to do without a GPU."
         )
     else:
         return

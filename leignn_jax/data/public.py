@@ -163,7 +163,7 @@ def fetch(file: RemoteFile, folder: Path, page: str, progress: bool | None = Non
                 known_hash=checksum,
                 fname=path.name,
                 path=path.parent,
-                downloader=_Downloader(path, resume=checksum is not None, progress=progress),
+                downloader=_Downloader(path, checksum is not None, progress),  # pyright: ignore[reportArgumentType]
             )
         except requests.exceptions.RequestException as error:
             raise DownloadError(
@@ -265,7 +265,7 @@ def _bar(name: str, done: int, total: int | None, show: bool | None):
 def _reason(error: Exception) -> str:
     from requests.exceptions import ChunkedEncodingError, ConnectionError, HTTPError, SSLError, Timeout
 
-    if isinstance(error, HTTPError):
+    if isinstance(error, HTTPError) and error.response is not None:
         return f"the server answers {error.response.status_code} {error.response.reason}"
     if isinstance(error, Timeout):
         return "the server does not answer"
