@@ -20,6 +20,7 @@ import leignn_jax.quickstart as tour
 from leignn_jax import cli, files
 from leignn_jax.data import public
 from leignn_jax.data.readers import write_hdf5
+from leignn_jax.interruption import exit_code
 from leignn_jax.simulation import engine, relax
 from leignn_jax.sweeps import study
 from leignn_jax.training import loop
@@ -344,6 +345,10 @@ def test_a_disk_that_does_not_take_it(number, message, tmp_path, monkeypatch):
     assert done.err.splitlines()[-1].startswith(f"Error: {tmp_path / 'info.json'}: ")
     assert message in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_exit_codes_of_signals():
+    assert [exit_code(name) for name in ("SIGINT", "SIGTERM", None)] == [130, 143, 143]
 
 
 def test_numbers_that_json_does_not_have_are_null():

@@ -7,6 +7,7 @@ be is never left under its name.
 
 from __future__ import annotations
 
+import errno
 import logging
 import lzma
 import os
@@ -151,6 +152,8 @@ def fetch(file: RemoteFile, folder: Path, page: str, progress: bool | None = Non
     path = folder / file.path
     checksum = file.checksum or _recorded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
     if path.exists() and checksum is not None and not _fits(path, checksum):
         refused = path.with_name(f"{path.name}.refused")
         os.replace(path, refused)

@@ -17,6 +17,7 @@ from ase.data import atomic_numbers
 
 from leignn_jax.data import bundled_data, get_data, public, public_data, read_frames
 from leignn_jax.errors import ConfigError, DownloadError, FileFormatError
+from leignn_jax.files import in_words
 
 CONTENT = bytes(range(256)) * 400
 
@@ -180,6 +181,11 @@ def test_a_folder_that_can_not_be_written(offer, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         get_data("one", tmp_path / "file" / "data")
+    # Root may write everywhere.
+    monkeypatch.setattr(public.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError) as caught:
+        get_data("one", tmp_path / "data")
+    assert in_words(caught.value) == f"{tmp_path / 'data'}: there is no permission to read or write it."
 
 
 def test_the_bar_shows_bytes(offer, capsys):
