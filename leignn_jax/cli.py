@@ -241,7 +241,7 @@ def relax(
             progress=False if quiet else None,
         )
     _show(json.loads((out / "summary.json").read_text()), json_file)
-    if any(result.signal):
+    if any(result.signal) and not all(result.converged):
         typer.echo(f"Stopped. To go on: leignn relax {potential} {out / 'relaxed.extxyz'} ...", err=True)
         raise typer.Exit(exit_code(result.signal[0]))
     if not all(result.converged):

@@ -79,7 +79,7 @@ class Relaxation(NamedTuple):
     converged: whether forces (and stress) are below what was asked for.
     steps: that were taken.
     reason: why it did not converge, None where it did.
-    signal: name of the signal, such as "SIGINT" by Ctrl-C, that ended the relaxation early; None where none did.
+    signal: name of the signal, such as "SIGINT" by Ctrl-C, that asked the relaxation to end; None where none did.
     history: arrays with one value per step from the start on: ``energy`` eV, ``max_force`` eV/Å, ``max_stress`` GPa
         (distance from the pressure asked for, 0 where the cell is held) and ``volume`` Å^3.
     """
@@ -150,8 +150,7 @@ def relax(
         goal = Goal(*(jnp.asarray(x, dtype) for x in (max_force, max_stress / GIGAPASCAL, pressure / GIGAPASCAL)))
         state, lines = _descend(model, system, structures, goal, cell, steps, np.dtype(dtype), skin, progress, stop)
         state = jax.device_get(state.replace(neighbors=None))
-    early = stop.signal if (state.status == RUNNING).any() else None
-    result = _result(structures, state, lines, references, cell, early)
+    result = _result(structures, state, lines, references, cell, stop.signal)
     if out is not None:
         _write(Path(out), result)
     return Relaxation(*(x[0] for x in result)) if single else result
