@@ -1,14 +1,26 @@
-"""``leignn``: train, evaluate, simulate, look at data and potentials. Nothing heavy is imported before it is used."""
+"""``leignn``: train, evaluate, simulate, look at data and potentials. Nothing heavy is imported before it is used.
+
+Exit codes: 0; 1 for an error, and for a simulation or relaxation that came to no good end; 2 for a wrong command line; 130
+after Ctrl-C and 143 after SIGTERM.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
+import math
+import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    import ase
 
 app = typer.Typer(
     name="leignn",
@@ -17,8 +29,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Look at data, and get public ones.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON there; - prints it.")
+]
 
 
 @app.command(epilog="Example:  leignn quickstart --out tour")
@@ -27,9 +43,10 @@ def quickstart(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """The whole way once on bundled data, in a few minutes: data, training, simulation, sweep, gradient, report.html."""
-    from leignn_jax.quickstart import quickstart as run
+    with _interruptible("The same command goes on with the training where it was."):
+        from leignn_jax.quickstart import quickstart as run
 
-    run(out, progress=False if quiet else None)
+        run(out, progress=False if quiet else None)
     typer.echo(
         f"\nDone: open {out / 'report.html'}\n"
         "Next:  leignn train --train YOUR_FRAMES.extxyz --out run       your own potential\n"
@@ -61,6 +78,7 @@ def train(
     ] = None,
     processes: Annotated[int | None, typer.Option(help="how many processes there are, one on each host;")] = None,
     process: Annotated[int | None, typer.Option(help="the number of this one, from 0.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Train a potential; the same command goes on with a run that was stopped."""
     words = words or []
@@ -72,21 +90,22 @@ def train(
     overrides = [*(f"{key}={json.dumps(str(value))}" for key, value in named.items() if value is not None), *overrides]
     if not files and train is None and not any(o.startswith("data.train=") for o in overrides):
         _stop("Give a config file, or --train FILE.")
-    from leignn_jax.training.config import load_config, make_config
-    from leignn_jax.training.loop import train as run
-    from leignn_jax.training.processes import is_first, join_processes
+    with _interruptible("The same command goes on from the last checkpoint, or starts anew where there is none."):
+        from leignn_jax.interruption import exit_code
+        from leignn_jax.training.config import load_config, make_config
+        from leignn_jax.training.loop import train as run
+        from leignn_jax.training.processes import is_first, join_processes
 
-    config = load_config(files[0], overrides) if files else make_config({}, overrides)
-    if distributed or any(x is not None for x in (coordinator, processes, process)):
-        join_processes(coordinator, processes, process)
-    result = run(config, resume=not fresh, progress=False if quiet else None)
-    if not result.finished:
-        typer.echo(f"Stopped. The same command goes on; so far: {result.out}", err=True)
-        raise typer.Exit(143)
-    if not is_first():
-        return
-    typer.echo(json.dumps(result.metrics, indent=1))
-    typer.echo(f"Potential: {result.out / 'potential.safetensors'}\nReport: {result.out / 'report.html'}", err=True)
+        config = load_config(files[0], overrides) if files else make_config({}, overrides)
+        if distributed or any(x is not None for x in (coordinator, processes, process)):
+            join_processes(coordinator, processes, process)
+        result = run(config, resume=not fresh, progress=False if quiet else None)
+        if not result.finished:
+            raise typer.Exit(exit_code(result.signal))
+        if not is_first():
+            return
+        _show(result.metrics, json_file)
+        typer.echo(f"Potential: {result.out / 'potential.safetensors'}\nReport: {result.out / 'report.html'}", err=True)
 
 
 @app.command(
@@ -95,22 +114,18 @@ def train(
 def evaluate(
     potential: Annotated[Path, typer.Argument(help="A potential's file.")],
     data: Annotated[Path, typer.Argument(help="Labelled frames.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the errors there too.")] = None,
+    json_file: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Write parity plots there, a PNG.")] = None,
     units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     direct: Annotated[bool, typer.Option("--direct", help="Judge the direct head's forces.")] = False,
 ) -> None:
     """Errors of a potential on labelled frames, as JSON: MAE and RMSE in meV/atom, meV/Å, meV/Å^3."""
-    from leignn_jax.files import write_atomically
     from leignn_jax.potential_file import load_potential
     from leignn_jax.training.evaluate import evaluate as run
 
     result = run(load_potential(potential), data, units=units, dtype=dtype, direct=direct)
-    text = json.dumps(result.metrics, indent=1)
-    typer.echo(text)
-    if json_file is not None:
-        write_atomically(json_file, (text + "\n").encode())
+    _show(result.metrics, json_file)
     if plot is not None:
         from leignn_jax.training.report import parity, save_figure
 
@@ -121,13 +136,15 @@ def evaluate(
 def sweep(
     study: Annotated[Path, typer.Argument(help="A study's YAML file: base, space, search, samples, mesh.")],
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
-    """Train many models that differ in settings, as few compiled programs as their shapes allow."""
-    from leignn_jax.sweeps.study import sweep as run
+    """Train many models that differ in settings, as few compiled programs as their shapes allow; prints a CSV table."""
+    with _interruptible("A study keeps no state to go on from: the same command starts it anew."):
+        from leignn_jax.sweeps.study import sweep as run
 
-    result = run(study, progress=False if quiet else None)
-    typer.echo((result.out / "results.csv").read_text().rstrip())
-    typer.echo(f"Report: {result.out / 'report.html'}", err=True)
+        result = run(study, progress=False if quiet else None)
+        _show(result.rows, json_file, (result.out / "results.csv").read_text().rstrip())
+        typer.echo(f"Report: {result.out / 'report.html'}", err=True)
 
 
 @app.command(
@@ -152,43 +169,41 @@ def md(
     extxyz: Annotated[bool, typer.Option("--extxyz", help="Write trajectory.extxyz too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the simulation in the folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Molecular dynamics; prints a summary as JSON."""
-    import ase.io
+    with _interruptible(f"Where {out} holds state.safetensors, the same command with --resume goes on from there."):
+        from leignn_jax.interruption import exit_code
+        from leignn_jax.potential_file import load_potential
+        from leignn_jax.simulation.engine import simulate
+        from leignn_jax.simulation.trajectory import write_extxyz
 
-    from leignn_jax.potential_file import load_potential
-    from leignn_jax.simulation.engine import simulate
-    from leignn_jax.simulation.trajectory import write_extxyz
-
-    if not structure.is_file():
-        _stop(f"{structure}: no such file.")
-    result = simulate(
-        load_potential(potential),
-        ase.io.read(structure, index=-1),
-        ensemble,
-        steps=steps,
-        timestep=timestep,
-        temperature=temperature,
-        pressure=pressure,
-        replicas=replicas,
-        seed=seed,
-        out=out,
-        resume=resume,
-        save_every=save_every,
-        log_every=log_every,
-        dtype=dtype,
-        progress=False if quiet else None,
-    )
-    for trajectory in [result.trajectory] if replicas is None else result.trajectory:
-        if extxyz:
-            write_extxyz(trajectory.path.with_suffix(".extxyz"), trajectory)
-    typer.echo(json.dumps(result.summary, indent=1))
+        result = simulate(
+            load_potential(potential),
+            _structures(structure)[-1],
+            ensemble,
+            steps=steps,
+            timestep=timestep,
+            temperature=temperature,
+            pressure=pressure,
+            replicas=replicas,
+            seed=seed,
+            out=out,
+            resume=resume,
+            save_every=save_every,
+            log_every=log_every,
+            dtype=dtype,
+            progress=False if quiet else None,
+        )
+        for trajectory in [result.trajectory] if replicas is None else result.trajectory:
+            if extxyz:
+                write_extxyz(trajectory.path.with_suffix(".extxyz"), trajectory)
+    _show(result.summary, json_file)
     stopped = result.summary["stopped"]
     if stopped if replicas is None else all(stopped):
         raise typer.Exit(1)
     if not result.summary["finished"] and not (replicas and any(stopped)):
-        typer.echo(f"Stopped. The same command with --resume goes on: {out}", err=True)
-        raise typer.Exit(143)
+        raise typer.Exit(exit_code(result.summary["signal"]))
 
 
 @app.command(epilog="Example:  leignn relax potential.safetensors start.cif --cell full --out relaxed")
@@ -203,47 +218,82 @@ def relax(
     steps: Annotated[int, typer.Option(help="At most, of each structure.")] = 500,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Move atoms, and the cell where asked, to the nearest minimum; prints a summary as JSON, exit code 1 if any is left."""
-    import ase.io
+    if cell not in _CELLS:
+        _stop(f"--cell: {cell!r} is not known{_did_you_mean(cell, _CELLS)} One of {', '.join(_CELLS)}.")
+    with _interruptible("Nothing was written: the same command starts anew."):
+        from leignn_jax.interruption import exit_code
+        from leignn_jax.potential_file import load_potential
+        from leignn_jax.simulation.relax import relax as run
 
-    from leignn_jax.potential_file import load_potential
-    from leignn_jax.simulation.relax import relax as run
-
-    if not structures.is_file():
-        _stop(f"{structures}: no such file.")
-    result = run(
-        load_potential(potential),
-        ase.io.read(structures, index=":"),
-        cell=False if cell == "held" else cell,  # pyright: ignore[reportArgumentType]
-        pressure=pressure,
-        max_force=max_force,
-        max_stress=max_stress,
-        steps=steps,
-        dtype=dtype,
-        out=out,
-        progress=False if quiet else None,
-    )
-    typer.echo((out / "summary.json").read_text().rstrip())
+        result = run(
+            load_potential(potential),
+            _structures(structures),
+            cell=_CELLS[cell],
+            pressure=pressure,
+            max_force=max_force,
+            max_stress=max_stress,
+            steps=steps,
+            dtype=dtype,
+            out=out,
+            progress=False if quiet else None,
+        )
+    _show(json.loads((out / "summary.json").read_text()), json_file)
+    if any(result.signal) and not all(result.converged):
+        typer.echo(f"Stopped. To go on: leignn relax {potential} {out / 'relaxed.extxyz'} ...", err=True)
+        raise typer.Exit(exit_code(result.signal[0]))
     if not all(result.converged):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example:  leignn bench si silicon.cif --atoms 64 --atoms 4096")
+def bench(
+    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    structure: Annotated[Path, typer.Argument(help="A file that ASE reads; its last structure is taken.")],
+    atoms: Annotated[
+        list[int] | None, typer.Option(help="Repeat the structure to so many atoms or more; may be given again.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Of molecular dynamics, a multiple of 10.")] = 100,
+    repeats: Annotated[int, typer.Option(help="The median of so many measurements.")] = 3,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    json_file: JsonFile = None,
+) -> None:
+    """Time of energy and forces, and of a step of molecular dynamics (NVE), on this machine."""
+    with _interruptible("Nothing is kept."):
+        from leignn_jax.bench import bench as run
+        from leignn_jax.potential_file import load_potential
+
+        result = run(
+            load_potential(potential),
+            _structures(structure)[-1],
+            sizes=atoms or (),
+            steps=steps,
+            repeats=repeats,
+            dtype=dtype,
+        )
+    lines = [f"{result['device']} ({result['platform']}), {result['dtype']}, jax {result['jax']}"]
+    lines.append(f"{'atoms':>9}  {'energy and forces':>18}  {'step of MD':>12}  {'per atom and step':>18}")
+    lines += [
+        f"{row['atoms']:>9,}  {row['energy_forces_ms']:>15.4g} ms  {row['md_ms_per_step']:>9.4g} ms  "
+        f"{row['microseconds_per_atom_and_step']:>15.4g} µs"
+        for row in result["rows"]
+    ]
+    _show(result, json_file, "\n".join(lines))
 
 
 @app.command(epilog="Example:  leignn info run/potential.safetensors")
 def info(
     potential: Annotated[Path, typer.Argument(help="A potential's file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """What a potential is and what it was trained on."""
     from leignn_jax.potential_file import load_potential
 
     summary = load_potential(potential).summary()
-    if as_json:
-        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
-        return
     width = max(len(key) for key in summary)
-    for key, value in summary.items():
-        typer.echo(f"{key:{width}}  {value}")
+    _show(summary, json_file, "\n".join(f"{key:{width}}  {value}" for key, value in summary.items()))
 
 
 @data_app.command("inspect", epilog="Example:  leignn data inspect train.extxyz --against test.extxyz --plot data.png")
@@ -254,41 +304,145 @@ def inspect(
     batch_size: Annotated[int, typer.Option(help="Frames per batch, for the plan.")] = 8,
     units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write histograms there, a PNG.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Statistics, outliers and duplicates of a set of frames, and how it would be batched."""
     from leignn_jax.data.inspect import inspect_data, plot_data
 
     facts = inspect_data(path, cutoff=cutoff, batch_size=batch_size, units=units, against=against)
-    if as_json:
-        typer.echo(json.dumps(facts.to_dict(), indent=1))
-    else:
-        for key, value in facts.lines():
-            typer.echo(f"{key:28}{value}")
+    _show(facts.to_dict(), json_file, "\n".join(f"{key:28}{value}" for key, value in facts.lines()))
     if plot is not None:
         plot_data(facts, plot)
 
 
-def _stop(message: str) -> Any:
+@data_app.command("list", epilog="Example:  leignn data list --json sets.json")
+def list_sets(json_file: JsonFile = None) -> None:
+    """Public data sets that `leignn data get` knows."""
+    from leignn_jax.data.public import public_data
+
+    sets = public_data()
+    width = max(map(len, sets))
+    lines = []
+    for (page, licence), group in itertools.groupby(sets.values(), lambda one: (one.page, one.licence)):
+        lines.append(f"{page}, licence: {licence or 'not stated'}")
+        lines += [f"  {one.name:{width}}  {one.size or '':>8}  {one.what}" for one in group]
+    _show({name: one.to_dict() for name, one in sets.items()}, json_file, "\n".join(lines))
+
+
+@data_app.command("get", epilog="Example:  leignn data get rmd17-aspirin --out data")
+def get(
+    name: Annotated[str | None, typer.Argument(help="A set's name; without one, all that there are.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("data"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Download a public data set, checked against its checksum; what is there already is kept."""
+    if name is None:
+        list_sets(json_file)
+        return
+    with _interruptible("The same command goes on."):
+        from leignn_jax.data.public import get_data, public_data
+
+        folder = get_data(name, out, progress=False if quiet else None)
+    one = public_data()[name]
+    train = one.train.format(folder=folder)
+    text = f"{one.what}\nCite: {one.citation}. Licence: {one.licence or 'not stated'}; see {one.page}\nNext:  {train}"
+    _show({**one.to_dict(), "folder": str(folder), "train": train}, json_file, text)
+
+
+_CELLS: dict[str, Any] = {"held": False, "isotropic": "isotropic", "full": "full"}
+
+
+def _structures(path: Path) -> list[ase.Atoms]:
+    """All structures in a file; errors in words whatever the file is."""
+    from leignn_jax.data.readers import read_frames
+
+    return read_frames(path)
+
+
+def _show(result: Any, json_file: str | None, text: str | None = None) -> None:
+    """Print a result as text, or as JSON where it has no text or that is asked for; write it as JSON to a file."""
+    as_json = json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False)
+    typer.echo(as_json if text is None or json_file == "-" else text)
+    if json_file not in (None, "-"):
+        from leignn_jax.files import write_atomically
+
+        write_atomically(Path(json_file), f"{as_json}\n".encode())
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def _interruptible(remedy: str) -> Iterator[None]:
+    """Ctrl-C ends the command with one line that says how to go on, exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted. {remedy}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
+    from leignn_jax.models.config import did_you_mean
+
+    return did_you_mean(word, known)
+
+
+def _finds_a_device() -> bool:
+    """False where JAX was asked to compute and can't start."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return True
+    try:
+        return len(jax.devices()) > 0
+    except (RuntimeError, AssertionError):
+        return False
+
+
+def _stop(message: str) -> NoReturn:
     typer.echo(f"Error: {message}", err=True)
     raise typer.Exit(2)
 
 
-def main() -> None:
-    """Entry point: errors made for people are printed without a traceback, exit code 1."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: errors made for people are printed without a traceback, exit code 1.
+
+    arguments: of the command line; None takes those of this process.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("absl", "orbax", "jax", "numexpr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from leignn_jax.errors import LeignnError
 
     try:
-        app()
-    except (LeignnError, FileNotFoundError, PermissionError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        sys.exit(130)
+        app(args=arguments, prog_name="leignn")
+    except LeignnError as error:
+        message = str(error)
+    except OSError as error:
+        from leignn_jax.files import in_words
+
+        message = in_words(error)
+    except (RuntimeError, AssertionError) as error:
+        if _finds_a_device():
+            raise
+        asked = os.environ.get("JAX_PLATFORMS")
+        message = (
+            f"JAX finds no device of JAX_PLATFORMS={asked}. Unset that variable to use what there is; for a GPU, "
+            "pip install 'leignn-jax[cuda12]' or [cuda13]."
+            if asked
+            else f"JAX finds no device to compute on: {error}. Set JAX_PLATFORMS=cpu to do without a GPU."
+        )
+    else:
+        return
+    typer.echo(f"Error: {message}", err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -31,3 +31,7 @@ class TrainingError(LeignnError):
 
 class SimulationError(LeignnError):
     """A simulation that can't go on: it blew up, the disk is full, its files are another run's."""
+
+
+class DownloadError(LeignnError):
+    """A file that can't be downloaded, or that is not the one that was published."""

@@ -53,16 +53,48 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+_ALWAYS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "a limit on the size of files is reached; raise it (ulimit -f)",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
 def why_not_written(error: OSError) -> str:
     """The reason of a failed write in words, with the remedy."""
     known = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "the disk quota is used up; free some space",
-        errno.EFBIG: "a limit on the size of files is reached; raise it (ulimit -f)",
+        **_ALWAYS,
         errno.EACCES: "there is no permission to write there; choose another folder",
-        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.EEXIST: "it is a file, not a folder; choose another path",
+        errno.EISDIR: "it is a folder, not a file; choose another path",
     }
     return known.get(error.errno or 0, str(error))
+
+
+def in_words(error: OSError) -> str:
+    """Path and reason of any failed file operation; the error's own words where they are its only argument."""
+    if error.errno is None:
+        return str(error)
+    known = {
+        **_ALWAYS,
+        errno.ENOENT: "no such file or folder",
+        errno.EACCES: "there is no permission to read or write it",
+        errno.EEXIST: "it is there already, and not a folder; choose another path",
+        errno.EISDIR: "it is a folder; give a file",
+    }
+    reason = known.get(error.errno, error.strerror or str(error))
+    return f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
+
+
+def make_folder(path: Path, kind: type[Exception]) -> None:
+    """Make a folder and those above it where they are missing; an error of this kind in words where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise kind(f"{path}: the folder can't be made: {why_not_written(error)}.") from error
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:

@@ -8,10 +8,18 @@ import threading
 from collections.abc import Iterator
 
 
+class StopRequest(threading.Event):
+    """Set by a signal; ``signal`` is its name, such as "SIGINT", None before and where another process was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal: str | None = None
+
+
 @contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
+def stop_requests() -> Iterator[StopRequest]:
     """An event that SIGTERM and a first Ctrl-C set instead of killing; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -19,6 +27,7 @@ def stop_requests() -> Iterator[threading.Event]:
     def ask(number, _frame):
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        stop.signal = signal.Signals(number).name
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -27,3 +36,8 @@ def stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def exit_code(name: str | None) -> int:
+    """What a process that a signal has stopped exits with: 128 and the signal's number; 143, SIGTERM's, without a name."""
+    return 128 + (signal.SIGTERM if name is None else signal.Signals[name])

@@ -62,14 +62,18 @@ def load_potential(path_or_name: str | Path) -> Potential:
 
     Raises:
         FileNotFoundError: there is no such file and no such name.
-        FileFormatError: it is truncated, edited, or not a potential of this package.
+        FileFormatError: it is truncated, edited, a folder, or not a potential of this package.
     """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path_or_name)
     bundled = bundled_potentials()
-    if not path.exists() and str(path) in bundled:
+    if not path.is_file() and str(path) in bundled:
         path = bundled[str(path)]
+    if path.is_dir():
+        inside = path / "potential.safetensors"
+        hint = f"Its potential is {inside}." if inside.is_file() else "Give the file of a potential."
+        raise FileFormatError(f"{path}: is a folder. {hint}")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file{did_you_mean(str(path), bundled)} Give the path of a potential that Potential.save "

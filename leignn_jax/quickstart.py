@@ -20,7 +20,8 @@ import numpy as np
 from leignn_jax import analysis, differentiable
 from leignn_jax.data import bundled_data, read_frames
 from leignn_jax.data.inspect import inspect_data, plot_data
-from leignn_jax.files import write_atomically
+from leignn_jax.errors import TrainingError
+from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.plotting import new_figure, save_figure
 from leignn_jax.potential_file import load_potential
 from leignn_jax.simulation.engine import simulate
@@ -50,9 +51,13 @@ def quickstart(out: str | Path = "quickstart", *, progress: bool | None = None) 
     """Run the tour into the folder ``out``; returns its numbers, which summary.json holds too.
 
     Interrupted, the same call goes on with the training where it was. ``progress``: bars; None where there is a terminal.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM or Ctrl-C, after the training has saved its state.
+        TrainingError: the folder can't be made.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, TrainingError)
     pieces, facts = [], {}
     for number, (title, part) in enumerate(_PARTS.items(), 1):
         log.info("\n[%d/%d] %s", number, len(_PARTS), title)
@@ -88,7 +93,7 @@ def _train(out: Path, progress: bool | None) -> Part:
         "run": {"out": str(out / "training"), "epochs": 40, "validate_every": 2},
     }
     result = train(settings, progress=progress)
-    if not result.finished:
+    if not result.finished or result.signal:
         raise KeyboardInterrupt
     error = result.metrics["validation"]["forces_mae_mev_per_angstrom"]
     words = (
@@ -128,6 +133,8 @@ def _simulate(out: Path, progress: bool | None) -> Part:
     run = simulate(
         load_potential("si"), atoms, "nvt", temperature=300.0, steps=600, timestep=1.0, save_every=20, progress=progress
     )
+    if run.summary["signal"]:
+        raise KeyboardInterrupt
     figure, axes = new_figure(2, width=4.5)
     thermo = run.thermo
     axes[0].plot(thermo["time_fs"] / 1000, thermo["temperature_K"], lw=1.0)

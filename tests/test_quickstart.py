@@ -1,9 +1,11 @@
 """The tour: every part does what its words say, and the page can be looked at."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+import leignn_jax.quickstart as tour
 from leignn_jax.data import bundled_data, read_frames
 from leignn_jax.errors import ConfigError
 from leignn_jax.quickstart import _inspect, quickstart
@@ -26,6 +28,12 @@ def test_the_first_part_draws_the_data(tmp_path):
     assert "214 DFT frames" in part.words
     assert part.pictures[0][0].startswith(b"\x89PNG")
     assert any(row[0] == "duplicates" for row in part.rows)
+
+
+def test_a_simulation_that_is_asked_to_stop_ends_the_tour(tmp_path, monkeypatch):
+    monkeypatch.setattr(tour, "simulate", lambda *_, **__: SimpleNamespace(summary={"signal": "SIGINT"}))
+    with pytest.raises(KeyboardInterrupt):
+        tour._simulate(tmp_path, False)
 
 
 @pytest.mark.slow

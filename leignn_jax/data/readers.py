@@ -4,10 +4,11 @@
 .extxyz, .xyz               extended XYZ; also .xz, .gz, .bz2, unpacked as it is read
 .npz                        raw MD17 and rMD17; other units than kcal/mol by ``units``
 folder with type.raw        DeePMD-kit, ``set.*/*.npy``, also several such folders under one
-folder with *.extxyz.xz     OC20 S2EF, each file with its .txt of reference energies
+folder with *.extxyz.xz     OC20 S2EF, each file with its .txt or .txt.xz of reference energies
 .aselmdb                    ASE's LMDB of fairchem (needs ``pip install ase-db-backends``)
 .db                         ASE database; ISO17's names of energy and forces are known
 .h5, .hdf5                  HDF5 as :func:`write_hdf5` writes it, one group per composition
+.json                       a list of structures as mlearn has it; ASE's JSON database otherwise
 all else                    whatever ``ase.io.read`` reads: traj, vasprun.xml, OUTCAR, cp2k, ...
 ==========================  ===================================================================================
 
@@ -22,6 +23,7 @@ import bz2
 import gzip
 import importlib
 import io
+import json
 import lzma
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +33,10 @@ from typing import IO, cast
 
 import ase
 import ase.io
+import ase.units
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_numbers
 
 from leignn_jax.errors import ConfigError, DataError, FileFormatError
 from leignn_jax.files import write_atomically
@@ -147,6 +151,9 @@ def _reader(path: Path) -> _Reader:
     inner = path.with_suffix("").suffix.lower() if suffix in _UNPACK else suffix
     if inner in (".extxyz", ".xyz"):
         return _read_extxyz
+    if suffix == ".json":
+        with open(path, "rb") as file:
+            return _read_mlearn if file.read(64).lstrip().startswith(b"[") else _read_by_ase
     readers = {".npz": _read_md17, ".db": _read_database, ".h5": _read_hdf5, ".hdf5": _read_hdf5}
     return {**readers, ".aselmdb": _read_aselmdb}.get(suffix, _read_by_ase)
 
@@ -244,8 +251,6 @@ def _next_xyz(file: IO[str], first: str) -> tuple[str, str]:
 
 
 def _read_md17(path: Path) -> Iterator[ase.Atoms]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
     names = {
         "numbers": ("nuclear_charges", "z", "atomic_numbers"),
         "positions": ("coords", "R", "coordinates"),
@@ -253,11 +258,13 @@ def _read_md17(path: Path) -> Iterator[ase.Atoms]:
         "forces": ("forces", "F"),
     }
     found = {}
-    for what, places in names.items():
-        match = [arrays[p] for p in places if p in arrays]
-        if not match:
-            raise FileFormatError(f"{path}: has no array {' or '.join(places)}; it has {', '.join(arrays)}.")
-        found[what] = match[0]
+    with np.load(path, allow_pickle=False) as file:
+        for what, places in names.items():
+            match = [place for place in places if place in file.files]
+            if not match:
+                raise FileFormatError(f"{path}: has no array {' or '.join(places)}; it has {', '.join(file.files)}.")
+            # Nothing else is read: rMD17 holds MD17's own labels too, as much again.
+            found[what] = file[match[0]]
     energies = np.asarray(found["energy"], np.float64).reshape(-1)
     positions, forces = found["positions"], found["forces"]
     if positions.shape != forces.shape or len(positions) != len(energies):
@@ -269,8 +276,6 @@ def _read_md17(path: Path) -> Iterator[ase.Atoms]:
 
 
 def _read_deepmd(path: Path) -> Iterator[ase.Atoms]:
-    from ase.data import atomic_numbers
-
     for types in sorted([*path.glob("type.raw"), *path.glob("*/type.raw")]):
         folder = types.parent
         kinds = np.loadtxt(types, dtype=int, ndmin=1)
@@ -305,9 +310,12 @@ def _read_s2ef(path: Path) -> Iterator[ase.Atoms]:
     """OC20 S2EF: the .txt beside each file names system, frame and reference energy, which is subtracted."""
     for file in sorted([*path.glob("*.extxyz.xz"), *path.glob("*.extxyz")]):
         table = file.with_name(file.name.split(".extxyz")[0] + ".txt")
+        if not table.exists() and table.with_name(f"{table.name}.xz").exists():
+            table = table.with_name(f"{table.name}.xz")
         if not table.exists():
             raise FileFormatError(f"{file}: its {table.name} is missing; without it there are no reference energies.")
-        lines = [line.split(",") for line in table.read_text().split()]
+        with open(table) if table.suffix == ".txt" else lzma.open(table, "rt") as text:
+            lines = [line.split(",") for line in text.read().split()]
         count = 0
         for atoms in _read_extxyz(file):
             count += 1
@@ -320,6 +328,27 @@ def _read_s2ef(path: Path) -> Iterator[ase.Atoms]:
             yield atoms
         if count != len(lines):
             raise FileFormatError(f"{table}: {len(lines)} lines for the {count} frames of {file.name}.")
+
+
+# eV/Å^3 per kbar.
+_KILOBAR = float(ase.units.GPa) / 10
+
+
+def _read_mlearn(path: Path) -> Iterator[ase.Atoms]:
+    """mlearn's JSON: pymatgen's structures with energy, forces and VASP's stress (kbar; pressure positive; xx, yy, zz, xy,
+    yz, zx)."""
+    for entry in json.loads(path.read_text()):
+        structure, outputs = entry["structure"], entry["outputs"]
+        xx, yy, zz, xy, yz, zx = outputs["virial_stress"]
+        yield frame(
+            [atomic_numbers[site["species"][0]["element"]] for site in structure["sites"]],
+            [site["xyz"] for site in structure["sites"]],
+            cell=structure["lattice"]["matrix"],
+            energy=outputs["energy"],
+            forces=outputs["forces"],
+            stress=-_KILOBAR * np.array([[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]]),
+            info={"config_type": entry["group"]},
+        )
 
 
 def _read_database(path: Path) -> Iterator[ase.Atoms]:

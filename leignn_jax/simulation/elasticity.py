@@ -216,6 +216,8 @@ def _by_strains(potential: EnergyModel, atoms: ase.Atoms, strain: float, dtype: 
     pushes = max(float(np.abs(a.get_forces()).max()) for a in clamped_ones.atoms)
     goal = max(_REST * pushes, _LEAST_FORCE)
     at_rest = relax(potential, strained, max_force=goal, dtype=dtype, steps=1000, progress=False)
+    if clamped_ones.signal[0] or at_rest.signal[0]:
+        raise KeyboardInterrupt
 
     def differences(answer):
         stress = np.array([a.get_stress() for a in answer.atoms]) * GIGAPASCAL

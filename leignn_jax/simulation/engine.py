@@ -26,7 +26,7 @@ import numpy as np
 
 from leignn_jax.device_neighbors import ListSizes, grown
 from leignn_jax.errors import ConfigError, SimulationError, StructureError
-from leignn_jax.files import why_not_written, write_atomically
+from leignn_jax.files import make_folder, why_not_written, write_atomically
 from leignn_jax.interruption import stop_requests
 from leignn_jax.models.config import did_you_mean
 from leignn_jax.potential import Potential
@@ -103,7 +103,8 @@ class Simulation(NamedTuple):
         written to a folder.
     thermo: arrays by name and unit, one value per logged step: ``step``, ``time_fs``, ``potential_energy_eV``,
         ``kinetic_energy_eV``, ``temperature_K``, ``pressure_GPa``, ``volume_A3``, ``conserved_eV``.
-    summary: facts: steps, speed, renewals of lists, and ``stopped``, why it ended early (None where it did not).
+    summary: facts: steps, speed, renewals of lists, ``stopped``, why it ended early (None where it did not), and
+        ``signal``, the name of the signal that asked it to end (None where none did).
     """
 
     atoms: Any
@@ -195,6 +196,8 @@ def simulate(
         SimulationError: the folder can't be used, the disk is full, or lists grow without end.
     """
     _check_settings(steps, timestep, save_every, log_every, dtype, skin, resume, out)
+    if out is not None:
+        make_folder(Path(out), SimulationError)
     single = hasattr(atoms, "positions") and replicas is None
     structures = [cast("ase.Atoms", atoms)] if hasattr(atoms, "positions") else list(cast("Sequence[ase.Atoms]", atoms))
     if not structures:
@@ -487,7 +490,7 @@ def _simulate(run: _Run, folder, limits, steps, save_every, log_every, checkpoin
     frames = max(1, _CHUNK_STEPS // save_every)
     began = saved = clock.monotonic()
     measured: tuple[float, int] | None = None
-    interrupted = False
+    interrupted: str | None = None
     if folder is None or not folder.resumed:
         _store(run, folder, kept, lines, _present(run), _present_line(run))
         if folder is not None:
@@ -495,18 +498,21 @@ def _simulate(run: _Run, folder, limits, steps, save_every, log_every, checkpoin
             folder.checkpoint(run)
     with stop_requests() as stop, simulation_progress(steps, float(run.timestep), progress) as bar:
         bar.update(first, run.state)
-        while int(run.state.step) < steps and not bool((run.stopped > 0).all()) and not interrupted:
+        while int(run.state.step) < steps and not bool((run.stopped > 0).all()) and not stop.is_set():
             frame, line = run.advance(limits, steps, log_every, save_every // log_every, frames)
             _store(run, folder, kept, lines, frame, line)
             bar.update(int(run.state.step), run.state)
             if measured is None:
                 measured = (clock.monotonic(), int(run.state.step))
-            interrupted = stop.is_set()
             if folder is not None and clock.monotonic() - saved > 60 * checkpoint_minutes:
                 folder.checkpoint(run)
                 saved = clock.monotonic()
+        interrupted = stop.signal
     done = int(run.state.step)
     summary = _summary(run, done, steps, first, began, measured, interrupted)
+    if interrupted is not None and done < steps:
+        remedy = "" if folder is None else "; resume (--resume) goes on from there"
+        log.warning("Stopped by a signal at step %d of %d%s.", done, steps, remedy)
     final = [_final_atoms(run, r) for r in range(len(run.structures))]
     if folder is not None:
         folder.finish(run, summary, final)
@@ -583,8 +589,6 @@ def _summary(run: _Run, done, steps, first, began, measured, interrupted) -> dic
     for r, why in enumerate(stopped):
         if why is not None:
             log.warning("%sstopped at %s.", f"Replica {r} " if len(stopped) > 1 else "The simulation ", why)
-    if interrupted:
-        log.warning("Stopped by a signal at step %d of %d; resume goes on from there.", done, steps)
     speed = None
     if measured is not None and done > measured[1]:
         speed = (done - measured[1]) / (clock.monotonic() - measured[0])
@@ -592,6 +596,7 @@ def _summary(run: _Run, done, steps, first, began, measured, interrupted) -> dic
         "steps": done,
         "finished": done >= steps and not any(stopped),
         "stopped": stopped if len(stopped) > 1 else stopped[0],
+        "signal": interrupted,
         "atoms": [len(a) for a in run.structures],
         "timestep_fs": float(run.timestep),
         "dtype": str(run.dtype),
@@ -611,11 +616,8 @@ class _Folder:
     def __init__(self, path: Path, run: _Run, save_every: int, log_every: int, single: bool, resume: bool):
         self.path, self.resumed = path, resume
         names = [path] if single else [path / f"replica_{r:03d}" for r in range(len(run.structures))]
-        try:
-            for part in names:
-                part.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SimulationError(f"{path}: the folder can't be made: {why_not_written(error)}.") from error
+        for part in names:
+            make_folder(part, SimulationError)
         self.parts = names
         self.writers: list[TrajectoryWriter] = []
         self.logs: list[ThermoLog] = []

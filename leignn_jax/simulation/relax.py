@@ -37,7 +37,8 @@ from flax import struct
 
 from leignn_jax.device_neighbors import NeighborList, grown, update
 from leignn_jax.errors import ConfigError, SimulationError
-from leignn_jax.files import write_atomically
+from leignn_jax.files import make_folder, write_atomically
+from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
@@ -78,6 +79,7 @@ class Relaxation(NamedTuple):
     converged: whether forces (and stress) are below what was asked for.
     steps: that were taken.
     reason: why it did not converge, None where it did.
+    signal: name of the signal, such as "SIGINT" by Ctrl-C, that asked the relaxation to end; None where none did.
     history: arrays with one value per step from the start on: ``energy`` eV, ``max_force`` eV/Å, ``max_stress`` GPa
         (distance from the pressure asked for, 0 where the cell is held) and ``volume`` Å^3.
     """
@@ -87,6 +89,7 @@ class Relaxation(NamedTuple):
     converged: Any
     steps: Any
     reason: Any
+    signal: Any
     history: Any
 
 
@@ -123,15 +126,18 @@ def relax(
         progress: show a progress bar; None where there is a terminal.
 
     A structure that does not arrive is no error: ``converged`` is False, ``reason`` says why and a warning is logged.
+    The same where SIGTERM or Ctrl-C ends it early: what there is so far is returned and written.
 
     Raises:
         ConfigError: settings that do not fit together.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`.
-        SimulationError: neighbour lists grow without end.
+        SimulationError: neighbour lists grow without end; the folder can't be made.
     """
     single = hasattr(atoms, "positions")
     structures = [cast("ase.Atoms", atoms)] if single else list(cast("Sequence[ase.Atoms]", atoms))
     _check_settings(structures, cell, pressure, max_force, max_stress, steps, optimizer, dtype, skin)
+    if out is not None:
+        make_folder(Path(out), SimulationError)
     references = np.zeros(len(structures))
     model = potential
     if isinstance(potential, Potential):
@@ -139,12 +145,12 @@ def relax(
             potential.check_elements(one.numbers)
         model, table = potential.split_references()
         references = np.array([table[a.numbers].sum() for a in structures]) + float(potential.energy_shift)
-    with jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"), stop_requests() as stop:
         system = make_system(structures, np.dtype(dtype), hold_momentum=False)
         goal = Goal(*(jnp.asarray(x, dtype) for x in (max_force, max_stress / GIGAPASCAL, pressure / GIGAPASCAL)))
-        state, lines = _descend(model, system, structures, goal, cell, steps, np.dtype(dtype), skin, progress)
+        state, lines = _descend(model, system, structures, goal, cell, steps, np.dtype(dtype), skin, progress, stop)
         state = jax.device_get(state.replace(neighbors=None))
-    result = _result(structures, state, lines, references, cell)
+    result = _result(structures, state, lines, references, cell, stop.signal)
     if out is not None:
         _write(Path(out), result)
     return Relaxation(*(x[0] for x in result)) if single else result
@@ -358,7 +364,7 @@ def _start(model, system, neighbors, positions, cell_vectors, goal, *, cell):
     return state.replace(status=arrival(system, state, goal, cell)), _line(system, state, goal, cell)
 
 
-def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress):
+def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress, stop):
     """The last state, and lines of the history [steps, replicas]."""
     positions = jnp.asarray(padded_positions(structures, system.numbers.shape[1]), dtype)
     cells = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
@@ -370,7 +376,7 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
     lines = [jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(first))]
     done, growths = 0, 0
     with _Bar(steps, progress) as advance:
-        while done < steps and bool((state.status == RUNNING).any()):
+        while done < steps and bool((state.status == RUNNING).any()) and not stop.is_set():
             count, after, found = _chunk(model, system, state, goal, steps, cell=cell, length=_CHUNK_STEPS)
             overflow = int(np.bitwise_or.reduce(np.asarray(after.neighbors.overflow)))
             if overflow:
@@ -397,7 +403,7 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
     return state, {k: np.concatenate([x[k] for x in lines]) for k in lines[0]}
 
 
-def _result(structures, state, lines, references, cell) -> Relaxation:
+def _result(structures, state, lines, references, cell, early) -> Relaxation:
     found, reasons, histories = [], [], []
     for r, start in enumerate(structures):
         count, status = len(start), int(state.status[r])
@@ -418,7 +424,7 @@ def _result(structures, state, lines, references, cell) -> Relaxation:
         history["energy"] += references[r]
         history["max_stress"] *= GIGAPASCAL
         histories.append(history)
-        reasons.append(_reason(status, int(state.step[r]), history, cell))
+        reasons.append(_reason(status, int(state.step[r]), history, cell, early))
         if reasons[-1] is not None:
             log.warning("%s did not converge: %s", f"Structure {r}" if len(structures) > 1 else "It", reasons[-1])
     return Relaxation(
@@ -427,11 +433,12 @@ def _result(structures, state, lines, references, cell) -> Relaxation:
         converged=np.asarray(state.status) == CONVERGED,
         steps=np.asarray(state.step),
         reason=reasons,
+        signal=[early] * len(structures),
         history=histories,
     )
 
 
-def _reason(status: int, step: int, history, cell: Cell) -> str | None:
+def _reason(status: int, step: int, history, cell: Cell, early: str | None) -> str | None:
     if status == CONVERGED:
         return None
     if status == NOT_FINITE:
@@ -447,7 +454,8 @@ def _reason(status: int, step: int, history, cell: Cell) -> str | None:
     left = f"force {history['max_force'][-1]:.3g} eV/Å" + (
         f", stress {history['max_stress'][-1]:.3g} GPa" if cell else ""
     )
-    return f"out of steps after step {step} with {left}; go on from it"
+    why = "out of steps" if early is None else "stopped by a signal"
+    return f"{why} after step {step} with {left}; go on from it"
 
 
 def _write(folder: Path, result: Relaxation) -> None:

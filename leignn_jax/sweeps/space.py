@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import did_you_mean
-from leignn_jax.training.config import StrictLoader, TrainConfig, make_config
+from leignn_jax.training.config import TrainConfig, make_config, read_yaml
 
 
 class Range(BaseModel):
@@ -64,6 +64,8 @@ class StudyConfig(BaseModel):
 
 def make_study(values: Mapping[str, Any]) -> StudyConfig:
     """A checked study from nested values; raises ConfigError with the nearest known key."""
+    if not isinstance(values, Mapping):
+        raise ConfigError("A study is sections of keys and values: base, space, search, samples, mesh.")
     for key in values:
         if key not in StudyConfig.model_fields:
             raise ConfigError(f"unknown key {key!r}{did_you_mean(key, list(StudyConfig.model_fields))}")
@@ -82,8 +84,8 @@ def load_study(path: str | Path) -> StudyConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such study file.")
     try:
-        return make_study(yaml.load(path.read_text(), Loader=StrictLoader) or {})
-    except (yaml.YAMLError, ConfigError) as error:
+        return make_study(read_yaml(path) or {})
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -26,8 +26,8 @@ import numpy as np
 import yaml
 
 from leignn_jax.data.batches import prefetch
-from leignn_jax.errors import ConfigError
-from leignn_jax.files import write_atomically
+from leignn_jax.errors import ConfigError, TrainingError
+from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.plotting import new_figure, save_figure
 from leignn_jax.potential import Potential
 from leignn_jax.sweeps.population import (
@@ -85,6 +85,7 @@ def sweep(study: StudyConfig | Mapping[str, Any] | str | Path, *, progress: bool
 
     Raises:
         ConfigError, DataError: see the study and the data; several processes (``jax.distributed``).
+        TrainingError: the study's folder can't be made.
     """
     if jax.process_count() > 1:
         raise ConfigError(
@@ -97,7 +98,7 @@ def sweep(study: StudyConfig | Mapping[str, Any] | str | Path, *, progress: bool
         study = make_study(study)
     everyone = members(study)
     out = everyone[0][1].run.out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, TrainingError)
     write_atomically(out / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False).encode())
     groups: dict[str, list[int]] = {}
     for number, (_, config) in enumerate(everyone):

@@ -238,7 +238,10 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Tra
         path, sign, text = override.partition("=")
         if not sign or not path:
             raise ConfigError(f"{override!r}: write section.key=value, such as optimizer.learning_rate=1e-3.")
-        nested: Any = yaml.safe_load(text)
+        try:
+            nested: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not readable as YAML; quote it.") from error
         for key in reversed(path.split(".")):
             nested = {key: nested}
         values = _merge(values, nested)
@@ -261,13 +264,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file.")
     try:
-        values = yaml.load(path.read_text(), Loader=StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
-    try:
-        return make_config(values or {}, overrides)
+        return make_config(read_yaml(path) or {}, overrides)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; ConfigError where it is none or a key stands twice in it."""
+    try:
+        return yaml.load(path.read_text(), Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not readable as YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("not a text file. A config is YAML, such as `data: {train: frames.extxyz}`.") from error
 
 
 def dump_config(config: TrainConfig) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leignn_jax.errors import TrainingError
-from leignn_jax.files import write_atomically
+from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
 from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
@@ -33,7 +33,7 @@ class RunFolder:
         self.path, self.mine = config.run.out, is_first()
         if not self.mine:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, TrainingError)
         folder = self.path / "checkpoints"
         has_checkpoint = folder.is_dir() and any(folder.iterdir())
         if has_checkpoint and not resume:

@@ -83,6 +83,7 @@ class TrainResult(NamedTuple):
     history: one dict per epoch.
     out: the run folder.
     finished: False where a signal or early end of time stopped it; the same command goes on.
+    signal: name of the signal that asked this process to stop, None where none did.
     """
 
     potential: Potential
@@ -90,6 +91,7 @@ class TrainResult(NamedTuple):
     history: list[dict[str, Any]]
     out: Path
     finished: bool
+    signal: str | None = None
 
 
 class Prepared(NamedTuple):
@@ -351,6 +353,7 @@ class _Run:
         self.carry = self._place(arrays_from_first(carry if restored is None else restored[0]))
         self.saved = time.monotonic()
         self.waited = self.worked = 0.0
+        self.signal: str | None = None
 
     def _place(self, tree: Any) -> Any:
         return jax.device_put(tree) if self.mesh is None else place_state(self.mesh, tree)
@@ -371,6 +374,7 @@ class _Run:
             with together():
                 self.folder.wait()
                 self._save_last()
+            self.signal = stop.signal
         return finished
 
     def _steps(self, stop: threading.Event, bar: ProgressBar) -> bool:
@@ -514,7 +518,7 @@ class _Run:
                 standing.epoch,
                 standing.next_step,
             )
-            return TrainResult(potential, {}, standing.history, folder.path, False)
+            return TrainResult(potential, {}, standing.history, folder.path, False, self.signal)
         found: dict[str, dict[str, float | None]] = {}
         with together():
             if folder.mine:

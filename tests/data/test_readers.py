@@ -150,7 +150,12 @@ def test_s2ef(tmp_path):
     (tmp_path / "0.txt").write_text("random1,frame0,-1.5\n")
     with pytest.raises(FileFormatError, match="1 lines for the 3 frames"):
         read_frames(tmp_path)
+    # As the archives of OC20 have it.
+    with lzma.open(tmp_path / "0.txt.xz", "wt") as file:
+        file.write("random1,frame0,-1.5\nrandom1,frame1,-1.5\nrandom2,frame0,3.0\n")
     (tmp_path / "0.txt").unlink()
+    assert read_labels(read_frames(tmp_path)[2]).energy == pytest.approx(read_labels(frames[2]).energy - 3.0, abs=1e-7)
+    (tmp_path / "0.txt.xz").unlink()
     with pytest.raises(FileFormatError, match=r"0\.txt is missing"):
         read_frames(tmp_path)
 

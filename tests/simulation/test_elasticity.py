@@ -1,5 +1,7 @@
 """Elastic constants: against strained and relaxed structures, the volume curve, Cauchy's relation; moduli by formula."""
 
+from types import SimpleNamespace
+
 import ase.units
 import jax
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.constraints import FixAtoms
+from frames import copper
 from scipy.optimize import minimize_scalar
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
+from leignn_jax.simulation import elasticity
 from leignn_jax.simulation.elasticity import elastic_constants, elastic_tensor, moduli
 from leignn_jax.simulation.relax import relax
 from leignn_jax.simulation.simple_models import LennardJones
@@ -120,3 +124,11 @@ def test_what_has_no_elastic_constants(fcc, caplog):
     found = elastic_constants(MODEL, pressed)
     assert "not relaxed" in caplog.text
     assert found.stress[0] < -0.5
+
+
+def test_ctrl_c_leaves_no_numbers_of_structures_half_relaxed(monkeypatch):
+    still = copper(1)
+    answers = iter([SimpleNamespace(signal=[None], atoms=still), SimpleNamespace(signal=["SIGINT"], atoms=still)])
+    monkeypatch.setattr(elasticity, "relax", lambda *_, **__: next(answers))
+    with pytest.raises(KeyboardInterrupt):
+        elastic_constants(MODEL, bulk("Ar", a=5.3), strain=0.01)
