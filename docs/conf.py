@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shutil
 from pathlib import Path
@@ -49,9 +48,15 @@ def copy_notebooks(source: Path, target: Path) -> int:
     return len(found)
 
 
-# Sphinx reads below its own folder only. Where there are no notebooks their list is empty, which is no mistake.
-if copy_notebooks(HERE.parent / "notebooks", HERE / "notebooks") == 0:
-    suppress_warnings = ["toc.empty_glob"]
+# Sphinx reads below its own folder only.
+NOTEBOOKS = copy_notebooks(HERE.parent / "notebooks", HERE / "notebooks")
+
+
+def list_notebooks(app, docname: str, source: list[str]) -> None:
+    """Where there are no notebooks, take their pattern out of the list that would match nothing."""
+    if docname == "tutorials" and NOTEBOOKS == 0:
+        source[0] = source[0].replace("notebooks/*\n", "")
+
 
 # ---------------------------------------------------------------------------------------------------------- docstrings
 
@@ -109,24 +114,22 @@ class CommandLine(SphinxDirective):
     """``cli-reference``: a section for every command of ``leignn``, with what its ``--help`` prints."""
 
     def run(self) -> list[nodes.Node]:
-        return list(self._sections(typer.main.get_command(cli.app), "leignn", None))
+        return list(self._sections(typer.main.get_command(cli.app), "leignn"))
 
-    def _sections(self, command, path: str, parent):
-        context = command.context_class(command, info_name=path, parent=None, terminal_width=88, max_content_width=88)
-        subcommands = getattr(command, "commands", {})
-        if not subcommands:
-            section = nodes.section(ids=[nodes.make_id(path)], names=[path])
-            section += nodes.title(text=path)
-            # The terminal's width is not the page's: lines are as click breaks them for 88 columns.
-            section += nodes.literal_block(text=inspect.cleandoc(command.get_help(context)), language="text")
-            self.state.document.note_explicit_target(section)
-            yield section
-        for name, sub in subcommands.items():
-            yield from self._sections(sub, f"{path} {name}", context)
+    def _sections(self, command, path: str):
+        context = command.context_class(command, info_name=path, terminal_width=88, max_content_width=88)
+        section = nodes.section(ids=[nodes.make_id(path)], names=[path])
+        section += nodes.title(text=path)
+        section += nodes.literal_block(text=command.get_help(context))
+        self.state.document.note_explicit_target(section)
+        yield section
+        for name, below in getattr(command, "commands", {}).items():
+            yield from self._sections(below, f"{path} {name}")
 
 
 def setup(app):
     app.add_directive("cli-reference", CommandLine)
+    app.connect("source-read", list_notebooks)
     app.connect("autodoc-process-docstring", fields_as_section, priority=100)  # before napoleon
     app.connect("autodoc-skip-member", skip_generated)
     app.connect("missing-reference", resolve_home)

@@ -106,7 +106,7 @@ def run_commands(block: Block, name: str, monkeypatch) -> None:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Presets shrunk, so that trainings as printed take seconds; log levels as they were."""
+    """Presets shrunk, so that trainings as printed take seconds; afterwards log levels are as they were."""
     for name in ("small", "medium"):
         shrunk = {"features": 8, "layers": 1, "num_radial": 4}
         monkeypatch.setitem(config.PRESETS, name, {**config.PRESETS[name], **shrunk})
