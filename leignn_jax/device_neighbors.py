@@ -231,7 +231,7 @@ def update(
     """The same list while it holds all pairs within the cutoff, else a new one; under jit.
 
     With F the deformation of the cell since the list was made and u an atom's displacement beyond it, a pair that is now
-    within the cutoff was then within |F^-1| (cutoff + 2 |u|): the list holds while that is at most cutoff + skin.
+    within the cutoff was then within ``|F^-1| (cutoff + 2 |u|)``: the list holds while that is at most cutoff + skin.
 
     Args:
         neighbors: to go on with; once ``overflow`` is set it stays so.

@@ -59,7 +59,7 @@ def force_distribution(forces: ArrayLike, *, f_max: float | None = None, bins: i
 
 
 def force_distance(first: ArrayLike, second: ArrayLike, *, bins: int = 200) -> ForceDistance:
-    """Wasserstein-1 distance, from the samples, and integral of |difference| of histograms that hold all forces.
+    """Wasserstein-1 distance, from the samples, and integral of ``|difference|`` of histograms of all forces.
 
     Args:
         first, second: ``[..., 3]`` eV/Å; need not have the same number of vectors.

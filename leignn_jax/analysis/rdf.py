@@ -154,7 +154,7 @@ def distance_distribution(
 def rdf_mae(first: Any, second: Any, edges: Any) -> Any:
     """``integral of |first - second| dr`` over the bins: Å for g(r), no unit for h(r).
 
-    Fu et al. (arXiv 2210.07237) call it the RDF MAE; their code takes the mean of |difference| times r_max, which is
+    Fu et al. (arXiv 2210.07237) call it the RDF MAE; their code takes the mean of ``|difference|`` times r_max, which is
     the same up to r_max. It grows with the noise of each bin, hence with finer bins: compare like with like.
 
     Args:

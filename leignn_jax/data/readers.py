@@ -4,7 +4,7 @@
 .extxyz, .xyz               extended XYZ; also .xz, .gz, .bz2, unpacked as it is read
 .npz                        raw MD17 and rMD17; other units than kcal/mol by ``units``
 folder with type.raw        DeePMD-kit, ``set.*/*.npy``, also several such folders under one
-folder with *.extxyz.xz     OC20 S2EF, each file with its .txt or .txt.xz of reference energies
+folder of ``.extxyz.xz``    OC20 S2EF, each file with its .txt or .txt.xz of reference energies
 .aselmdb                    ASE's LMDB of fairchem (needs ``pip install ase-db-backends``)
 .db                         ASE database; ISO17's names of energy and forces are known
 .h5, .hdf5                  HDF5 as :func:`write_hdf5` writes it, one group per composition

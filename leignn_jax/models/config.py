@@ -37,8 +37,8 @@ class LEIGNNConfig:
         structure depend on all of it, however far (pitfall: two distant molecules are not independent).
     smooth_cutoff: the envelope multiplies the whole filter, bias included, so that energy, forces and their
         derivatives vanish at the cutoff; False is the published formula, whose energy jumps there.
-    norm_floor: added to |V|^2 under the root of a vector's norm. The published 1e-8 leaves a kink where V vanishes, as it
-        does at the sites of symmetric crystals: forces then jump within 1e-3 Å and there are no phonons.
+    norm_floor: added to ``|V|^2`` under the root of a vector's norm. The published 1e-8 leaves a kink where V vanishes,
+        as it does at the sites of symmetric crystals: forces then jump within 1e-3 Å and there are no phonons.
     direct_forces: add the published head that predicts forces beside the energy; they are no gradient of it.
     repulsion: add the Ziegler-Biersack-Littmark repulsion of the nuclei below the sum of the covalent radii and, where the
         potential knows them, a wall a tenth below the shortest distance of each two elements in the training data.

@@ -178,7 +178,7 @@ def rows(table, index):
 class LocalUpdate(nn.Module):
     r"""Local message updating: scalars and vectors of one atom act on each other.
 
-    (V1, V2) = P V, n = sqrt(|V2|^2 + floor), (a1, a2, a3) = Q2 sigma(Q1 [x, n]);
+    (V1, V2) = P V, ``n = sqrt(|V2|^2 + floor)``, (a1, a2, a3) = Q2 sigma(Q1 [x, n]);
 
     - gated (LEIGNN): dx = a2 / sqrt(2) + x tanh(a3), dV = a1 V1;
     - painn: dx = (a1 + a2 (V1 . V2) / sqrt(features)) / sqrt(2), dV = a3 V1.

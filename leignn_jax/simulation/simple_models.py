@@ -50,7 +50,7 @@ class LennardJones:
 
 @struct.dataclass
 class HarmonicWells:
-    """Every atom in a well of its own, stiffness |r - center|^2 / 2: frequencies and averages are known exactly.
+    """Every atom in a well of its own, ``stiffness |r - center|^2 / 2``: frequencies and averages are known exactly.
 
     stiffness: eV/Å^2. centers: ``[atoms, 3]`` Å, the same for every replica. cutoff: Å, of lists that nothing is taken
     from. Wells do not move with the atoms: the total momentum is not conserved.

@@ -64,7 +64,7 @@ def start_state(
         potential: to start from; its reference energies and shift are left out.
         hyper: numbers of the training.
         algorithm: "adam" or "amsgrad".
-        freeze: patterns of parameters to keep as they are, such as "embedding" or "messages_0/*".
+        freeze: patterns of parameters to keep as they are, such as ``embedding`` or ``messages_0/*``.
     """
     network, _ = potential.split_references()
     network = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), network)
