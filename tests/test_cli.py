@@ -21,7 +21,7 @@ from leignn_jax import cli, files
 from leignn_jax.data import public
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.interruption import exit_code
-from leignn_jax.simulation import engine, relax
+from leignn_jax.simulation import chunks, engine, relax
 from leignn_jax.sweeps import study
 from leignn_jax.training import loop
 from leignn_jax.training.folder import RunFolder
@@ -142,7 +142,7 @@ def test_relax_simulate_and_time(run, tmp_path, monkeypatch):
 
     command = ["md", potential, start, "--temperature", 50, "--save-every", 10, "--out", tmp_path / "md", "--extxyz"]
     with monkeypatch.context() as patch:
-        interrupt_after(patch, engine._Run, "advance")
+        interrupt_after(patch, chunks.Run, "advance")
         done = leignn(*command, "--steps", 20)
     assert done.code == 130
     assert json.loads(done.out)["signal"] == "SIGINT"

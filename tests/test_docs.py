@@ -182,7 +182,18 @@ def test_site_has_every_page_and_command(site):
     for page in PAGES[1:]:
         assert (site / Path(page).relative_to("docs").with_suffix(".html")).is_file()
     commands = (site / "cli.html").read_text()
-    for name in ("train", "evaluate", "sweep", "md", "relax", "info", "bench", "data inspect", "data get", "quickstart"):
+    for name in (
+        "train",
+        "evaluate",
+        "sweep",
+        "md",
+        "relax",
+        "info",
+        "bench",
+        "data inspect",
+        "data get",
+        "quickstart",
+    ):
         assert f"<h2>leignn {name}<" in commands
     assert "--ensemble" in commands
 

@@ -23,8 +23,8 @@ import numpy as np
 from leignn_jax.device_neighbors import ListSizes
 from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
+from leignn_jax.simulation.chunks import start_state
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
-from leignn_jax.simulation.engine import start_state
 from leignn_jax.simulation.ensembles import Ensemble
 
 

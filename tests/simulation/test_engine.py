@@ -24,7 +24,7 @@ import leignn_jax as leignn
 from leignn_jax.errors import ConfigError, ElementError, SimulationError, StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Prediction
-from leignn_jax.simulation import dynamics, engine
+from leignn_jax.simulation import chunks, dynamics, folder
 from leignn_jax.simulation.engine import make_ensemble, simulate
 from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover, Ramp
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
@@ -95,7 +95,7 @@ def same_frames(a, b, tolerance=0.0):
 
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_a_resumed_simulation_is_the_same_to_the_last_bit(name, tmp_path):
-    compiled = engine._chunk._cache_size()
+    compiled = chunks._chunk._cache_size()
     whole = run(name)
     first = run(name, out=tmp_path / "run", steps=23)
     assert first.summary["finished"]
@@ -103,7 +103,7 @@ def test_a_resumed_simulation_is_the_same_to_the_last_bit(name, tmp_path):
     again = run(name, out=tmp_path / "run", resume=True)
     assert again.summary["resumed_at"] == 23
     # One program for all of them, whatever the number of steps; none where another test has made it.
-    assert engine._chunk._cache_size() <= compiled + 1
+    assert chunks._chunk._cache_size() <= compiled + 1
 
     same_atoms(again.atoms, whole.atoms)
     same_atoms(ase.io.read(tmp_path / "run" / "final.extxyz"), whole.atoms, 1e-6)
@@ -179,7 +179,7 @@ def test_killed_before_its_first_chunk_it_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "advance", dies)
+        patch.setattr(chunks.Run, "advance", dies)
         with pytest.raises(KeyboardInterrupt):
             run(out=tmp_path)
     same_atoms(run(out=tmp_path, resume=True).atoms, run().atoms)
@@ -187,7 +187,7 @@ def test_killed_before_its_first_chunk_it_goes_on(tmp_path, monkeypatch):
 
 def test_sigterm_ends_with_a_folder_to_resume(tmp_path, monkeypatch, caplog):
     handler = signal.getsignal(signal.SIGTERM)
-    append = engine._Folder.append
+    append = folder.SimulationFolder.append
 
     def asked(folder, r, frame, row):
         append(folder, r, frame, row)
@@ -195,7 +195,7 @@ def test_sigterm_ends_with_a_folder_to_resume(tmp_path, monkeypatch, caplog):
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "leignn_jax"):
-        patch.setattr(engine._Folder, "append", asked)
+        patch.setattr(folder.SimulationFolder, "append", asked)
         stopped = run(out=tmp_path, steps=500)
     assert stopped.summary["steps"] == 200
     assert not stopped.summary["finished"]
@@ -208,14 +208,14 @@ def test_sigterm_ends_with_a_folder_to_resume(tmp_path, monkeypatch, caplog):
 def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
     run(out=tmp_path, steps=40)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    append = engine._Folder.append
+    append = folder.SimulationFolder.append
 
     def full(folder, r, frame, row):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
         append(folder, r, frame, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Folder, "append", full)
+        patch.setattr(folder.SimulationFolder, "append", full)
         try:
             with pytest.raises(SimulationError, match=r"(size of files is reached|is full).*resume the run"):
                 run(out=tmp_path, resume=True)
@@ -231,7 +231,7 @@ def test_the_last_structure_that_can_not_be_written_is_told(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "write_atomically", full)
+        patch.setattr(folder, "write_atomically", full)
         with pytest.raises(SimulationError, match=r"last structure can't be written: the disk is full.*resume"):
             run(out=tmp_path)
     assert read_trajectory(tmp_path / "trajectory.h5").step.tolist() == [0, 20, 40, 60]
@@ -279,17 +279,17 @@ def test_lists_too_small_change_nothing(roomy, monkeypatch, caplog):
         return sizes._replace(neighbors=int(sizes.neighbors * 0.7), pairs=int(sizes.pairs * 0.8))
 
     monkeypatch.setattr(dynamics, "plan_sizes", small)
-    compiled = engine._chunk._cache_size()
+    compiled = chunks._chunk._cache_size()
     with caplog.at_level(logging.INFO, "leignn_jax"):
         again = run("csvr")
     enlarged = caplog.text.count("enlarged")
     assert enlarged >= 1
-    assert engine._chunk._cache_size() == compiled + 1 + enlarged
+    assert chunks._chunk._cache_size() == compiled + 1 + enlarged
     same_atoms(again.atoms, whole.atoms, 1e-11)
     same_frames(again.trajectory, whole.trajectory, 1e-11)
     np.testing.assert_allclose(again.thermo["conserved_eV"], whole.thermo["conserved_eV"], rtol=0, atol=1e-11)
     # And not without end.
-    monkeypatch.setattr(engine, "_GROWTHS", 1)
+    monkeypatch.setattr(chunks, "_GROWTHS", 1)
     with pytest.raises(SimulationError, match="lists grew 1 times within one chunk: the system collapses"):
         run("csvr")
 
@@ -362,10 +362,10 @@ def test_no_number_stops_and_what_is_good_is_kept(tmp_path, caplog):
 def test_one_broken_replica_stops_and_the_others_go_on(tmp_path):
     """Also where its NaN goes through the sums of a network into the energies of all."""
     model, structures = wells([0.1, 0.8, 0.2])
-    compiled = engine._chunk._cache_size()
+    compiled = chunks._chunk._cache_size()
     more = {"max_temperature": 1e6, "steps": 300}
     end = run("nve", structures, model, out=tmp_path, **more)
-    assert engine._chunk._cache_size() == compiled + 1
+    assert chunks._chunk._cache_size() == compiled + 1
     assert [why is None for why in end.summary["stopped"]] == [True, False, True]
     assert "no finite numbers" in end.summary["stopped"][1]
     for r in (0, 2):

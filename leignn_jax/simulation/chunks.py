@@ -1,0 +1,265 @@
+"""The state of a simulation and the compiled chunks of steps that advance it.
+
+A chunk runs on the device from one saved frame to a later one, neighbour lists renewed inside. The host keeps the state
+before it: where a list turns out too small, it is enlarged and the chunk is run again, so that nothing wrong is ever
+seen. A replica that breaks a limit stands still from the last good step on and says why; the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any, NamedTuple
+
+import ase.units
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from leignn_jax.device_neighbors import ListSizes, grown
+from leignn_jax.errors import ConfigError, SimulationError
+from leignn_jax.potential import Potential
+from leignn_jax.simulation.dynamics import (
+    State,
+    System,
+    draw_velocities,
+    evaluate,
+    make_lists,
+    make_system,
+    padded_positions,
+    temperature,
+    without_momentum,
+)
+from leignn_jax.simulation.ensembles import thermo, value_at
+
+log = logging.getLogger("leignn_jax")
+
+_GROWTHS = 20
+
+# Why a replica stands still.
+REASONS = {
+    1: "energy or positions are no finite numbers",
+    2: "it is hotter than max_temperature",
+    3: "an atom moved farther than max_step in one step",
+    4: "an atom is farther than max_distance from where the system was",
+}
+
+
+class Limits(NamedTuple):
+    """What a replica may not exceed: ``temperature`` K, ``step`` Å in one step, ``distance`` Å along open directions."""
+
+    temperature: Any
+    step: Any
+    distance: Any
+
+
+class Run:
+    """Model, system and state of a simulation, and the chunks that advance it."""
+
+    def __init__(self, potential, structures, ensemble, timestep, kelvin, seed, skin, dtype):
+        self.structures, self.dtype, self.skin = structures, dtype, skin
+        self.references = np.zeros(len(structures))
+        model = potential
+        if isinstance(potential, Potential):
+            for atoms in structures:
+                potential.check_elements(atoms.numbers)
+            # Constants are added on the host in float64: on the device in float32 they would round the rest away.
+            model, table = potential.split_references()
+            self.references = np.array([table[a.numbers].sum() for a in structures]) + float(potential.energy_shift)
+        self.model, self.ensemble = model, ensemble
+        # Wells outside of the system take up momentum.
+        hold = ensemble.holds_momentum and getattr(model, "conserves_momentum", True)
+        self.system = make_system(structures, dtype, hold_momentum=hold)
+        self.timestep = jnp.asarray(timestep, dtype)
+        self.state = start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
+        self.center = _centers(self.system, self.state.positions)
+        self.stopped = jnp.zeros(len(structures), jnp.int32)
+        self.stopped_at = jnp.full(len(structures), -1, jnp.int32)
+
+    @property
+    def sizes(self) -> ListSizes:
+        return self.state.neighbors.sizes
+
+    def relist(self, sizes: ListSizes, positions, cell) -> None:
+        """Lists of these sizes, made anew where they were made before, so that renewals come at the same steps.
+
+        Those of stopped replicas are made where these stand: the step that broke them may have made one of no numbers.
+        """
+        rest = self.stopped[:, None, None] > 0
+        positions = jnp.where(rest, self.state.positions, positions)
+        cell = jnp.where(rest, self.state.cell, cell)
+        system = self.system
+        neighbors = make_lists(
+            system.numbers, positions, cell, system.pbc, self.model.cutoff, self.skin, self.dtype, sizes
+        )
+        self.state = self.state.replace(neighbors=neighbors)
+
+    def advance(self, limits: Limits, last_step: int, log_every: int, logs: int, frames: int):
+        """One chunk: its frames and log lines."""
+        shape = {"log_every": log_every, "logs": logs, "frames": frames}
+        doomed = np.full(len(self.structures), -1, np.int32)
+        chunk = self._chunk(self.stopped, doomed, limits, last_step, shape)
+        # Sums over all replicas at once spread what is no number from one to all: those that break alone as well are
+        # stopped before they do, and the others go on.
+        while len(suspects := self._broken_together(chunk[0], doomed)) > 1:
+            fates = {}
+            for r in suspects:
+                others = np.arange(len(doomed)) != r
+                alone = jnp.where(others & (self.stopped == 0), 1, self.stopped)
+                _, stopped, stopped_at = self._chunk(alone, doomed, limits, last_step, shape)[0]
+                if int(stopped[r]) == 1:
+                    fates[r] = int(stopped_at[r])
+            if not fates:
+                break
+            doomed[list(fates)] = list(fates.values())
+            chunk = self._chunk(self.stopped, doomed, limits, last_step, shape)
+        (self.state, self.stopped, self.stopped_at), frame, logged = chunk
+        return jax.device_get((frame, logged))
+
+    def _broken_together(self, after, doomed) -> list[int]:
+        """Replicas that were first, and at the same step, to have a number that is none."""
+        stopped, at = np.asarray(after[1]), np.asarray(after[2])
+        new = (stopped == 1) & (np.asarray(self.stopped) == 0) & (doomed < 0)
+        return np.flatnonzero(new & (at == at[new].min(initial=np.iinfo(np.int32).max))).tolist()
+
+    def _chunk(self, stopped, doomed, limits: Limits, last_step: int, shape: dict[str, int]):
+        """A chunk from the present state; enlarges lists and runs it again as often as needed."""
+        for _ in range(_GROWTHS):
+            after, frame, logged = _chunk(
+                self.model,
+                self.ensemble,
+                self.system,
+                (self.state, stopped, self.stopped_at),
+                self.timestep,
+                self.center,
+                limits,
+                jnp.int32(last_step),
+                jnp.asarray(doomed),
+                **shape,
+            )
+            overflow = int(np.bitwise_or.reduce(np.asarray(after[0].neighbors.overflow)))
+            if not overflow:
+                return after, frame, logged
+            sizes = grown(self.sizes, overflow, self.system.numbers.shape[1])
+            log.info("Neighbour lists were too small (%s): enlarged to %s, the chunk is run again.", overflow, sizes)
+            self.relist(sizes, self.state.neighbors.positions, self.state.neighbors.cell)
+        raise SimulationError(
+            f"Neighbour lists grew {_GROWTHS} times within one chunk: the system collapses. Look at the last frames; use a "
+            "smaller timestep, a gentler barostat, or a potential that knows such densities."
+        )
+
+
+def start_state(model, system: System, structures, ensemble, kelvin, seed, skin, dtype) -> State:
+    size = system.numbers.shape[1]
+    positions = jnp.asarray(padded_positions(structures, size), dtype)
+    cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
+    where = (system.numbers, positions, cell, system.pbc, model.cutoff, skin, dtype)
+    neighbors = make_lists(*where)
+    # The first forces come from these lists: they must hold all pairs.
+    while overflow := int(np.bitwise_or.reduce(np.asarray(neighbors.overflow))):
+        neighbors = make_lists(*where, grown(neighbors.sizes, overflow, size))
+    keys = jax.random.split(jax.random.key(seed), len(structures) + 1)
+    velocities = np.zeros((len(structures), size, 3))
+    for r, atoms in enumerate(structures):
+        velocities[r, : len(atoms)] = atoms.get_velocities() * ase.units.fs
+    given = np.array([one.any() for one in velocities])
+    if not given.all() and kelvin is None:
+        which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
+        raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")
+    velocities = jnp.asarray(velocities, dtype) * system.mobile[..., None]
+    if not given.all():
+        drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
+        velocities = jnp.where(given[:, None, None], velocities, drawn)
+    energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
+    return State(
+        positions=positions,
+        velocities=without_momentum(system, velocities),
+        cell=cell,
+        energy=energy,
+        forces=forces,
+        stress=stress,
+        bath=ensemble.start(system, cell),
+        exchanged=jnp.zeros(len(structures), dtype),
+        key=jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys[1:]),
+        step=jnp.int32(0),
+        neighbors=neighbors,
+    )
+
+
+def _centers(system: System, positions):
+    weights = (system.numbers > 0).astype(positions.dtype)[..., None]
+    return (weights * positions).sum(1) / weights.sum(1)
+
+
+@partial(jax.jit, static_argnames=("log_every", "logs", "frames"))
+def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doomed, *, log_every, logs, frames):
+    """``frames`` frames of ``logs`` log lines of ``log_every`` steps each, or fewer where ``last_step`` comes first.
+
+    doomed: ``[replicas]`` int32, the step at which a replica is stopped because its next one is known to break; or -1.
+    The state is not donated: a chunk whose lists overflow is run again from it.
+    """
+
+    def one(_, carry):
+        state, stopped, stopped_at = carry
+        due = (stopped == 0) & (doomed == state.step)
+        stopped, stopped_at = jnp.where(due, 1, stopped), jnp.where(due, state.step, stopped_at)
+
+        # Nothing moves a stopped replica, so that its lists last and it can't break again.
+        def rest(x):
+            return jnp.where((stopped > 0)[:, None, None], 0.0, x)
+
+        still = state.replace(velocities=rest(state.velocities), forces=rest(state.forces), stress=rest(state.stress))
+        after = ensemble.step(model, system, still, dt)
+        reason = _broken(system, state, after, center, limits)
+        good = (reason == 0) & (stopped == 0)
+        stopped_at = jnp.where((stopped == 0) & (reason > 0), state.step, stopped_at)
+        stopped = jnp.where(stopped == 0, reason, stopped)
+
+        def keep(new, old):
+            return jnp.where(good.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        # Lists are never wrong wherever they were made, and need no selection.
+        fields = ("positions", "velocities", "cell", "energy", "forces", "stress", "bath", "exchanged")
+        kept = {name: jax.tree.map(keep, getattr(after, name), getattr(state, name)) for name in fields}
+        return after.replace(**kept), stopped, stopped_at
+
+    def line(carry, _, end):
+        state, stopped, _ = carry
+        # Lines and frames come at multiples of log_every and of log_every * logs, wherever a chunk begins.
+        due = jnp.minimum((state.step // log_every + 1) * log_every, jnp.minimum(end, last_step))
+        count = jnp.where((stopped == 0).any(), jnp.maximum(due - state.step, 0), 0)
+        carry = jax.lax.fori_loop(0, count, one, carry)
+        state = carry[0]
+        numbers = thermo(ensemble, system, state, dt)
+        return carry, {"step": state.step, "moved": count > 0, "stopped": carry[1], **numbers._asdict()}
+
+    def frame(carry, _):
+        start = carry[0].step
+        end = (start // (log_every * logs) + 1) * log_every * logs
+        carry, lines = jax.lax.scan(partial(line, end=end), carry, None, length=logs)
+        state = carry[0]
+        saved = {name: getattr(state, name) for name in ("positions", "velocities", "forces", "cell", "energy", "step")}
+        return carry, ({**saved, "moved": state.step > start, "stopped": carry[1]}, lines)
+
+    after, (saved, lines) = jax.lax.scan(frame, before, None, length=frames)
+    lines = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lines)
+    return after, saved, lines
+
+
+def _broken(system: System, before: State, after: State, center, limits: Limits):
+    """Why a replica can't go on, 0 where it can: ``[replicas]`` int32, see ``REASONS``."""
+    real = (system.numbers > 0)[..., None]
+    finite = jnp.isfinite(after.energy) & jnp.isfinite(jnp.where(real, after.positions, 0.0)).all((1, 2))
+    finite &= jnp.isfinite(jnp.where(real, after.velocities, 0.0)).all((1, 2))
+    # A strain moves far atoms far: only what goes beyond it counts.
+    unit, solid = jnp.eye(3, dtype=after.cell.dtype), system.pbc.all(-1)[:, None, None]
+    stretch = jnp.linalg.solve(jnp.where(solid, before.cell, unit), jnp.where(solid, after.cell, unit))
+    moved = jnp.where(real, after.positions - before.positions @ stretch, 0.0)
+    fast = (moved**2).sum(-1).max(-1) > limits.step**2
+    away = jnp.where(real & ~system.pbc[:, None], after.positions - center[:, None], 0.0)
+    far = (away**2).sum(-1).max(-1) > limits.distance**2
+    hot = temperature(system, after.velocities) > limits.temperature
+    reason = jnp.where(far, 4, 0)
+    reason = jnp.where(fast, 3, reason)
+    reason = jnp.where(hot, 2, reason)
+    return jnp.where(finite, reason, 1).astype(jnp.int32)
