@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -233,12 +233,17 @@ class _Downloader:
                 self._part.unlink()
                 return self(address, output, _pooch)
             response.raise_for_status()
+            if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
+                raise requests.exceptions.HTTPError(response=response)
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                # What a moved file's address, a login or a gateway answers; without a checksum it would be taken.
+                raise requests.exceptions.ContentDecodingError("a web page comes instead of the file")
             if response.status_code != requests.codes.partial_content:
                 have = 0
             length = response.headers.get("Content-Length")
             total = None if length is None else have + int(length)
             with open(self._part, "ab" if have else "wb") as file, _bar(self._name, have, total, self._progress) as bar:
-                for chunk in response.iter_content(_CHUNK):
+                for chunk in _bytes_sent(response):
                     file.write(chunk)
                     have += len(chunk)
                     if bar is not None:
@@ -249,6 +254,17 @@ class _Downloader:
             raise requests.exceptions.ChunkedEncodingError(f"{have} of {total} bytes")
         os.replace(self._part, output)
         return None
+
+
+def _bytes_sent(response: Any) -> Iterator[bytes]:
+    """What comes, as it is: some servers call a .tar.gz an encoding, and decoded it would be another file."""
+    import requests
+    import urllib3
+
+    try:
+        yield from response.raw.stream(_CHUNK, decode_content=False)
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.exceptions.ChunkedEncodingError(error) from error
 
 
 def _bar(name: str, done: int, total: int | None, show: bool | None):
