@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -180,7 +180,7 @@ def md(
 
         result = simulate(
             load_potential(potential),
-            _structures(structure)[-1],
+            _structures(structure, "-1:")[0],
             ensemble,
             steps=steps,
             timestep=timestep,
@@ -230,7 +230,7 @@ def relax(
 
         result = run(
             load_potential(potential),
-            _structures(structures),
+            _structures(structures, ":"),
             cell=_CELLS[cell],
             pressure=pressure,
             max_force=max_force,
@@ -267,7 +267,7 @@ def bench(
 
         result = run(
             load_potential(potential),
-            _structures(structure)[-1],
+            _structures(structure, "-1:")[0],
             sizes=atoms or (),
             steps=steps,
             repeats=repeats,
@@ -353,11 +353,27 @@ def get(
 _CELLS: dict[str, Any] = {"held": False, "isotropic": "isotropic", "full": "full"}
 
 
-def _structures(path: Path) -> list[ase.Atoms]:
-    """All structures in a file; errors in words whatever the file is."""
-    from leignn_jax.data.readers import read_frames
+def _structures(path: Path, index: str) -> list[ase.Atoms]:
+    """Structures in a file that ASE reads, all by ":" or the last by "-1:"; errors in words whatever the file is."""
+    import ase.io
 
-    return read_frames(path)
+    from leignn_jax.errors import FileFormatError
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file.")
+    if path.is_dir():
+        raise FileFormatError(f"{path}: is a folder. Give a file of structures.")
+    try:
+        found = cast("list[ase.Atoms]", ase.io.read(path, index=index))
+    except Exception as error:
+        # ASE's readers raise anything at all on a file of another kind.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise FileFormatError(f"{path}: can't be read ({reason}). Is it truncated or of another format?") from error
+    if not found:
+        raise FileFormatError(f"{path}: no structures.")
+    return found
 
 
 def _show(result: Any, json_file: str | None, text: str | None = None) -> None:

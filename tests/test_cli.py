@@ -17,7 +17,7 @@ import pytest
 from frames import copper
 
 import leignn_jax.quickstart as tour
-from leignn_jax import cli, files
+from leignn_jax import cli, files, potential_file
 from leignn_jax.data import public
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.interruption import exit_code
@@ -345,6 +345,17 @@ def test_a_disk_that_does_not_take_it(number, message, tmp_path, monkeypatch):
     assert done.err.splitlines()[-1].startswith(f"Error: {tmp_path / 'info.json'}: ")
     assert message in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_while_training(run, tmp_path, monkeypatch):
+    def fails(path, content):
+        raise OSError(errno.ENOSPC, "as the system says", str(path))
+
+    monkeypatch.setattr(potential_file, "write_atomically", fails)
+    done = leignn(*[tmp_path / "run" if word == run[0] / "run" else word for word in run[2]])
+    assert done.code == 1
+    file = tmp_path / "run" / "potential.safetensors"
+    assert done.err.splitlines()[-1] == f"Error: {file}: the disk is full; free some space."
 
 
 def test_exit_codes_of_signals():

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from leignn_jax.data.readers import PICKLED
 from leignn_jax.errors import ConfigError, DownloadError, FileFormatError
 from leignn_jax.files import sync_folder, write_atomically
 from leignn_jax.models.config import did_you_mean
@@ -34,8 +35,6 @@ _REGISTRY = Path(__file__).parents[1] / "resources" / "datasets.yaml"
 _CHUNK = 1 << 20
 # Seconds: to connect, and without a byte.
 _PATIENCE = (20, 60)
-# Opening these runs what they say; see leignn_jax.data.readers.
-_PICKLED = (".pkl", ".pickle", ".p", ".pt", ".pth", ".lmdb")
 
 
 class RemoteFile(NamedTuple):
@@ -151,13 +150,16 @@ def fetch(file: RemoteFile, folder: Path, page: str, progress: bool | None = Non
 
     path = folder / file.path
     checksum = file.checksum or _recorded(path)
+    right = "was published" if file.checksum else "was downloaded first"
+    if path.exists() and checksum is not None and _fits(path, checksum):
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
-    if path.exists() and checksum is not None and not _fits(path, checksum):
+    if path.exists() and checksum is not None:
         refused = path.with_name(f"{path.name}.refused")
         os.replace(path, refused)
-        log.warning("%s is not the file that was published: it is now %s.", path, refused.name)
+        log.warning("%s is not the file that %s: it is now %s.", path, right, refused.name)
     if not path.exists():
         pooch.get_logger().setLevel(logging.WARNING)
         try:
@@ -175,9 +177,8 @@ def fetch(file: RemoteFile, folder: Path, page: str, progress: bool | None = Non
             ) from error
         except ValueError as error:
             raise DownloadError(
-                f"{path.name} from {file.address} is not the file that was published: its checksum is not {checksum}. "
-                "It has been removed. Try again; if that does not help, the file was changed at its source: look at "
-                f"{page}."
+                f"{path.name} from {file.address} is not the file that {right}: its checksum is not {checksum}. It has been "
+                f"removed. Try again; if that does not help, the file was changed at its source: look at {page}."
             ) from error
         sync_folder(path.parent)
     if checksum is None:
@@ -233,12 +234,17 @@ class _Downloader:
                 self._part.unlink()
                 return self(address, output, _pooch)
             response.raise_for_status()
+            if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
+                raise requests.exceptions.HTTPError(response=response)
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                # What a moved file's address, a login or a gateway answers; without a checksum it would be taken.
+                raise requests.exceptions.ContentDecodingError("a web page comes instead of the file")
             if response.status_code != requests.codes.partial_content:
                 have = 0
             length = response.headers.get("Content-Length")
             total = None if length is None else have + int(length)
             with open(self._part, "ab" if have else "wb") as file, _bar(self._name, have, total, self._progress) as bar:
-                for chunk in response.iter_content(_CHUNK):
+                for chunk in _bytes_sent(response):
                     file.write(chunk)
                     have += len(chunk)
                     if bar is not None:
@@ -249,6 +255,17 @@ class _Downloader:
             raise requests.exceptions.ChunkedEncodingError(f"{have} of {total} bytes")
         os.replace(self._part, output)
         return None
+
+
+def _bytes_sent(response: Any) -> Iterator[bytes]:
+    """What comes, as it is: some servers call a .tar.gz an encoding, and decoded it would be another file."""
+    import requests
+    import urllib3
+
+    try:
+        yield from response.raw.stream(_CHUNK, decode_content=False)
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.exceptions.ChunkedEncodingError(error) from error
 
 
 def _bar(name: str, done: int, total: int | None, show: bool | None):
@@ -316,7 +333,7 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path, 
     target = folder / name
     if member.isdir():
         target.mkdir(parents=True, exist_ok=True)
-    elif name.suffix.lower() in _PICKLED:
+    elif name.suffix.lower() in PICKLED:
         log.info("%s: %s is a pickle, which could run any program; left out.", archive.name, name)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ UNITS: dict[str, tuple[float, float]] = {
 _UNPACK: dict[str, Callable] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 # Frames that are read at once where a file is read in blocks.
 _BLOCK = 256
-_PICKLED = (".lmdb", ".pkl", ".pickle", ".pt", ".pth", ".p")
+PICKLED = (".lmdb", ".pkl", ".pickle", ".pt", ".pth", ".p")
 
 
 def read_frames(path: str | os.PathLike, *, index: str = ":", units: str | None = None) -> list[ase.Atoms]:
@@ -142,7 +142,7 @@ def _reader(path: Path) -> _Reader:
             "fairchem with .aselmdb). Give a file."
         )
     suffix = path.suffix.lower()
-    if suffix in _PICKLED:
+    if suffix in PICKLED:
         raise FileFormatError(
             f"{path}: files of this kind hold Python pickles, and opening one can run any program, so it is not read. "
             "Where you trust it, convert it once in the environment that wrote it: collect its structures as ase.Atoms "

@@ -25,7 +25,7 @@ CONTENT = bytes(range(256)) * 400
 @pytest.fixture(scope="module")
 def server():
     """Serves ``files`` by path, cut to ``cut`` bytes where that is given, and keeps what it was asked for."""
-    state = SimpleNamespace(files={}, cut=None, ranges=True, asked=[])
+    state = SimpleNamespace(asked=[])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -40,7 +40,10 @@ def server():
             if first >= len(content):
                 self.send_error(416)
                 return
-            self.send_response(206 if first else 200)
+            self.send_response(206 if first else state.status)
+            self.send_header("Content-Type", state.kind)
+            if name.endswith(".gz"):
+                self.send_header("Content-Encoding", "x-gzip")
             self.send_header("Content-Length", str(len(content) - first))
             self.end_headers()
             self.wfile.write(content[first : state.cut])
@@ -61,6 +64,7 @@ def server():
 def offer(server, tmp_path, monkeypatch):
     """A registry of one set, "one", with one file, and the server that has it."""
     server.files, server.cut, server.ranges, server.asked = {"a.bin": CONTENT}, None, True, []
+    server.status, server.kind = 200, "application/octet-stream"
 
     def make(name="a.bin", checksum=None, address=None, unpack=None):
         file = {"path": name, "address": f"{address or server.address}/{name}", "checksum": checksum, "unpack": unpack}
@@ -121,7 +125,7 @@ def test_without_a_published_checksum_the_first_download_is_the_measure(offer, s
     assert len(server.asked) == 1
     (folder / "a.bin").unlink()
     server.files["a.bin"] = CONTENT[::-1]
-    with pytest.raises(DownloadError, match="its checksum is not sha256:"):
+    with pytest.raises(DownloadError, match="not the file that was downloaded first: its checksum is not sha256:"):
         get_data("one", folder)
     (folder / "a.bin.sha256").write_text("?")
     with pytest.raises(FileFormatError, match=r"a\.bin\.sha256: is not the checksum"):
@@ -176,6 +180,18 @@ def test_no_file_and_no_connection(offer, server):
     assert (folder / "a.bin.sha256").is_file()
 
 
+def test_another_answer_than_the_file(offer, server):
+    """Nothing tells a page from the file where no checksum is published."""
+    folder = offer()
+    server.kind = "text/html; charset=utf-8"
+    with pytest.raises(DownloadError, match="a web page comes instead of the file"):
+        get_data("one", folder)
+    server.kind, server.status = "text/plain", 202
+    with pytest.raises(DownloadError, match="the server answers 202 Accepted"):
+        get_data("one", folder)
+    assert not list(folder.iterdir())
+
+
 def test_a_folder_that_can_not_be_written(offer, tmp_path, monkeypatch):
     offer()
     (tmp_path / "file").write_text("")
@@ -186,6 +202,10 @@ def test_a_folder_that_can_not_be_written(offer, tmp_path, monkeypatch):
     with pytest.raises(PermissionError) as caught:
         get_data("one", tmp_path / "data")
     assert in_words(caught.value) == f"{tmp_path / 'data'}: there is no permission to read or write it."
+    # A copy that is right may lie where nobody writes.
+    (tmp_path / "data" / "a.bin").write_bytes(CONTENT)
+    offer(checksum=md5(CONTENT))
+    get_data("one", tmp_path / "data")
 
 
 def test_the_bar_shows_bytes(offer, capsys):
