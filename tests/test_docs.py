@@ -34,6 +34,8 @@ PAGES = [
         str(path.relative_to(REPOSITORY)) for path in DOCS.rglob("*.md") if path.relative_to(DOCS).parts[0] not in BUILT
     ),
 ]
+# Second derivatives compile for long, and have their own tests.
+SLOW = {"docs/howto/relax_phonons_elasticity.md"}
 NOT_RUN = {
     "installs packages",
     "needs a package that the tests do not install",
@@ -117,7 +119,7 @@ def small(monkeypatch):
         logging.getLogger(name).setLevel(level)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in PAGES])
 def test_what_is_printed_runs(page, small, tmp_path, monkeypatch):
     namespace: dict = {"__name__": "page"}
     monkeypatch.chdir(tmp_path)
