@@ -85,8 +85,9 @@ def one_field_per_line(obj, lines: list[str]) -> list[str]:
 def fields_as_section(app, what, name, obj, options, lines: list[str]) -> None:
     """Turn paragraphs of lines ``name: meaning``, as our docstrings have them, into a section that napoleon reads."""
     if what not in ("class", "exception", "function", "method"):
-        # Without a line before it napoleon would take ``Sizes: atoms, pairs`` for a type and its meaning.
-        lines[:0] = [""]
+        if what != "module":
+            # An escaped line end, which prints nothing: napoleon would take ``Sizes: atoms`` for a type and its meaning.
+            lines[:0] = ["\\"]
         return
     heading = "Fields:" if what in ("class", "exception") else "Args:"
     summary, rest = lines[:1], lines[1:]

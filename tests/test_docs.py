@@ -41,7 +41,6 @@ NOT_RUN = {
     "needs a package that the tests do not install",
     "needs several devices",
     "needs several hosts",
-    "takes minutes",
 }
 # What may stand in a fence besides: printed files, output, and directives of MyST.
 LANGUAGES = {"", "python", "bash", "yaml", "text", "{toctree}", "{eval-rst}", "{cli-reference}"}
