@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -22,6 +23,9 @@ exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 
 html_theme = "furo"
 html_title = f"leignn_jax {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -63,22 +67,42 @@ def list_notebooks(app, docname: str, source: list[str]) -> None:
 _FIELD = re.compile(r"[A-Za-z_]\w*(, [A-Za-z_]\w*)*: ")
 
 
+def one_field_per_line(obj, lines: list[str]) -> list[str]:
+    """``temperature: K. pressure: GPa.`` as two lines, where both are names of parameters."""
+    try:
+        names = [name for name in inspect.signature(obj).parameters if len(name) > 2]
+    except (TypeError, ValueError):
+        return lines
+    following = re.compile(rf"(?<=[.;]) (?=(?:{'|'.join(names)})(?:, \w+)*: )") if names else None
+    out = []
+    for line in lines:
+        text = line.lstrip()
+        parts = following.split(text) if following and _FIELD.match(text) else [text]
+        out += [line[: len(line) - len(text)] + part for part in parts]
+    return out
+
+
 def fields_as_section(app, what, name, obj, options, lines: list[str]) -> None:
-    """Turn paragraphs of lines ``name: meaning``, as our docstrings have them, into a list that napoleon reads."""
-    heading = {"class": "Fields:", "exception": "Fields:"}.get(what, "Args:")
+    """Turn paragraphs of lines ``name: meaning``, as our docstrings have them, into a section that napoleon reads."""
+    if what not in ("class", "exception", "function", "method"):
+        if what != "module":
+            # An escaped line end, which prints nothing: napoleon would take ``Sizes: atoms`` for a type and its meaning.
+            lines[:0] = ["\\"]
+        return
+    heading = "Fields:" if what in ("class", "exception") else "Args:"
+    summary, rest = lines[:1], lines[1:]
     out: list[str] = []
     paragraph: list[str] = []
-    for line in [*lines, ""]:
+    for line in [*one_field_per_line(obj, rest), ""]:
         if line.strip():
             paragraph.append(line)
             continue
-        starts = paragraph and _FIELD.match(paragraph[0])
-        if starts and all(_FIELD.match(x) or x.startswith(" ") for x in paragraph[1:]):
-            paragraph = ["" if out and out[-1] else None, heading, *(f"    {x}" for x in paragraph)]
-            paragraph = [x for x in paragraph if x is not None]
+        of_fields = paragraph and _FIELD.match(paragraph[0])
+        if of_fields and all(_FIELD.match(x) or x.startswith(" ") for x in paragraph):
+            paragraph = [heading, *(f"    {x}" for x in paragraph)]
         out += [*paragraph, ""]
         paragraph = []
-    lines[:] = out
+    lines[:] = summary + out
 
 
 def skip_generated(app, what, name, obj, skip, options):
@@ -120,7 +144,7 @@ class CommandLine(SphinxDirective):
         context = command.context_class(command, info_name=path, terminal_width=88, max_content_width=88)
         section = nodes.section(ids=[nodes.make_id(path)], names=[path])
         section += nodes.title(text=path)
-        section += nodes.literal_block(text=command.get_help(context))
+        section += nodes.literal_block(text=command.get_help(context), language="text")
         self.state.document.note_explicit_target(section)
         yield section
         for name, below in getattr(command, "commands", {}).items():

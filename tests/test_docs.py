@@ -34,13 +34,14 @@ PAGES = [
         str(path.relative_to(REPOSITORY)) for path in DOCS.rglob("*.md") if path.relative_to(DOCS).parts[0] not in BUILT
     ),
 ]
+# Second derivatives compile for long, and have their own tests.
+SLOW = {"docs/howto/relax_phonons_elasticity.md"}
 NOT_RUN = {
     "downloads data",
     "installs packages",
     "needs a package that the tests do not install",
     "needs several devices",
     "needs several hosts",
-    "takes minutes",
 }
 # What may stand in a fence besides: printed files, output, and directives of MyST.
 LANGUAGES = {"", "python", "bash", "yaml", "text", "{toctree}", "{eval-rst}", "{cli-reference}"}
@@ -118,7 +119,7 @@ def small(monkeypatch):
         logging.getLogger(name).setLevel(level)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in PAGES])
 def test_what_is_printed_runs(page, small, tmp_path, monkeypatch):
     namespace: dict = {"__name__": "page"}
     monkeypatch.chdir(tmp_path)

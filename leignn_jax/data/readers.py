@@ -70,7 +70,7 @@ def read_frames(path: str | os.PathLike, *, index: str = ":", units: str | None 
             which are in kcal/mol).
 
     Raises:
-        As :func:`iter_frames`; also a DataError where the slice is empty.
+        DataError: the slice is empty; otherwise as :func:`iter_frames`.
     """
     wanted = _slice(index)
     frames = iter_frames(path, units=units)
