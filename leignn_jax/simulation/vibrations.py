@@ -224,8 +224,20 @@ class Phonons:
         return 2 * np.pi * q.reshape(-1, 3) @ np.asarray(self.atoms.cell.reciprocal())
 
     def band_structure(self, path: str | None = None, points: int = 200) -> Bands:
-        """Frequencies along a path of special points ("GXWKGL"; None is ASE's for this lattice), ``points`` in all."""
-        line = self.atoms.cell.bandpath(path, npoints=points)
+        """Frequencies along a path of special points ("GXWKGL"; None is ASE's for this lattice), ``points`` in all.
+
+        Raises:
+            ConfigError: a point that this lattice is without.
+        """
+        try:
+            line = self.atoms.cell.bandpath(path, npoints=points)
+        except KeyError as error:
+            lattice = self.atoms.cell.get_bravais_lattice()
+            raise ConfigError(
+                f"{path!r}: the cell's lattice ({lattice.longname}) has no point {error}; it has "
+                f"{', '.join(lattice.get_special_points())}. Is another lattice meant? A relaxation may leave a cell a "
+                "little off it: relax it isotropically, or set the cell by hand."
+            ) from error
         distance, ticks, labels = line.get_linear_kpoint_axis()
         return Bands(line.kpts, distance, self.frequencies(line.kpts), ticks, list(labels))
 

@@ -184,6 +184,8 @@ def test_bands_and_states(fcc):
     assert "THz" in figure.axes[0].get_ylabel()
     with pytest.raises(ConfigError, match="width"):
         fcc.density_of_states(width=0.0)
+    with pytest.raises(ConfigError, match=r"face-centred cubic.*no point 'Z'; it has G, K"):
+        fcc.band_structure("GZ")
 
 
 def test_phonopy_agrees(fcc):
