@@ -87,7 +87,8 @@ result = leignn.sweep(study, progress=False)
 print(len(result.rows), "members, programs compiled for training:", sum(result.compiles))
 
 # %% [markdown]
-# `rows` is the table, best first; the folder has it as results.csv, the learning curves as history.csv, and a report.
+# `rows` is the table, best first; the folder has it as results.csv, the learning curves as history.csv,
+# and a report. The best rate stands at the edge of the grid: a real study would look beyond.
 
 # %%
 table = pandas.DataFrame(result.rows)
@@ -135,8 +136,10 @@ print(
 # %% [markdown]
 # ## Strained structures
 #
-# The crystal is stretched along x, far beyond what was seen. Band: one and two standard deviations of the committee. Dots:
-# DFT, filled ones of strains that were in reach of the training.
+# The crystal is stretched along x, far beyond what was seen. Band: one and two standard deviations of
+# the committee. Dots: DFT, filled ones of strains that were in reach of the training. The band widens
+# where no frame has been. It is too narrow all the same: that all members are too soft, having seen few
+# strained frames for a short time, is a mistake that they share, and no disagreement.
 
 # %%
 stretches = np.linspace(-0.14, 0.14, 29)
@@ -187,9 +190,10 @@ for axis in axes:
 # %% [markdown]
 # ## Does the spread say where the error is?
 #
-# For frames of kinds seen (those left out of the training file) and of kinds unseen: the error of the committee's mean force on
-# each atom against the spread of its members there. A committee of three is a coarse instrument, and it tells of what its
-# members do not agree on; what they get wrong together it can't see. So the spread ranks, and underestimates.
+# For frames of the kinds seen (those left out of the training file) and of kinds unseen: the error of the
+# committee's mean force on each atom against the spread of its members there. The spread tells what is
+# known from what is not, by an order of magnitude. As an error bar it is too small by about a factor of
+# three: it knows nothing of what the members get wrong together, and three of them are few.
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
