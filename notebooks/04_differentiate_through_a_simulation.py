@@ -378,8 +378,9 @@ axes[0].set(ylabel="∂(mean pressure) / ∂ε (MPa/meV)")
 legend = axes[2].legend(fontsize=8)
 
 # %% [markdown]
-# In the solid and in the strongly damped liquid the gradient agrees with the difference at every horizon. In the free liquid
-# it does so for some picoseconds; then single replicas leave by orders of magnitude, and so does their mean.
+# In the solid and in the strongly damped liquid the gradient agrees with the difference at every horizon.
+# In the free liquid it does so for about two picoseconds; then single replicas leave by orders of
+# magnitude, and so does their mean.
 #
-# What to do about it: short horizons (the recovery above took 0.4 ps), damped dynamics, or estimators that need no
-# gradient of the trajectory. `experiments/gradients` has the growth rates.
+# What to do about it: short horizons (the recovery above took 0.4 ps), damped dynamics, or estimators
+# that need no gradient of the trajectory. `experiments/gradients` has the growth rates.
