@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,34 @@ if TYPE_CHECKING:
 
 
 def new_figure(columns: int, width: float = 3.6, height: float = 3.2) -> tuple[Figure, Any]:
-    """A figure of panels side by side that belongs to no window."""
+    """A figure of panels side by side that belongs to no window; a notebook shows it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height), layout="constrained", dpi=150)
+    figure = _shown_figure()(figsize=(width * columns, height), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def save_figure(figure: Figure, path: Path) -> bytes:
     """Write a PNG atomically and return it."""
+    png = _png(figure)
+    write_atomically(path, png)
+    return png
+
+
+@functools.cache
+def _shown_figure() -> type[Figure]:
+    """Of matplotlib's own figures a notebook shows a line of text as long as no pyplot has been used in it."""
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            return _png(self)
+
+    return ShownFigure
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
     return buffer.getvalue()

@@ -356,6 +356,12 @@ class Potential:
                 f"{', '.join(self.config.elements)}. Use a potential trained on that element."
             )
 
+    def __repr__(self) -> str:
+        # Not all of its numbers, which would fill a notebook.
+        c = self.config
+        size = f"{c.features} features x {c.layers} layers, cutoff {c.cutoff:g} Å"
+        return f"Potential({', '.join(c.elements)}; {size})"
+
     def summary(self) -> dict[str, str]:
         """What the potential is, in words, for a person."""
         c, walls = self.config, self.wall_distances

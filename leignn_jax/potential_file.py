@@ -57,15 +57,13 @@ def bundled_potentials() -> dict[str, Path]:
     }
 
 
-def load_potential(path_or_name: str | Path) -> Potential:
-    """The potential in a file that :meth:`Potential.save` wrote, or a bundled one by its name, such as ``"si"``.
+def find_potential(path_or_name: str | Path) -> Path:
+    """The file at a path, or that of a bundled potential by its name.
 
     Raises:
         FileNotFoundError: there is no such file and no such name.
-        FileFormatError: it is truncated, edited, a folder, or not a potential of this package.
+        FileFormatError: it is a folder.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path_or_name)
     bundled = bundled_potentials()
     if not path.is_file() and str(path) in bundled:
@@ -79,6 +77,19 @@ def load_potential(path_or_name: str | Path) -> Potential:
             f"{path}: no such file{did_you_mean(str(path), bundled)} Give the path of a potential that Potential.save "
             f"wrote, or one of {', '.join(bundled)}."
         )
+    return path
+
+
+def load_potential(path_or_name: str | Path) -> Potential:
+    """The potential in a file that :meth:`Potential.save` wrote, or a bundled one by its name, such as ``"si"``.
+
+    Raises:
+        FileNotFoundError: there is no such file and no such name.
+        FileFormatError: it is truncated, edited, or not a potential of this package.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = find_potential(path_or_name)
     try:
         with safe_open(path, framework="numpy") as file:
             header: dict[str, str] = file.metadata() or {}

@@ -253,6 +253,7 @@ def test_html_shows_what_it_is_and_escapes(potential):
     shown = potential.replace(metadata_json='{"data": "<b>"}')._repr_html_()
     assert "16 features x 2 layers" in shown
     assert "&lt;b&gt;" in shown
+    assert repr(potential) == f"Potential(H, O, Si; 16 features x 2 layers, cutoff {potential.cutoff:g} Å)"
 
 
 def test_import_is_quick_and_changes_no_setting():

@@ -114,7 +114,7 @@ class RunSettings(_Section):
 
     out: the run folder.
     seed: of the first parameters.
-    start_from: a potential to go on from (fine-tuning); its model is kept.
+    start_from: a potential to go on from (fine-tuning), a file or the name of a bundled one; its model is kept.
     epochs: of training. early_stop: epochs without a better validation loss after which to stop; None never.
     validate_every: epochs.
     checkpoint_minutes: between checkpoints; keep: how many.

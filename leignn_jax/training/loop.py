@@ -33,7 +33,7 @@ from leignn_jax.data.distances import wall_distances
 from leignn_jax.errors import ConfigError, ElementError, TrainingError
 from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
-from leignn_jax.potential_file import load_potential
+from leignn_jax.potential_file import find_potential, load_potential
 from leignn_jax.training.config import TrainConfig, dump_config
 from leignn_jax.training.dataset import (
     ExampleSet,
@@ -273,7 +273,11 @@ def _data_of_run(prepared: Prepared) -> dict[str, Any]:
 
 def _what_processes_share(config: TrainConfig, prepared: Prepared) -> dict[str, str]:
     """What must be the same in all processes that train together."""
-    others = {"isolated_atoms": config.data.isolated_atoms, "start_from": config.run.start_from}
+    start = config.run.start_from
+    others = {
+        "isolated_atoms": config.data.isolated_atoms,
+        "start_from": None if start is None else find_potential(start),
+    }
     hashes = prepared.splits.hashes | {name: hash_path(path) for name, path in others.items() if path is not None}
     return {
         "versions": f"leignn_jax {leignn_jax.__version__}, jax {jax.__version__}",

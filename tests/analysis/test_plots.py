@@ -49,6 +49,7 @@ def test_rdf(motion, tmp_path):
     np.testing.assert_allclose(drawn, np.column_stack([curves["b"].r, curves["b"].of("Na", "Cl")]))
     assert save_figure(figure, tmp_path / "rdf.png").startswith(b"\x89PNG")
     assert (tmp_path / "rdf.png").exists()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook asks for
     assert len(plot_rdf(curves["a"], [("Cl", "Na")]).axes) == 1
     assert texts(plot_rdf(curves["a"]).axes[-1])[2] == []
     with pytest.raises(ConfigError, match="no pair Na-O"):
