@@ -59,11 +59,12 @@ print(f"stress (eV/Å³, positive under tension):\n{prediction.stress.round(4)}"
 # nine volumes give its lattice constant and bulk modulus.
 
 # %%
+calculator = potential.calculator(dtype="float64")
 volumes, energies = [], []
 for factor in np.linspace(0.96, 1.04, 9):
     strained = crystal.copy()
     strained.set_cell(factor * crystal.cell, scale_atoms=True)
-    strained.calc = potential.calculator(dtype="float64")
+    strained.calc = calculator
     volumes.append(strained.get_volume())
     energies.append(strained.get_potential_energy())
 

@@ -96,7 +96,8 @@ def settings_of_this_process(monkeypatch, tmp_path):
     plt.close("all")
 
 
-@pytest.mark.parametrize("name", SMALL)
+# What compiles longest, whose functions tests/differentiable has, runs with the slow tests: 95 of 325 s on one core.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("04") else ()) for n in SMALL])
 def test_the_cells_run(name, settings_of_this_process):
     cells = code_cells(jupytext.read(FOLDER / f"{name}.py"))
     (parameters,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", ()))
