@@ -123,7 +123,8 @@ for check in (
 # In the published formula (`smooth_cutoff=False`) the radial functions vanish at the cutoff, but the
 # bias of the filter does not: a pair that crosses it changes the energy at once. By default the
 # envelope multiplies the whole filter. Two carbon atoms and untrained models with the same random
-# numbers, float64; the energy is shown less that of two single atoms, the force is along the bond. In
+# numbers, float64, their biases set to 0.1 (they start at zero and are learned); the energy is shown
+# less that of two single atoms, the force is along the bond. In
 # the published formula the energy jumps and the force does not know of it: what molecular dynamics
 # gains or loses there, no smaller timestep brings back.
 
