@@ -187,6 +187,7 @@ def plot(results: dict) -> None:
     for axis in axes.flat:
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
+    axes[0, 1].legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.8))
     figure.savefig(HERE / "results.png", dpi=120)
 
 
