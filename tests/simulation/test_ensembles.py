@@ -452,7 +452,11 @@ def test_odds_of_moves_of_the_cell_are_counted_exactly(shape, hold):
 
 @pytest.mark.slow
 def test_argon_has_one_volume_whatever_the_shape():
-    """An anisotropic or triclinic crystal at zero shear has the isotropic one's volume, and the pressure asked for."""
+    """An anisotropic or triclinic crystal at zero shear has the isotropic one's volume, and the pressure asked for.
+
+    But for what its cell's own two or five modes add to the thermal expansion of the 93 of 32 atoms, up to twice a mode's
+    share: 8 Å^3 of 1216 were found for the triclinic one, and for 108 atoms 10 of 4112, so no more of a larger crystal.
+    """
     pressure, volumes = 0.05, {}
     for shape in ("isotropic", "anisotropic", "triclinic"):
         ensemble = CellRescaling(40.0, pressure, 100.0, 300.0, 0.5, shape)
@@ -464,9 +468,12 @@ def test_argon_has_one_volume_whatever_the_shape():
         pressures = log.pressure[400:].reshape(4, -1, 8).mean(1).ravel()
         error = pressures.std() / np.sqrt(len(pressures))
         assert abs(pressures.mean() - pressure) < 4 * error
-    for shape in ("anisotropic", "triclinic"):
+    cold = leignn.relax(ARGON, argon(2, 5.3), cell="isotropic", pressure=pressure).atoms.get_volume()
+    share = (volumes["isotropic"][0] - cold) / 93
+    for shape, modes in (("anisotropic", 2), ("triclinic", 5)):
         difference = volumes[shape][0] - volumes["isotropic"][0]
-        assert abs(difference) < 4 * np.hypot(volumes[shape][1], volumes["isotropic"][1])
+        error = np.hypot(volumes[shape][1], volumes["isotropic"][1])
+        assert -4 * error < difference < 2 * modes * share + 4 * error
 
 
 def test_exponential_and_rotation():
