@@ -40,9 +40,9 @@ class ShortestDistances:
 
 
 def wall_distances(shortest: Shortest) -> Shortest:
-    """Where walls below these distances begin, a tenth nearer: a trajectory sees rarer distances than its training data.
+    """Where walls below these distances begin, in Å by two symbols; for :meth:`leignn_jax.Potential.with_walls`.
 
-    For :meth:`leignn_jax.Potential.with_walls`.
+    A tenth nearer, since a trajectory sees rarer distances than its training data.
     """
     return {elements: 0.9 * distance for elements, distance in shortest.items()}
 

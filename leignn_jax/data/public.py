@@ -12,7 +12,6 @@ import logging
 import lzma
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 import zlib
@@ -28,6 +27,7 @@ from leignn_jax.data.readers import PICKLED
 from leignn_jax.errors import ConfigError, DownloadError, FileFormatError
 from leignn_jax.files import sync_folder, write_atomically
 from leignn_jax.models.config import did_you_mean
+from leignn_jax.progress import is_shown
 
 log = logging.getLogger("leignn_jax")
 
@@ -270,7 +270,7 @@ def _bytes_sent(response: Any) -> Iterator[bytes]:
 
 def _bar(name: str, done: int, total: int | None, show: bool | None):
     """A progress bar on a terminal or in a notebook, None elsewhere."""
-    visible = sys.stderr.isatty() or "ipykernel" in sys.modules if show is None else show
+    visible = is_shown(show)
     if not visible:
         return nullcontext()
     from rich.console import Console

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
+
+from leignn_jax.progress import is_shown
 
 
 class SimulationProgress:
@@ -50,5 +51,5 @@ class SimulationProgress:
 
 def simulation_progress(steps: int, timestep: float, show: bool | None) -> SimulationProgress:
     """A bar over ``steps`` steps of ``timestep`` fs; ``show`` None is where there is a terminal."""
-    visible = sys.stderr.isatty() or "ipykernel" in sys.modules if show is None else show
+    visible = is_shown(show)
     return SimulationProgress(steps, timestep, visible)

@@ -20,7 +20,6 @@ import csv
 import io
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,7 @@ from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
+from leignn_jax.progress import is_shown
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
     REPLICA,
@@ -481,7 +481,7 @@ class _Bar:
     """A progress bar on a terminal, nothing elsewhere: steps, largest force, how many have stopped."""
 
     def __init__(self, steps: int, show: bool | None):
-        visible = sys.stderr.isatty() or "ipykernel" in sys.modules if show is None else show
+        visible = is_shown(show)
         self._bar: Any = None
         if visible:
             from rich.console import Console

@@ -95,7 +95,10 @@ def test_zbl_of_two_silicon_nuclei():
 
 def test_a_wall_begins_smoothly_where_data_end(x64):
     begins = 1.3
-    energy = lambda d: wall_energy(d[None], jnp.array([begins]))[0]  # noqa: E731
+
+    def energy(distance, begins=begins):
+        return wall_energy(distance[None], jnp.array([begins]))[0]
+
     slope, bend = jax.grad(energy), jax.grad(jax.grad(energy))
     for f in (energy, slope, bend):
         assert float(f(jnp.array(begins + 1e-9))) == 0.0
@@ -103,8 +106,7 @@ def test_a_wall_begins_smoothly_where_data_end(x64):
     assert float(energy(jnp.array(0.9 * begins))) == pytest.approx(1.0)
     assert float(slope(jnp.array(0.9 * begins))) == pytest.approx(-3 / (0.1 * begins))
     # No wall, no number that isn't one.
-    nothing = lambda d: wall_energy(d[None], jnp.zeros(1))[0]  # noqa: E731
-    assert float(nothing(jnp.array(0.1))) == float(jax.grad(nothing)(jnp.array(0.1))) == 0.0
+    assert float(energy(jnp.array(0.1), 0.0)) == float(jax.grad(energy)(jnp.array(0.1), 0.0)) == 0.0
 
 
 def mostly_slow(cases, quick):
