@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from leignn_jax.potential import Potential as Potential
     from leignn_jax.potential import Prediction as Prediction
     from leignn_jax.potential_file import load_potential as load_potential
+    from leignn_jax.properties.relax import relax as relax
     from leignn_jax.simulation.engine import simulate as simulate
-    from leignn_jax.simulation.relax import relax as relax
     from leignn_jax.sweeps.population import committee as committee
     from leignn_jax.sweeps.population import committee_predict as committee_predict
     from leignn_jax.sweeps.study import sweep as sweep
@@ -58,7 +58,7 @@ _HOME = {
     "preset": "models.config",
     "read_frames": "data.readers",
     "simulate": "simulation.engine",
-    "relax": "simulation.relax",
+    "relax": "properties.relax",
     "sweep": "sweeps.study",
     "train": "training.api",
 }

@@ -226,7 +226,7 @@ def relax(
     with _interruptible("Nothing was written: the same command starts anew."):
         from leignn_jax.interruption import exit_code
         from leignn_jax.potential_file import load_potential
-        from leignn_jax.simulation.relax import relax as run
+        from leignn_jax.properties.relax import relax as run
 
         result = run(
             load_potential(potential),

@@ -21,7 +21,8 @@ from leignn_jax import cli, files, potential_file
 from leignn_jax.data import public
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.interruption import exit_code
-from leignn_jax.simulation import chunks, engine, relax
+from leignn_jax.properties import relax
+from leignn_jax.simulation import chunks, engine
 from leignn_jax.sweeps import study
 from leignn_jax.training import loop
 from leignn_jax.training.folder import RunFolder

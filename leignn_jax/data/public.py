@@ -16,7 +16,6 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from leignn_jax.data.readers import PICKLED
 from leignn_jax.errors import ConfigError, DownloadError, FileFormatError
 from leignn_jax.files import sync_folder, write_atomically
 from leignn_jax.models.config import did_you_mean
-from leignn_jax.progress import is_shown
+from leignn_jax.progress import ProgressBar, is_shown
 
 log = logging.getLogger("leignn_jax")
 
@@ -243,12 +242,12 @@ class _Downloader:
                 have = 0
             length = response.headers.get("Content-Length")
             total = None if length is None else have + int(length)
-            with open(self._part, "ab" if have else "wb") as file, _bar(self._name, have, total, self._progress) as bar:
+            bar = ProgressBar(self._name, total, is_shown(self._progress), unit="bytes", done=have)
+            with open(self._part, "ab" if have else "wb") as file, bar:
                 for chunk in _bytes_sent(response):
                     file.write(chunk)
                     have += len(chunk)
-                    if bar is not None:
-                        bar.update(bar.task_ids[0], completed=have)
+                    bar.update(have)
                 file.flush()
                 os.fsync(file.fileno())
         if total is not None and have != total:
@@ -266,20 +265,6 @@ def _bytes_sent(response: Any) -> Iterator[bytes]:
         yield from response.raw.stream(_CHUNK, decode_content=False)
     except urllib3.exceptions.HTTPError as error:
         raise requests.exceptions.ChunkedEncodingError(error) from error
-
-
-def _bar(name: str, done: int, total: int | None, show: bool | None):
-    """A progress bar on a terminal or in a notebook, None elsewhere."""
-    visible = is_shown(show)
-    if not visible:
-        return nullcontext()
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    bar = Progress(*columns, console=Console(stderr=True))
-    bar.add_task(name, total=total, completed=done)
-    return bar
 
 
 def _reason(error: Exception) -> str:

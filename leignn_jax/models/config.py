@@ -9,9 +9,11 @@ from typing import Any, Literal
 from ase.data import chemical_symbols
 
 from leignn_jax.errors import ConfigError
-from leignn_jax.models.radial import ENVELOPES, RADIAL_BASES
 
 Variant = Literal["leignn", "vanilla_nmu", "vanilla"]
+
+RADIAL_BASES = ("bessel", "gaussian", "bernstein")
+ENVELOPES = ("polynomial", "exponential")
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "leignn": {"update": "gated", "global_nodes": True},

@@ -6,20 +6,14 @@ All are functions of the scaled distance t = d / cutoff in (0, 1) and act on any
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from leignn_jax.models.config import LEIGNNConfig
 from leignn_jax.pair_ops import AnyArray
-
-if TYPE_CHECKING:
-    from leignn_jax.models.config import LEIGNNConfig
-
-RADIAL_BASES = ("bessel", "gaussian", "bernstein")
-ENVELOPES = ("polynomial", "exponential")
 
 
 def polynomial_envelope(t: Float[AnyArray, "*pairs"], exponent: int = 5) -> Float[Array, "*pairs"]:

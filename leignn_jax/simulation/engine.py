@@ -19,6 +19,7 @@ from leignn_jax.errors import ConfigError, SimulationError, StructureError
 from leignn_jax.files import make_folder
 from leignn_jax.interruption import stop_requests
 from leignn_jax.models.config import did_you_mean
+from leignn_jax.progress import ProgressBar, is_shown
 from leignn_jax.simulation.chunks import REASONS, Limits, Run
 from leignn_jax.simulation.dynamics import EnergyModel
 from leignn_jax.simulation.ensembles import (
@@ -32,7 +33,6 @@ from leignn_jax.simulation.ensembles import (
     thermo,
 )
 from leignn_jax.simulation.folder import SimulationFolder
-from leignn_jax.simulation.progress import simulation_progress
 from leignn_jax.simulation.thermo import column, read_thermo
 from leignn_jax.simulation.trajectory import read_trajectory
 
@@ -244,12 +244,12 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
         if folder is not None:
             # Killed at any moment from here on it can go on.
             folder.checkpoint(run)
-    with stop_requests() as stop, simulation_progress(steps, float(run.timestep), progress) as bar:
-        bar.update(first, run.state)
+    with stop_requests() as stop, ProgressBar("simulating", steps, is_shown(progress), done=first) as bar:
         while int(run.state.step) < steps and not bool((run.stopped > 0).all()) and not stop.is_set():
             frame, line = run.advance(limits, steps, log_every, save_every // log_every, frames)
             _store(run, folder, kept, lines, frame, line)
-            bar.update(int(run.state.step), run.state)
+            if bar.visible:
+                bar.update(int(run.state.step), _facts(run, bar.rate))
             if measured is None:
                 measured = (clock.monotonic(), int(run.state.step))
             if folder is not None and clock.monotonic() - saved > 60 * checkpoint_minutes:
@@ -272,6 +272,12 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     if single:
         return Simulation(final[0], trajectory[0], numbers[0], summary)
     return Simulation(final, trajectory, numbers, summary)
+
+
+def _facts(run: Run, rate: float | None) -> str:
+    """What stands beside the progress bar; ``rate`` in steps per second."""
+    speed = "" if rate is None else f"{rate * float(run.timestep) * 86400e-6:.3g} ns/day, "
+    return f"{speed}{float(np.mean(np.asarray(run.state.energy))):.6g} eV"
 
 
 def _present(run: Run):

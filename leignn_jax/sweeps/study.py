@@ -39,7 +39,7 @@ from leignn_jax.sweeps.population import (
 )
 from leignn_jax.sweeps.space import StudyConfig, group_key, load_study, make_study, members
 from leignn_jax.training.config import TrainConfig
-from leignn_jax.training.logs import progress_bar
+from leignn_jax.training.logs import TrainingProgress
 from leignn_jax.training.loop import CountedCompiles, Prepared, evaluation_batches, prepare, train_batches
 from leignn_jax.training.loss import metrics
 from leignn_jax.training.parallel import DATA, make_mesh, place_state, shard_step
@@ -186,7 +186,7 @@ def _train_lot(
         population = jax.device_put(population)
     after_epoch = jax.jit(population_epoch, donate_argnums=0)
     history: list[list[dict[str, Any]]] = [[] for _ in range(count)]
-    with progress_bar(config.run.epochs * steps, progress) as bar:
+    with TrainingProgress(config.run.epochs * steps, progress) as bar:
         for epoch in range(config.run.epochs):
             begun = time.monotonic()
             state = population.state

@@ -32,8 +32,8 @@ from leignn_jax.data.statistics import check_frames, compare_sets, find_duplicat
 from leignn_jax.data.store import Store, cached_store
 from leignn_jax.data.table import FrameTable, tabulate
 from leignn_jax.errors import ConfigError, DataError, ElementError
+from leignn_jax.progress import count_frames
 from leignn_jax.training.config import DataSettings
-from leignn_jax.training.logs import count_frames
 
 
 class Names(Sequence[str]):

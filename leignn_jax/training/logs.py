@@ -5,19 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.files import write_atomically
+from leignn_jax.progress import ProgressBar
 
 if TYPE_CHECKING:
     from leignn_jax.training.config import TrainConfig
-
-
-T = TypeVar("T")
 
 
 class History:
@@ -90,77 +87,49 @@ def summary_line(row: Mapping[str, Any]) -> str:
     )
 
 
-class ProgressBar:
+class TrainingProgress:
     """Steps done, rate and time left in a terminal; a live plot in a notebook; one line per epoch elsewhere."""
 
-    def __init__(self, total: int, style: str):
-        self.style = style
+    def __init__(self, total: int, show: bool | None, done: int = 0):
+        """``total`` steps of which ``done`` are done; ``show`` False is silence."""
+        self._style = _style(show)
+        self._done = done
+        self._bar = ProgressBar("training", total, self._style == "terminal", done=done)
         self._plot: Any = None
-        self._bar: Any = None
-        if style == "terminal":
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]} steps/s"),
-                TimeRemainingColumn(),
-                TextColumn("loss {task.fields[loss]}"),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task("training", total=total, rate="–", loss="–")
-
-    def __enter__(self) -> ProgressBar:
-        if self._bar is not None:
-            self._bar.start()
+    def __enter__(self) -> TrainingProgress:
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *_) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def start(self, done: int) -> None:
-        """Begin at a step other than the first."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
+        self._bar.__exit__()
 
     def update(self, shown: Mapping[str, Any] | None = None) -> None:
         """One step more, and its loss where it is at hand."""
-        if self._bar is not None:
-            speed = self._bar.tasks[0].speed
-            fields = {} if shown is None else {"loss": f"{float(shown['loss']):.4g}"}
-            self._bar.update(self._task, advance=1, rate="–" if speed is None else f"{speed:.3g}", **fields)
+        self._done += 1
+        if self._bar.visible:
+            self._bar.update(self._done, None if shown is None else f"loss {float(shown['loss']):.4g}")
 
     def note(self, text: str) -> None:
         """A line beside the bar."""
-        if self.style == "terminal":
-            self._bar.console.print(text, highlight=False)
-        elif self.style in ("lines", "notebook"):
+        self._bar.note(text)
+        if self._style in ("lines", "notebook"):
             print(text, file=sys.stderr, flush=True)
 
     def epoch(self, row: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
-        """One epoch more."""
-        if self.style == "terminal":
-            self._bar.console.print(summary_line(row), highlight=False)
-        elif self.style == "lines":
-            print(summary_line(row), file=sys.stderr, flush=True)
-        elif self.style == "notebook":
-            from IPython.display import display  # pyright: ignore[reportMissingImports]
+        """One epoch more, the last of ``rows``."""
+        if self._style != "notebook":
+            self.note(summary_line(row))
+            return
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
 
-            from leignn_jax.training.report import learning_curve
+        from leignn_jax.training.report import learning_curve
 
-            figure = learning_curve(rows)
-            if self._plot is None:
-                self._plot = display(figure, display_id=True)
-            else:
-                self._plot.update(figure)
-
-
-def progress_bar(total: int, show: bool | None) -> ProgressBar:
-    """The kind of progress that fits where the process runs; ``show`` False is none."""
-    return ProgressBar(total, _style(show))
+        figure = learning_curve(rows)
+        if self._plot is None:
+            self._plot = display(figure, display_id=True)
+        else:
+            self._plot.update(figure)
 
 
 def _style(show: bool | None) -> str:
@@ -169,40 +138,3 @@ def _style(show: bool | None) -> str:
     if "ipykernel" in sys.modules:
         return "notebook"
     return "terminal" if sys.stderr.isatty() else "lines"
-
-
-# Between lines about long work where there is no terminal.
-_LINE_SECONDS = 30.0
-
-
-def count_frames(frames: Iterable[T], doing: str, show: bool | None) -> Iterator[T]:
-    """The same frames, counted with their rate: on a terminal as they come, elsewhere in a line now and then."""
-    style = _style(show)
-    started = said = time.monotonic()
-    count = 0
-
-    def line() -> str:
-        return f"{doing}: {count} frames, {count / max(time.monotonic() - started, 1e-9):.3g} frames/s"
-
-    if style == "terminal":
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(line(), total=None)
-            for item in frames:
-                yield item
-                count += 1
-                if count % 64 == 0:
-                    bar.update(task, description=line())
-            bar.update(task, description=line(), total=count, completed=count)
-        return
-    for item in frames:
-        yield item
-        count += 1
-        if style != "none" and time.monotonic() - said > _LINE_SECONDS:
-            print(line(), file=sys.stderr, flush=True)
-            said = time.monotonic()
-    if style != "none":
-        print(line(), file=sys.stderr, flush=True)

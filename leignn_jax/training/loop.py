@@ -47,7 +47,7 @@ from leignn_jax.training.dataset import (
     training_set,
 )
 from leignn_jax.training.folder import RunFolder
-from leignn_jax.training.logs import ProgressBar, progress_bar
+from leignn_jax.training.logs import TrainingProgress
 from leignn_jax.training.loss import metrics
 from leignn_jax.training.optimizer import plateau_step
 from leignn_jax.training.parallel import (
@@ -365,8 +365,8 @@ class _Run:
     def go(self, progress: bool | None) -> bool:
         """Train to the end; False where a signal stopped it before."""
         epochs, steps, standing = self.config.run.epochs, self.prepared.steps_per_epoch, self.standing
-        with stop_requests() as stop, progress_bar(epochs * steps, progress) as bar:
-            bar.start(standing.epoch * steps + standing.next_step)
+        done = standing.epoch * steps + standing.next_step
+        with stop_requests() as stop, TrainingProgress(epochs * steps, progress, done) as bar:
             finished = True
             while finished and standing.epoch < epochs:
                 started = time.monotonic()
@@ -381,7 +381,7 @@ class _Run:
             self.signal = stop.signal
         return finished
 
-    def _steps(self, stop: threading.Event, bar: ProgressBar) -> bool:
+    def _steps(self, stop: threading.Event, bar: TrainingProgress) -> bool:
         """The steps left of an epoch; False, after a checkpoint, where a process was asked to stop before their end."""
         standing, ended, trouble = self.standing, False, None
         inflight: list[Any] = []
@@ -426,7 +426,7 @@ class _Run:
                 self._save()
         return not ended
 
-    def _close_epoch(self, seconds: float, bar: ProgressBar) -> None:
+    def _close_epoch(self, seconds: float, bar: TrainingProgress) -> None:
         """Evaluate, and write down what the epoch brought."""
         with together():
             row = self._row(seconds)

@@ -14,9 +14,9 @@ from scipy.optimize import minimize_scalar
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
-from leignn_jax.simulation import elasticity
-from leignn_jax.simulation.elasticity import elastic_constants, elastic_tensor, moduli
-from leignn_jax.simulation.relax import relax
+from leignn_jax.properties import elasticity
+from leignn_jax.properties.elasticity import elastic_constants, elastic_tensor, moduli
+from leignn_jax.properties.relax import relax
 from leignn_jax.simulation.simple_models import LennardJones
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")

@@ -23,7 +23,7 @@ from scipy.optimize import minimize_scalar
 import leignn_jax
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
-from leignn_jax.simulation.relax import relax
+from leignn_jax.properties.relax import relax
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")

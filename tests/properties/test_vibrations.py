@@ -13,8 +13,7 @@ from ase.constraints import FixAtoms, FixedPlane
 from flax import struct
 
 from leignn_jax.errors import ConfigError
-from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
-from leignn_jax.simulation.vibrations import (
+from leignn_jax.properties.vibrations import (
     INVERSE_CM,
     TERAHERTZ,
     Bands,
@@ -25,6 +24,7 @@ from leignn_jax.simulation.vibrations import (
     phonons,
     plot_phonons,
 )
+from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
 

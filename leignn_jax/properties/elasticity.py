@@ -10,7 +10,7 @@ to where forces vanish again. K^+ leaves out translations. At zero stress C is t
 strain; under a pressure it is the stiffness between stress and strain (Wallace's), which is what a measured stress-strain
 curve shows.
 
-The energy of a model with the tips of cones at symmetric sites (see :mod:`leignn_jax.simulation.vibrations`) has no useful
+The energy of a model with the tips of cones at symmetric sites (see :mod:`leignn_jax.properties.vibrations`) has no useful
 derivatives there; ``strain`` gives central differences of the stress instead, atoms relaxed at each strain.
 
 Components are Voigt's: xx, yy, zz, yz, xz, xy, shear strains counted twice.
@@ -30,9 +30,9 @@ from jaxtyping import Array, Float
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Potential
+from leignn_jax.properties.relax import relax
+from leignn_jax.properties.vibrations import second_derivatives
 from leignn_jax.simulation.dynamics import GIGAPASCAL, EnergyModel
-from leignn_jax.simulation.relax import relax
-from leignn_jax.simulation.vibrations import second_derivatives
 
 log = logging.getLogger("leignn_jax")
 

@@ -39,7 +39,7 @@ from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
-from leignn_jax.progress import is_shown
+from leignn_jax.progress import ProgressBar, is_shown
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
     REPLICA,
@@ -375,7 +375,7 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
     state, first = _start(model, system, lists_at(positions, cells), positions, cells, goal, cell=cell)
     lines = [jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(first))]
     done, growths = 0, 0
-    with _Bar(steps, progress) as advance:
+    with ProgressBar("relaxing", steps, is_shown(progress)) as bar:
         while done < steps and bool((state.status == RUNNING).any()) and not stop.is_set():
             count, after, found = _chunk(model, system, state, goal, steps, cell=cell, length=_CHUNK_STEPS)
             overflow = int(np.bitwise_or.reduce(np.asarray(after.neighbors.overflow)))
@@ -399,7 +399,8 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
             count = int(count)
             done += count
             lines.append({k: np.asarray(v)[:count] for k, v in jax.device_get(found).items()})
-            advance(done, lines[-1]["max_force"][-1].max(), int((np.asarray(state.status) != RUNNING).sum()))
+            arrived = int((np.asarray(state.status) != RUNNING).sum())
+            bar.update(done, f"force {lines[-1]['max_force'][-1].max():.3g} eV/Å, {arrived} at rest")
     return state, {k: np.concatenate([x[k] for x in lines]) for k in lines[0]}
 
 
@@ -475,34 +476,6 @@ def _write(folder: Path, result: Relaxation) -> None:
     write_atomically(folder / "relaxed.extxyz", frames.getvalue().encode())
     write_atomically(folder / "history.csv", table.getvalue().encode())
     write_atomically(folder / "summary.json", (json.dumps(facts, indent=1) + "\n").encode())
-
-
-class _Bar:
-    """A progress bar on a terminal, nothing elsewhere: steps, largest force, how many have stopped."""
-
-    def __init__(self, steps: int, show: bool | None):
-        visible = is_shown(show)
-        self._bar: Any = None
-        if visible:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            columns = TextColumn("relaxing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("relaxing", total=steps, facts="")
-
-    def __enter__(self):
-        if self._bar is not None:
-            self._bar.start()
-        return self._advance
-
-    def __exit__(self, *_) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _advance(self, done: int, force: float, arrived: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, facts=f"force {force:.3g} eV/Å, {arrived} at rest")
 
 
 def _check_settings(structures, cell, pressure, max_force, max_stress, steps, optimizer, dtype, skin) -> None:

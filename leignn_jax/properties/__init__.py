@@ -1,0 +1,1 @@
+"""Properties of structures at rest: minima, vibrations and phonons, elastic constants."""
