@@ -18,8 +18,8 @@ from ase.build import bulk
 import leignn_jax
 from leignn_jax.plotting import save_figure
 from leignn_jax.properties.elasticity import elastic_constants
+from leignn_jax.properties.phonons import phonons, plot_phonons
 from leignn_jax.properties.relax import relax
-from leignn_jax.properties.vibrations import phonons, plot_phonons
 
 HERE = Path(__file__).parent
 STEPS = (None, 0.001, 0.01, 0.03, 0.075, 0.15)

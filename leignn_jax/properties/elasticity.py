@@ -10,8 +10,8 @@ to where forces vanish again. K^+ leaves out translations. At zero stress C is t
 strain; under a pressure it is the stiffness between stress and strain (Wallace's), which is what a measured stress-strain
 curve shows.
 
-The energy of a model with the tips of cones at symmetric sites (see :mod:`leignn_jax.properties.vibrations`) has no useful
-derivatives there; ``strain`` gives central differences of the stress instead, atoms relaxed at each strain.
+The energy of a model with the tips of cones at symmetric sites (see :mod:`leignn_jax.properties.second_derivatives`) has
+no useful derivatives there; ``strain`` gives central differences of the stress instead, atoms relaxed at each strain.
 
 Components are Voigt's: xx, yy, zz, yz, xz, xy, shear strains counted twice.
 """
@@ -31,7 +31,7 @@ from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Potential
 from leignn_jax.properties.relax import relax
-from leignn_jax.properties.vibrations import second_derivatives
+from leignn_jax.properties.second_derivatives import second_derivatives
 from leignn_jax.simulation.dynamics import GIGAPASCAL, EnergyModel
 
 log = logging.getLogger("leignn_jax")

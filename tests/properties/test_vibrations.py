@@ -13,17 +13,16 @@ from ase.constraints import FixAtoms, FixedPlane
 from flax import struct
 
 from leignn_jax.errors import ConfigError
-from leignn_jax.properties.vibrations import (
-    INVERSE_CM,
-    TERAHERTZ,
+from leignn_jax.properties.phonons import (
     Bands,
     crystal_in_supercell,
     force_constants,
     frequencies,
-    normal_modes,
     phonons,
     plot_phonons,
 )
+from leignn_jax.properties.second_derivatives import INVERSE_CM, TERAHERTZ
+from leignn_jax.properties.vibrations import normal_modes
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")

@@ -1,0 +1,105 @@
+"""Second derivatives of the energy, exact or over small displacements, and whether they say anything.
+
+A model that takes norms of vectors which vanish at symmetric sites (LEIGNN's do, in diamond or fcc) has an energy with the
+tip of a cone there, rounded off over about 1e-4 Å: its second derivatives at that point are exact, huge and of no use.
+Where force constants from displacements of 0.01 Å tell otherwise a warning is logged; ``displacement`` then gives central
+differences over what atoms really move.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ase
+import ase.units
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from leignn_jax.errors import ConfigError, StructureError
+from leignn_jax.graph import Graph
+from leignn_jax.potential import Potential
+from leignn_jax.simulation.dynamics import EnergyModel
+
+log = logging.getLogger("leignn_jax")
+
+# THz of the angular frequency (eV/Å^2/amu)^1/2, and cm^-1 per THz.
+TERAHERTZ = float(1e3 * ase.units.fs / (2 * np.pi))
+INVERSE_CM = float(1e12 / (100 * ase.units._c))
+
+# Directions differentiated side by side.
+_TOGETHER = 16
+# Å by which atoms are displaced to see whether the curvature is that of a kink, and how much it may differ.
+_CHECK_STEP, _KINK = 0.01, 0.25
+
+
+def second_derivatives(
+    model: EnergyModel, graph: Graph, atoms: Any, displacement: Any = None
+) -> Float[Array, "chosen 3 atoms 3"]:
+    """Second derivatives of the energy by the positions of these atoms ``[chosen]`` and of all, eV/Å^2; pure.
+
+    displacement: Å, for central differences of forces; None is exact derivatives.
+    """
+    shape, dtype = graph.positions.shape, graph.positions.dtype
+    columns = (jnp.asarray(atoms)[:, None] * 3 + jnp.arange(3)).ravel()
+
+    def forces(positions):
+        return model.compute(graph.replace(positions=positions)).forces
+
+    def column(place):
+        direction = (jnp.arange(shape[0] * 3) == place).astype(dtype).reshape(shape)
+        here = jnp.asarray(graph.positions)
+        if displacement is None:
+            return -jax.jvp(forces, (here,), (direction,))[1]
+        return (forces(here - displacement * direction) - forces(here + displacement * direction)) / (2 * displacement)
+
+    rows = jax.lax.map(column, columns, batch_size=min(_TOGETHER, columns.shape[0]))
+    return rows.reshape(-1, 3, *shape)
+
+
+def signed_root(squares: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Square roots, of negative numbers minus the root of what they are below zero; derivative 0 at 0."""
+    size = jnp.abs(squares)
+    some = size > 0
+    return jnp.where(some, jnp.sign(squares) * jnp.sqrt(jnp.where(some, size, 1.0)), 0.0)
+
+
+@jax.jit
+def checked_derivatives(model: EnergyModel, graph: Graph, atoms, displacement):
+    """Second derivatives of these atoms, and central differences of the first of them to compare with."""
+    return (
+        second_derivatives(model, graph, atoms, displacement),
+        second_derivatives(model, graph, atoms[:1], _CHECK_STEP),
+    )
+
+
+def check_smooth(derivatives, differences, first: int, displacement: float | None) -> None:
+    """Warn where the exact curvature at a point says nothing of the energy around it."""
+    exact, around = np.asarray(derivatives)[0, :, first], np.asarray(differences)[0, :, first]
+    if displacement is None and np.abs(exact - around).max() > _KINK * np.abs(around).max():
+        log.warning(
+            "The energy has a kink here: atom %d feels a spring of %.3g eV/Å^2, but over %.2g Å one of %.3g. Frequencies "
+            "are those of the tip; displacement=0.05 gives those of the motion around it.",
+            first,
+            np.abs(exact).max(),
+            _CHECK_STEP,
+            np.abs(around).max(),
+        )
+
+
+def check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise StructureError(
+            "The second derivatives of the energy are no finite numbers: the structure is far from anything the potential "
+            "knows, or its parameters are damaged."
+        )
+
+
+def graph_of(potential: EnergyModel, atoms: ase.Atoms, dtype: str) -> Graph:
+    if dtype not in ("float32", "float64"):
+        raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+    if isinstance(potential, Potential):
+        potential.check_elements(atoms.numbers)
+    return Graph.from_ase(atoms, potential.cutoff, np.dtype(dtype))
