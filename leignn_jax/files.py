@@ -12,7 +12,14 @@ import numpy as np
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file by a temporary one beside it, fsync and rename."""
+    """Write a file by a temporary one beside it, fsync and rename.
+
+    What a link points to is written, and what is no file (a pipe, /dev/stdout) as it is: nothing takes its place.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

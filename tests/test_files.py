@@ -1,0 +1,33 @@
+"""Files that are whole or not there, and what is no file."""
+
+import os
+import threading
+
+from leignn_jax.files import write_atomically
+
+
+def test_nothing_is_left_beside(tmp_path):
+    write_atomically(tmp_path / "new" / "file", b"one")
+    write_atomically(tmp_path / "new" / "file", b"two")
+    assert (tmp_path / "new" / "file").read_bytes() == b"two"
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_atomically(tmp_path / "link", b"one")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"one"
+
+
+def test_a_pipe_stays_one(tmp_path):
+    """As a device does: who is root would put a file in the place of /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(pipe, b"one")
+    reader.join(10)
+    assert got == [b"one"]
+    assert pipe.is_fifo()
