@@ -53,8 +53,12 @@ def find_pairs(
     positions = np.ascontiguousarray(positions, np.float64)
     cell = np.ascontiguousarray(cell, np.float64)
     check_structure(positions, cell, pbc)
-    if not (np.isfinite(cutoff) and cutoff > 0):
-        raise StructureError(f"The cutoff must be a positive number of Å, not {cutoff}.")
+    if (
+        isinstance(cutoff, bool)
+        or not isinstance(cutoff, int | float | np.number)
+        or not (np.isfinite(cutoff) and cutoff > 0)
+    ):
+        raise StructureError(f"The cutoff must be a positive number of Å, not {cutoff!r:.60}.")
     if len(positions) == 0:
         empty = np.zeros(0, np.int32)
         return Pairs(empty, empty, np.zeros((0, 3), np.int32), np.zeros(0))

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ase
@@ -35,6 +37,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
+from leignn_jax.arguments import check_atoms, check_dtype, check_model, check_number, check_sequence, check_whole
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Potential
@@ -53,6 +56,8 @@ INVERSE_CM = float(1e12 / (100 * ase.units._c))
 _TOGETHER = 16
 # Å by which distances to images may differ and still count as equal.
 _EQUAL = 1e-4
+# In a supercell; its second derivatives are kept, 9 numbers for each atom of the cell.
+_MOST_ATOMS = 1_000_000
 # Å by which atoms are displaced to see whether the curvature is that of a kink, and how much it may differ.
 _CHECK_STEP, _KINK = 0.01, 0.25
 
@@ -140,7 +145,8 @@ def normal_modes(
         ConfigError: a wrong dtype, or a constraint other than FixAtoms.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; second derivatives that are not finite.
     """
-    free = _free_atoms(atoms)
+    free = _free_atoms(check_atoms(atoms))
+    _check_displacement(displacement)
     graph = _graph(potential, atoms, dtype)
     with jax.enable_x64(dtype == "float64"):
         found = jax.device_get(_checked_derivatives(potential, graph, free, displacement))
@@ -328,6 +334,7 @@ def phonons(
         ConfigError: a structure that is not periodic, constraints, repetitions below one, a wrong dtype.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; second derivatives that are not finite.
     """
+    _check_displacement(displacement)
     crystal, repeats = crystal_in_supercell(potential, atoms, supercell, dtype)
     with jax.enable_x64(dtype == "float64"):
         cell = np.arange(len(atoms))
@@ -345,7 +352,8 @@ def crystal_in_supercell(
     dtype: str = "float64",
 ) -> tuple[Crystal, tuple[int, int, int]]:
     """The geometry that the pure functions below take, and the repetitions; on the host, arguments as :func:`phonons`."""
-    if not atoms.pbc.all():
+    check_model(potential)
+    if not check_atoms(atoms).pbc.all():
         raise ConfigError("Phonons need a structure that is periodic in three directions; see normal_modes for others.")
     if atoms.constraints:
         raise ConfigError(
@@ -354,9 +362,12 @@ def crystal_in_supercell(
     if supercell is None:
         heights = 1 / np.linalg.norm(np.asarray(atoms.cell.reciprocal()), axis=1)
         supercell = tuple(int(n) for n in np.ceil(2 * potential.cutoff / heights - 1e-9))  # pyright: ignore
-    repeats = (supercell,) * 3 if isinstance(supercell, int | np.integer) else tuple(int(n) for n in supercell)  # pyright: ignore
-    if len(repeats) != 3 or min(repeats) < 1:
-        raise ConfigError(f"supercell must be three numbers of one or more, not {supercell!r}.")
+    given = check_sequence("supercell", supercell) if isinstance(supercell, Iterable) else [supercell] * 3
+    repeats = tuple(check_whole("supercell", n, 1) for n in given)
+    if len(repeats) != 3 or math.prod(repeats) * len(atoms) > _MOST_ATOMS:
+        raise ConfigError(
+            f"supercell must be three numbers, of at most {_MOST_ATOMS:,} atoms in all, not {supercell!r:.60}."
+        )
     large = _repeated(atoms, repeats)
     vectors, weights = _nearest_images(atoms, large)
     crystal = Crystal(
@@ -499,9 +510,14 @@ def _plain(atoms: ase.Atoms) -> ase.Atoms:
     return atoms
 
 
+def _check_displacement(displacement: Any) -> None:
+    if displacement is not None:
+        check_number("displacement", displacement, above=0, most=1)
+
+
 def _graph(potential: EnergyModel, atoms: ase.Atoms, dtype: str) -> Graph:
-    if dtype not in ("float32", "float64"):
-        raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+    check_model(potential)
+    check_dtype(dtype)
     if isinstance(potential, Potential):
         potential.check_elements(atoms.numbers)
     return Graph.from_ase(atoms, potential.cutoff, np.dtype(dtype))
