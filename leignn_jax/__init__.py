@@ -64,7 +64,7 @@ _HOME = {
 }
 
 # Rooms that are used by their own names, as in leignn.analysis.diffusivity.
-_ROOMS = ("analysis", "differentiable", "simulation")
+_ROOMS = ("analysis", "differentiable", "properties", "simulation")
 
 __all__ = [*_HOME, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -78,4 +78,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_ROOMS})
+    return sorted([*__all__, "__version__"])

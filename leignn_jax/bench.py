@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 import leignn_jax
+from leignn_jax.arguments import check_atoms, check_dtype, check_sequence, check_whole
 from leignn_jax.differentiable.rollout import start
 from leignn_jax.errors import ConfigError
-from leignn_jax.potential import Potential
+from leignn_jax.potential import Potential, check_potential
 from leignn_jax.simulation.dynamics import evaluate
 from leignn_jax.simulation.engine import simulate
 from leignn_jax.simulation.ensembles import NVE
@@ -49,10 +50,14 @@ def bench(
         ConfigError: numbers out of range, or a structure to repeat that is not periodic.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`.
     """
-    if repeats < 1 or steps < _FEW or steps % _FEW:
-        raise ConfigError(f"bench: repeats must be one or more and steps a multiple of {_FEW}.")
-    if dtype not in ("float32", "float64"):
-        raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+    check_potential(potential)
+    check_atoms(atoms)
+    check_whole("repeats", repeats, 1)
+    if check_whole("steps", steps, _FEW) % _FEW:
+        raise ConfigError(f"bench: steps must be a multiple of {_FEW}.")
+    for size in check_sequence("sizes", sizes):
+        check_whole("sizes", size, 1, 10_000_000)
+    check_dtype(dtype)
     structures = [repeated(atoms, size) for size in sizes] or [atoms]
     device = jax.devices()[0]
     return {

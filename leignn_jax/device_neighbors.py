@@ -31,6 +31,8 @@ from leignn_jax.pair_ops import PairLists
 
 # Room for fluctuations in planned sizes: bins are cheap; every row of padding among pairs and neighbours is computed.
 _SLACK_BIN, _SLACK_NEIGHBORS, _SLACK_PAIRS = 1.5, 1.15, 1.06
+# Of dense matter a bin holds several atoms.
+_BINS_PER_ATOM = 8
 # Candidates looked at together: few enough to stay in the cache (measured, 2^16 to 2^22).
 _BLOCK_ENTRIES = 1 << 18
 
@@ -118,6 +120,9 @@ def plan_sizes(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius:
     heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     # Bins a little wider than the radius, so that a cell may shrink before the grid must change.
     bins = np.maximum(1, np.floor(heights / (1.05 * radius)).astype(int))
+    # In empty space they are wider still, so that their number does not grow with the distance of a few atoms.
+    while bins.prod(dtype=float) > max(_BINS_PER_ATOM * len(positions), 27):
+        bins[bins.argmax()] = -(-bins.max() // 2)
     # Fewer bins than three along a periodic direction look at each bin more than once: one bin and its images instead.
     bins = np.where(pbc & (bins < 3), 1, bins)
     reach = np.where(pbc & (bins == 1), np.ceil(1.05 * radius / heights).astype(int), (bins > 1).astype(int))

@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 from numpy.typing import DTypeLike
 
+from leignn_jax.arguments import check_atoms
 from leignn_jax.errors import StructureError
 from leignn_jax.neighbors import Pairs, find_pairs
 from leignn_jax.pair_ops import PairLists, pair_difference
@@ -52,13 +53,7 @@ class Graph:
             cutoff: Å; all images closer than this count.
             dtype: of positions and cell.
         """
-        numbers = np.asarray(atoms.numbers, np.int32)
-        if len(numbers) == 0:
-            raise StructureError("The structure has no atoms.")
-        if numbers.min() < 1:
-            raise StructureError(
-                f"Atom {int(numbers.argmin())} has atomic number {numbers.min()} (X); give every atom an element."
-            )
+        numbers = np.asarray(check_atoms(atoms).numbers, np.int32)
         cell, pbc = np.asarray(atoms.cell), np.asarray(atoms.pbc, bool)
         pairs = find_pairs(atoms.positions, cell, pbc, cutoff)
         return Graph.from_pairs(atoms.positions, numbers, cell, pbc, pairs, dtype)
@@ -84,6 +79,8 @@ class Graph:
     @staticmethod
     def batch(graphs: Sequence[Graph]) -> Graph:
         """Several graphs side by side in one, on the host."""
+        if not isinstance(graphs, list | tuple) or not all(isinstance(one, Graph) for one in graphs):
+            raise StructureError("A batch is made of a list of graphs; Graph.from_ase makes them.")
         if not graphs:
             raise StructureError("A batch needs at least one graph.")
         atoms = np.cumsum([0, *(g.positions.shape[0] for g in graphs)])

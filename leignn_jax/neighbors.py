@@ -11,6 +11,12 @@ from leignn_jax.errors import StructureError
 
 # Closer than this is two atoms written at the same place, not chemistry.
 OVERLAP = 0.01
+# Å from the origin: float64 has a millionth of an Å left there.
+FARTHEST = 1e10
+# More neighbours than this are a wrong unit or a wrong cutoff: solids have about a thousand within 13 Å.
+MOST_NEIGHBORS = 10_000
+# Where there are more cells, vesin makes them larger, and where one direction has none left it divides by zero.
+_MOST_CELLS = 1e5
 
 
 class Pairs(NamedTuple):
@@ -39,24 +45,36 @@ def find_pairs(
     some directions or all zero where none is.
 
     Raises:
-        StructureError: a position is not finite, a periodic cell can't be inverted, two atoms overlap, or the cutoff
-            is not positive.
+        StructureError: a position is not finite or too far from the origin, a periodic cell can't be inverted, two atoms
+            overlap, the cutoff is not positive, or there would be more than ``MOST_NEIGHBORS`` neighbours per atom.
     """
     from vesin import NeighborList
 
     positions = np.ascontiguousarray(positions, np.float64)
     cell = np.ascontiguousarray(cell, np.float64)
     check_structure(positions, cell, pbc)
-    if not (np.isfinite(cutoff) and cutoff > 0):
-        raise StructureError(f"The cutoff must be a positive number of Å, not {cutoff}.")
+    if (
+        isinstance(cutoff, bool)
+        or not isinstance(cutoff, int | float | np.number)
+        or not (np.isfinite(cutoff) and cutoff > 0)
+    ):
+        raise StructureError(f"The cutoff must be a positive number of Å, not {cutoff!r:.60}.")
     if len(positions) == 0:
         empty = np.zeros(0, np.int32)
         return Pairs(empty, empty, np.zeros((0, 3), np.int32), np.zeros(0))
     lattice = completed_lattice(cell, pbc)
     # vesin wants atoms near the cell: wrap for the search, then count the whole vectors taken off into the shifts.
     moved = np.where(pbc, np.floor(positions @ np.linalg.inv(lattice)), 0.0)
-    search = NeighborList(cutoff=float(cutoff), full_list=False)
-    i, j, shifts, distances = search.compute(positions - moved @ lattice, lattice, pbc, quantities="ijSd")
+    if np.abs(moved).max() > 2**30:
+        raise StructureError(
+            f"Atom {int(np.abs(moved).max(1).argmax())} is {np.abs(moved).max():.2g} cells away from the cell. Check the "
+            "file, or wrap it (atoms.wrap())."
+        )
+    wrapped, box, radius = _searchable(positions - moved @ lattice, lattice, pbc, float(cutoff))
+    search = NeighborList(cutoff=radius, full_list=False)
+    i, j, shifts, distances = search.compute(wrapped, box, pbc, quantities="ijSd")
+    if radius > cutoff:
+        i, j, shifts, distances = (x[distances < cutoff] for x in (i, j, shifts, distances))
     i, j = i.astype(np.int64), j.astype(np.int64)
     shifts = np.rint(shifts + moved[i] - moved[j]).astype(np.int32)
 
@@ -77,16 +95,89 @@ def find_pairs(
     return Pairs(i.astype(np.int32), j.astype(np.int32), shifts, distances)
 
 
+def _searchable(positions, lattice, pbc, cutoff: float):
+    """Positions, lattice and radius with which vesin finds the same pairs, in a bounded number of cells.
+
+    Raises:
+        StructureError: more than ``MOST_NEIGHBORS`` neighbours per atom, estimated from the density.
+    """
+    radius = cutoff
+    widths = _widths(positions, lattice, pbc)
+    if _cells(widths, radius).prod() > _MOST_CELLS:
+        positions, lattice = _compacted(positions, lattice, pbc, cutoff)
+        widths = _widths(positions, lattice, pbc)
+    _refuse_crowd(positions, widths, pbc, cutoff)
+    cells = _cells(widths, radius)
+    if cells.min() * np.cbrt(_MOST_CELLS / cells.prod()) < 2:
+        # Flat or drawn out: vesin's own enlargement would leave no cell across.
+        while _cells(widths, radius).prod() > 0.9 * _MOST_CELLS:
+            radius *= 1.1
+    return positions, lattice, radius
+
+
+def _widths(positions, lattice, pbc) -> np.ndarray:
+    """Å between the faces of the cell, in open directions between the outermost atoms."""
+    inverse = np.linalg.inv(lattice)
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    return np.where(pbc, heights, np.ptp(positions @ inverse, axis=0) * heights)
+
+
+def _cells(widths, radius: float) -> np.ndarray:
+    return np.maximum(1.0, np.floor(widths / radius))
+
+
+def _compacted(positions, lattice, pbc, cutoff: float):
+    """Atoms and lattice less the empty space that no pair reaches across: layers wider than two cutoffs become so wide."""
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    places = positions @ np.linalg.inv(lattice) * heights
+    shorter = lattice.copy()
+    for d in range(3):
+        order = np.argsort(places[:, d])
+        along = places[order, d]
+        firsts = np.flatnonzero(np.diff(along, prepend=-np.inf) > 2 * cutoff)
+        lengths = along[np.append(firsts[1:], len(along)) - 1] - along[firsts]
+        begins = np.cumsum(lengths + 2 * cutoff) - lengths - 2 * cutoff
+        group = np.searchsorted(firsts, np.arange(len(along)), side="right") - 1
+        places[order, d] = along - along[firsts][group] + begins[group]
+        if pbc[d]:
+            around = min(heights[d] - along[-1] + along[0], 2 * cutoff)
+            shorter[d] *= (begins[-1] + lengths[-1] + around) / heights[d]
+    return places @ (lattice / heights[:, None]), shorter
+
+
+def _refuse_crowd(positions, widths, pbc, cutoff: float) -> None:
+    shares = 2 * cutoff / np.where(pbc, widths, np.maximum(widths, 2 * cutoff))
+    expected = np.pi / 6 * len(positions) * shares.prod()
+    if len(positions) > MOST_NEIGHBORS:
+        # Atoms of one cube are all within the cutoff of each other.
+        cubes = np.floor((positions - positions.min(0)) / (cutoff / np.sqrt(3))).astype(np.int64)
+        _, filled = np.unique(cubes, axis=0, return_counts=True)
+        expected = max(expected, float((filled.astype(float) ** 2).sum()) / len(positions))
+    if expected > MOST_NEIGHBORS:
+        raise StructureError(
+            f"An atom would have about {expected:.2g} neighbours within {cutoff:g} Å, more than {MOST_NEIGHBORS:,}. Check "
+            "the units of positions and cell (Å), or take a shorter cutoff."
+        )
+
+
 def check_structure(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
-    """Raise StructureError where positions or cell are not finite or a periodic cell is singular."""
+    """Raise StructureError where positions or cell are not finite or too large, or a periodic cell is singular."""
     bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
     if len(bad):
         raise StructureError(
             f"Atom {bad[0]} has the position {positions[bad[0]]}: not a number. {len(bad)} of {len(positions)} atoms "
             "are so; check the file, or the step that made the structure (an exploded simulation?)."
         )
+    far = np.flatnonzero((np.abs(positions) > FARTHEST).any(axis=1))
+    if len(far):
+        raise StructureError(
+            f"Atom {far[0]} is at {positions[far[0]]} Å: so far from the origin coordinates have lost their digits. Check "
+            "the file, or move the atoms back near the origin."
+        )
     if not np.isfinite(cell).all():
         raise StructureError(f"The cell holds a number that is not finite: {cell.tolist()}.")
+    if np.abs(cell).max() > FARTHEST:
+        raise StructureError(f"The cell holds a number beyond {FARTHEST:.0e} Å: {cell.tolist()}. Check its units (Å).")
     if pbc.any():
         lengths = np.linalg.norm(cell, axis=1)
         flat = np.flatnonzero(pbc & (lengths < 1e-6))

@@ -15,6 +15,7 @@ from ase.data import chemical_symbols
 from flax import struct
 from jaxtyping import Array, Float
 
+from leignn_jax.arguments import check_atoms, check_dtype, check_mapping, check_number, check_path, check_whole, shown
 from leignn_jax.errors import ConfigError, ElementError, LeignnError, StructureError
 from leignn_jax.graph import Graph, bucket
 from leignn_jax.models.config import LEIGNNConfig
@@ -84,6 +85,12 @@ class Potential:
             scale: eV; the force RMS of the data times 1 Å is a good one.
             metadata: facts to keep with the potential; plain JSON types.
         """
+        if not isinstance(config, LEIGNNConfig):
+            raise ConfigError(
+                f"config must be a LEIGNNConfig, such as leignn_jax.preset('small', elements=('Si',)), not {config!r:.60}."
+            )
+        if not (isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+            raise ConfigError(f"key must be a random key, such as jax.random.key(0), not {key!r:.60}.")
         return cls.from_params(
             config, jax.jit(init_params, static_argnums=0)(config, key), reference_energies, scale, metadata=metadata
         )
@@ -99,7 +106,10 @@ class Potential:
         metadata: Mapping[str, Any] | None = None,
     ) -> Potential:
         """A potential with these network parameters; the other arguments as in :meth:`create`."""
-        reference_energies = dict(reference_energies or {})
+        reference_energies = check_mapping("reference_energies", reference_energies)
+        check_number("scale", scale)
+        for symbol, value in reference_energies.items():
+            check_number(f"reference_energies of {symbol}", value)
         unknown = set(reference_energies) - set(config.elements)
         if unknown:
             raise ConfigError(
@@ -111,7 +121,7 @@ class Potential:
             scale=np.asarray(scale, np.float64),
             energy_shift=np.asarray(energy_shift, np.float64),
             config=config,
-            metadata_json=json.dumps(dict(metadata or {})),
+            metadata_json=json.dumps(check_mapping("metadata", metadata)),
         )
 
     def with_walls(self, begins: Mapping[tuple[str, str], float]) -> Potential:
@@ -128,8 +138,11 @@ class Potential:
             raise ConfigError("Walls belong to the repulsion, which this model is without: use repulsion=True.")
         elements = self.config.elements
         table = np.zeros((len(elements), len(elements)))
-        for (a, b), distance in begins.items():
-            if not distance > 0:
+        for pair, distance in check_mapping("begins", begins).items():
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ConfigError(f"begins: {pair!r:.60} is not two symbols, such as ('O', 'H').")
+            a, b = pair
+            if not check_number(f"begins of {a} and {b}", distance) > 0:
                 raise ConfigError(f"The wall of {a} and {b} must begin at a positive distance, not {distance} Å.")
             if a in elements and b in elements:
                 i, j = elements.index(a), elements.index(b)
@@ -274,7 +287,11 @@ class Potential:
             StructureError, ElementError: see :meth:`Graph.from_ase` and :meth:`check_elements`; for a sequence the
                 message names the structure's index.
         """
-        if hasattr(atoms, "positions"):
+        if (
+            not isinstance(atoms, Iterable)
+            or isinstance(atoms, str | Path | bytes | Mapping)
+            or hasattr(atoms, "positions")
+        ):
             return self._predict_batch([self.to_graph(cast("ase.Atoms", atoms), dtype)])[0]
         return list(self.iter_predict(cast("Sequence[ase.Atoms]", atoms), dtype=dtype, batch_atoms=batch_atoms))
 
@@ -282,6 +299,7 @@ class Potential:
         self, frames: Iterable[ase.Atoms], *, dtype: str = "float32", batch_atoms: int = 1024
     ) -> Iterator[Prediction]:
         """As :meth:`predict` of a sequence, one by one: only the structures of one batch are in memory at a time."""
+        check_whole("batch_atoms", batch_atoms, 1)
         waiting: list[Graph] = []
         for index, one in enumerate(frames):
             try:
@@ -297,9 +315,8 @@ class Potential:
 
     def to_graph(self, atoms: ase.Atoms, dtype: str = "float32") -> Graph:
         """The graph of a structure for this potential, checked for unknown elements; raises as :meth:`predict`."""
-        if dtype not in ("float32", "float64"):
-            raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
-        self.check_elements(atoms.numbers)
+        check_dtype(dtype)
+        self.check_elements(check_atoms(atoms).numbers)
         return Graph.from_ase(atoms, self.cutoff, np.dtype(dtype))
 
     def _predict_batch(self, graphs: list[Graph]) -> list[Prediction]:
@@ -344,7 +361,7 @@ class Potential:
         """Write the potential to one .safetensors file, whole or not at all; see :mod:`leignn_jax.potential_file`."""
         from leignn_jax.potential_file import save_potential
 
-        save_potential(self, path)
+        save_potential(self, check_path("path", path))
 
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ElementError where an atomic number is not among the potential's elements."""
@@ -393,6 +410,14 @@ def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {number:g}" for name, number in value.items())
     return str(value)
+
+
+def check_potential(value: Any, name: str = "potential") -> Potential:
+    """The argument, a trained or untrained Potential; ConfigError where it is something else."""
+    if not isinstance(value, Potential):
+        remedy = "; leignn_jax.load_potential reads files" if isinstance(value, str | Path) else ""
+        raise ConfigError(f"{name} must be a Potential, not {shown(value)}{remedy}.")
+    return value
 
 
 def compute(potential: Potential, graph: Graph) -> Prediction:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from leignn_jax.arguments import check_path
 from leignn_jax.errors import ConfigError, FileFormatError
 from leignn_jax.files import write_atomically
 from leignn_jax.models.config import LEIGNNConfig, did_you_mean
@@ -64,7 +65,7 @@ def find_potential(path_or_name: str | Path) -> Path:
         FileNotFoundError: there is no such file and no such name.
         FileFormatError: it is a folder.
     """
-    path = Path(path_or_name)
+    path = check_path("potential", path_or_name)
     bundled = bundled_potentials()
     if not path.is_file() and str(path) in bundled:
         path = bundled[str(path)]

@@ -377,3 +377,17 @@ def test_bad_structures_are_told():
         allocate([[0, 0, 0], [0, 0, np.nan]], np.eye(3) * 5, [True] * 3, [18, 18], 3.0)
     with pytest.raises(StructureError, match="can't be inverted"):
         allocate([[0, 0, 0], [0, 0, 2]], np.ones((3, 3)), [True] * 3, [18, 18], 3.0)
+
+
+@pytest.mark.parametrize("pbc", [False, True])
+def test_atoms_far_apart_need_few_bins(pbc):
+    rng = np.random.default_rng(0)
+    clump = rng.uniform(0, 6, (12, 3))
+    positions = np.concatenate([clump, clump + np.array([1e4, 2e4, 1e5])])
+    cell = np.diag([1.5e4, 3e4, 2e5]) * pbc
+    sizes = plan_sizes(positions, cell, np.array([pbc] * 3), 4.5)
+    assert np.prod(sizes.bins) <= 8 * 24
+    with jax.enable_x64(True):
+        made = allocate(positions, cell, [pbc] * 3, np.ones(24), 4.0, 0.5, dtype=np.float64)
+        assert not int(made.overflow)
+        assert pairs_of(made) == set(host_pairs(positions, cell, [pbc] * 3, 4.5))

@@ -214,3 +214,92 @@ def test_cell_of_a_molecule_may_be_anything_finite():
 def test_zero_vector_is_fine_where_the_structure_is_not_periodic():
     atoms = Atoms("Si", cell=[[2.5, 0, 0], [0, 2.5, 0], [0, 0, 0]], pbc=(True, True, False))
     assert len(pairs_of(atoms, 3.0).receivers) == 2
+
+
+# --------------------------------------------------------------------------------------- as large or as dense as it may be
+
+
+def two_groups(distance, seed=0):
+    """Two clumps of atoms, in each direction about ``distance`` Å apart, and pairs of each alone."""
+    rng = np.random.default_rng(seed)
+    clump = rng.uniform(0, 6, (20, 3))
+    return np.concatenate([clump, clump + distance]), clump
+
+
+@pytest.mark.parametrize("distance", [(1e4, 1e4, 1e4), (5e5, 0, 0), (0, 3e6, 1e9), (-1e9, 2e9, 0)])
+def test_groups_far_apart_in_open_space(distance):
+    positions, clump = two_groups(np.array(distance, float))
+    # What is left of the coordinates far away.
+    second = positions[20:] - positions[20]
+    alone = [pairs_of(Atoms("H20", positions=p), 4.0) for p in (clump, second)]
+    both = pairs_of(Atoms("H40", positions=positions), 4.0)
+    assert len(both.receivers) == sum(len(one.receivers) for one in alone) > 20
+    near = both.senders < 20
+    np.testing.assert_array_equal(both.receivers[near], alone[0].receivers)
+    np.testing.assert_array_equal(both.senders[near], alone[0].senders)
+    np.testing.assert_array_equal(both.receivers[~near], alone[1].receivers + 20)
+    np.testing.assert_allclose(both.distances[near], alone[0].distances, rtol=1e-12)
+    np.testing.assert_allclose(both.distances[~near], alone[1].distances, rtol=1e-12)
+    assert not both.shifts.any()
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, False, True)])
+def test_empty_space_of_a_periodic_cell(pbc):
+    # Skewed, a million Å along one direction and much along another; atoms stand on both sides of every face.
+    cell = np.array([[1e6, 3e5, 0.0], [0.0, 2e5, 10.0], [0.0, 0.5, 7.0]])
+    positions = two_groups([3e5, 1.5e5, 3.0])[0] - 3.0
+    many = find_pairs(positions, cell, np.array(pbc), 4.0)
+    vectors = positions[many.senders] + many.shifts @ cell - positions[many.receivers]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), many.distances, rtol=0, atol=1e-8)
+    # The same by brute force over the images next to it.
+    images = np.stack(np.meshgrid(*(range(-2 * p, 2 * p + 1) for p in pbc), indexing="ij"), -1).reshape(-1, 3)
+    away = positions[None, :, None] + (images @ cell)[None, None] - positions[:, None, None]
+    close = np.linalg.norm(away, axis=-1) < 4.0
+    assert close.sum() - len(positions) == 2 * len(many.receivers)
+    assert many.shifts.any()
+
+
+def test_wide_and_flat():
+    # More cells across than the search has, and one cell thick.
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(0, 1, (2000, 3)) * [3000.0, 3000.0, 1.0]
+    positions[1000:] = positions[:1000] + np.array([0.8, 0.3, 0.1])
+    for pbc, cell in ((np.zeros(3, bool), np.zeros((3, 3))), (np.ones(3, bool), np.diag([3001.0, 3001.0, 30.0]))):
+        pairs = find_pairs(positions, cell, pbc, 1.5)
+        i, j = np.triu_indices(2000, 1)
+        close = ((positions[i] - positions[j]) ** 2).sum(1) < 1.5**2
+        within = ~pairs.shifts.any(1)
+        np.testing.assert_array_equal(pairs.receivers[within], i[close])
+        np.testing.assert_array_equal(pairs.senders[within], j[close])
+        assert pairs.distances.max() < 1.5
+
+
+CROWDS = {
+    "cell 0.01": (bulk("Si", a=0.03), 5.0),
+    "cell 0.3": (Atoms("H", cell=[0.3] * 3, pbc=True), 5.5),
+    "line 0.01": (Atoms("H", cell=[0.0002, 1e7, 1e7], pbc=True), 5.0),
+    "thousandth": (Atoms("H12000", positions=np.random.default_rng(0).uniform(0, 0.05, (12000, 3))), 5.0),
+    "thousandth in its cell": (
+        Atoms("H12000", positions=np.random.default_rng(0).uniform(0, 0.05, (12000, 3)), cell=[50] * 3, pbc=True),
+        5.0,
+    ),
+    "cutoff 1e9": (bulk("Si"), 1e9),
+    "cutoff 100": (bulk("Si"), 100.0),
+}
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_a_crowd_is_refused_before_the_search(name):
+    atoms, cutoff = CROWDS[name]
+    with pytest.raises(StructureError, match=r"neighbours within .* Å"):
+        pairs_of(atoms, cutoff)
+
+
+def test_positions_that_have_lost_their_digits_are_refused():
+    for far in (1e30, -1e14):
+        with pytest.raises(StructureError, match=r"Atom 1 .*digits"):
+            pairs_of(Atoms("H2", positions=[[0, 0, 0], [far, 0, 0]]), 5.0)
+        with pytest.raises(StructureError, match=r"Atom 1 .*digits"):
+            pairs_of(Atoms("H2", positions=[[0, 0, 0], [far, 0, 0]], cell=[5] * 3, pbc=True), 5.0)
+    with pytest.raises(StructureError, match="cell"):
+        pairs_of(Atoms("H2", positions=[[0, 0, 0], [1, 0, 0]], cell=[1e30] * 3, pbc=True), 5.0)

@@ -94,14 +94,32 @@ _HOME = {
     "view": "viewer",
 }
 
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+# Rooms that are used by their own names, as in analysis.soft_rdf.smooth_rdf.
+_ROOMS = (
+    "correlation",
+    "forces",
+    "plots",
+    "rdf",
+    "soft_rdf",
+    "spectra",
+    "stability",
+    "statistics",
+    "thermodynamics",
+    "trajectory",
+    "transport",
+    "viewer",
+)
+
+__all__ = [*_HOME, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted(__all__)

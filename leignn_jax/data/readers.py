@@ -38,6 +38,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_numbers
 
+from leignn_jax.arguments import check_path
 from leignn_jax.errors import ConfigError, DataError, FileFormatError
 from leignn_jax.files import write_atomically
 
@@ -92,8 +93,8 @@ def iter_frames(path: str | os.PathLike, *, units: str | None = None) -> Iterato
         FileFormatError: truncated, pickled, or of a form that no reader knows; names the file and the frame.
         DataError: a file without frames. The last two come when the frame is reached.
     """
-    path = Path(path)
-    if units is not None and units not in UNITS:
+    path = check_path("path", path)
+    if units is not None and (not isinstance(units, str) or units not in UNITS):
         raise ConfigError(f"units: {units!r} is not known. One of {list(UNITS)}.")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leignn_jax.differentiable.rollout import segment_length, without_constants
+from leignn_jax.arguments import MOST_STEPS, check_model, check_whole
+from leignn_jax.differentiable.rollout import check_call, segment_length, without_constants
 from leignn_jax.simulation.dynamics import EnergyModel, State, System
 from leignn_jax.simulation.ensembles import Ensemble
+from leignn_jax.simulation.settings import make_ensemble
 
 
 class Estimate(NamedTuple):
@@ -23,7 +25,7 @@ class Estimate(NamedTuple):
 
 def estimate(
     model: EnergyModel,
-    ensemble: Ensemble,
+    ensemble: Ensemble | str,
     system: System,
     state: State,
     timestep: float,
@@ -32,6 +34,8 @@ def estimate(
     inputs: int = 1,
     segment: int | Literal["sqrt"] = "sqrt",
     repeats: int = 3,
+    temperature: Any = None,
+    pressure: Any = None,
 ) -> dict[str, Estimate]:
     """Memory and time of a gradient through ``steps`` steps, by mode; takes the time of a few steps and two compilations.
 
@@ -40,7 +44,17 @@ def estimate(
         inputs: numbers to differentiate by, which is what forward mode's time depends on.
         segment: of mode "remat".
         repeats: timed steps, of which the median counts.
+        temperature, pressure: K and GPa, of an ensemble given by its name.
+
+    Raises:
+        ConfigError: as :func:`rollout`.
     """
+    check_model(model, "model")
+    ensemble = make_ensemble(ensemble, temperature, pressure)
+    check_call(ensemble, system, state, timestep, steps)
+    for name, value in (("inputs", inputs), ("repeats", repeats)):
+        check_whole(name, value, 1, MOST_STEPS)
+    length = segment_length(steps, segment) or steps
     model = without_constants(model)
 
     def step(model: Any, moving):
@@ -61,7 +75,6 @@ def estimate(
 
     forward_seconds = _seconds(jax.jit(step), model, moving, repeats)
     both_seconds = _seconds(jax.jit(backward), model, moving, repeats)
-    length = segment_length(steps, segment) or steps
     per_step = max(residuals, 0) + carried
     return {
         "reverse": Estimate(steps * per_step, steps * both_seconds),

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from leignn_jax.arguments import check_choice, check_flag, check_whole
 from leignn_jax.differentiable.rollout import rollout
 from leignn_jax.errors import ConfigError
-from leignn_jax.models.config import did_you_mean
 
 Mode = Literal["reverse", "remat", "forward"]
 
@@ -42,15 +43,36 @@ def value_and_grad(
         has_aux: the loss returns ``(scalar, aux)``; the function returns ``((scalar, aux), gradient)``.
 
     Raises:
-        ConfigError: an unknown mode.
+        ConfigError: an unknown mode; in mode "remat", a loss that does not call the rollout that it is given, and so would
+            not be rematerialised; a loss that is no scalar.
     """
-    if mode not in MODES:
-        raise ConfigError(f"mode: {mode!r} is not known{did_you_mean(str(mode), MODES)} One of {list(MODES)}.")
-    run = partial(rollout, segment=segment) if mode == "remat" else rollout
+    check_choice("mode", mode, MODES)
+    if not callable(loss):
+        raise ConfigError(f"loss must be a function of an argument and a rollout, not {type(loss).__name__}.")
+    check_whole("inputs_at_once", inputs_at_once, 1)
+    check_flag("has_aux", has_aux)
+    in_mode = {"segment": segment} if mode == "remat" else {}
 
     def of_argument(argument):
+        called = []
+
+        def run(*args, **kwargs):
+            called.append(True)
+            return rollout(*args, **{**in_mode, **kwargs})
+
         out = loss(argument, run)
-        return out if has_aux else (out, None)
+        if mode == "remat" and not called:
+            raise ConfigError(
+                "The loss has not called the rollout that it was given: one from elsewhere is not rematerialised. Write "
+                "`def loss(argument, rollout)` and call that `rollout`, or use mode 'reverse'."
+            )
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            raise ConfigError("With has_aux=True the loss must return (scalar, aux).")
+        value, aux = out if has_aux else (out, None)
+        kind = getattr(value, "dtype", np.result_type(type(value)) if isinstance(value, float) else None)
+        if np.shape(value) != () or kind is None or not jnp.issubdtype(kind, jnp.floating):
+            raise ConfigError(f"The loss must return one number, not {value!r:.100}.")
+        return value, aux
 
     differentiate = partial(_forward, at_once=inputs_at_once) if mode == "forward" else _reverse
 

@@ -1,8 +1,9 @@
 r"""Rollouts: a simulation as a pure function, ``(model, ensemble, system, state, timestep) -> what was seen``.
 
 The steps are the engine's. Neighbour lists are renewed inside; their indices carry no gradient, and since every pair
-enters and leaves smoothly, none is missing. What is observed is the scan's output. Should a list overflow or a number
-not be finite, everything that is returned becomes NaN, and so does every gradient.
+enters and leaves smoothly, none is missing. What is observed is the scan's output. Should a list overflow, a number not be
+finite or a limit of the engine be broken (a system too hot, an atom too fast or lost in open space), everything that is
+returned becomes NaN, and so does every gradient.
 
 Gradients of trajectories grow. In a chaotic system the derivative of a late frame by an early one grows as
 exp(lambda t) with the largest Lyapunov exponent lambda (for liquids about 1/ps): beyond a few 1/lambda it is right, and
@@ -20,12 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from leignn_jax.arguments import (
+    MOST_STEPS,
+    check_dtype,
+    check_model,
+    check_number,
+    check_seed,
+    check_structures,
+    check_whole,
+)
 from leignn_jax.device_neighbors import ListSizes
 from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
-from leignn_jax.simulation.chunks import start_state
+from leignn_jax.simulation.chunks import LIMITS, broken, centers, check_limits, start_state
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
 from leignn_jax.simulation.ensembles import Ensemble
+from leignn_jax.simulation.settings import check_bath, check_ensemble, make_ensemble
 
 
 class Rollout(NamedTuple):
@@ -33,7 +44,7 @@ class Rollout(NamedTuple):
 
     state: after the last step.
     seen: what ``observe`` returned, stacked along a leading axis of steps // every; None without ``observe``.
-    valid: bool; where False all other floats are NaN.
+    valid: bool; where False all other floats are NaN: a neighbour list was too small, or the system broke a limit.
     """
 
     state: State
@@ -44,9 +55,10 @@ class Rollout(NamedTuple):
 def start(
     model: EnergyModel,
     atoms: ase.Atoms | list[ase.Atoms],
-    ensemble: Ensemble,
+    ensemble: Ensemble | str,
     *,
     temperature: Any = None,
+    pressure: Any = None,
     seed: int = 0,
     skin: float = 0.5,
     dtype: str = "float32",
@@ -57,17 +69,25 @@ def start(
     Args:
         model: a potential or another model; energies of a rollout are without the constants of a potential.
         atoms: one structure or several side by side.
-        ensemble: of the rollout. temperature: K, of drawn velocities. seed: of velocities and noise.
+        ensemble: of the rollout, an object or a short name (see :func:`leignn_jax.simulation.settings.make_ensemble`).
+        temperature: K, of drawn velocities, and of the ensemble where it is a name. pressure: GPa, of a name.
+        seed: of velocities and noise.
         skin: Å. sizes: of the lists; larger ones where a rollout overflows.
         dtype: "float64" needs ``jax.config.update("jax_enable_x64", True)`` or ``with jax.enable_x64(True)``.
 
     Raises:
-        ConfigError: float64 is asked for but switched off in JAX; no velocities and no temperature.
+        ConfigError: float64 is asked for but switched off in JAX; no velocities and no temperature; numbers of the ensemble
+            out of range.
         StructureError, ElementError: as :meth:`leignn_jax.Potential.predict`.
     """
-    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+    if check_dtype(dtype) == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError("float64 is switched off in JAX: call this inside `with jax.enable_x64(True)`.")
-    structures = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
+    check_model(model, "model")
+    structures = check_structures(atoms)
+    check_number("skin", skin, above=0)
+    check_seed(seed)
+    ensemble = make_ensemble(ensemble, temperature, pressure)
+    check_ensemble(ensemble, temperature, structures)
     if isinstance(model, Potential):
         for one in structures:
             model.check_elements(one.numbers)
@@ -93,7 +113,7 @@ def without_constants(model: EnergyModel) -> EnergyModel:
 
 def rollout(
     model: EnergyModel,
-    ensemble: Ensemble,
+    ensemble: Ensemble | str,
     system: System,
     state: State,
     timestep: Any,
@@ -102,63 +122,82 @@ def rollout(
     observe: Callable[[System, State], Any] | None = None,
     every: int = 1,
     segment: int | Literal["sqrt"] | None = None,
+    temperature: Any = None,
+    pressure: Any = None,
+    max_temperature: float = LIMITS.temperature,
+    max_step: float = LIMITS.step,
+    max_distance: float = LIMITS.distance,
 ) -> Rollout:
     """``steps`` steps of ``timestep`` fs; pure, for jit, vmap, grad and jvp.
 
     Args:
         model: potential or other model, differentiable by its parameters.
-        ensemble, system, state: from :func:`start`; differentiable by temperature and pressure, masses, positions,
-            velocities and cell.
+        ensemble: that of :func:`start`, or another one that remembers the same; differentiable by its numbers.
+        system, state: from :func:`start`; differentiable by masses, positions, velocities and cell.
         timestep: fs. steps: a multiple of ``every`` (static).
         observe: what to look at after every ``every`` steps: ``(system, state) -> pytree``, such as those of
             :mod:`leignn_jax.differentiable.observables`.
         segment: None keeps what the reverse pass needs of every step. A number keeps only the states that many
             observations apart and computes the rest again, one segment at a time: memory of ``steps / segment`` states
             and ``segment`` steps, for one more forward pass. "sqrt" is the number that makes both alike.
+        temperature, pressure: K and GPa, of an ensemble given by its name.
+        max_temperature, max_step, max_distance: as in :func:`leignn_jax.simulate`; beyond them the rollout is not valid.
 
     Raises:
-        ConfigError: steps, every and segment do not fit.
+        ConfigError: steps, every and segment do not fit; the state was started with another ensemble.
     """
-    if steps < 1 or every < 1 or steps % every:
+    check_model(model, "model")
+    ensemble = make_ensemble(ensemble, temperature, pressure)
+    check_call(ensemble, system, state, timestep, steps)
+    check_whole("every", every, 1, MOST_STEPS)
+    if steps % every:
         raise ConfigError(f"steps ({steps}) must be a positive multiple of every ({every}).")
+    if observe is not None and not callable(observe):
+        raise ConfigError(f"observe must be a function (system, state) -> arrays, not {type(observe).__name__}.")
+    limits = check_limits(max_temperature, max_step, max_distance)
     rounds = steps // every
     length = segment_length(rounds, segment)
     model = without_constants(model)
+    center = jax.lax.stop_gradient(centers(system, state.positions))
 
-    def advance(state: State, slot) -> State:
+    def advance(carry, slot):
+        state, good = carry
         # Slot 0 only takes energy and forces of the start, which belong to the model that is given and not to the one
         # that the state was made with. It shares the program's one evaluation, whose compilation is what takes long.
         going = slot > 0
         begun, positions = _either(going, ensemble.begin(system, state, timestep), (state, state.positions))
         moved = move_to(model, system, begun, positions, state.cell)
-        return _either(going, ensemble.finish(model, system, moved, timestep), moved)
+        after = _either(going, ensemble.finish(model, system, moved, timestep), moved)
+        reason = broken(system, *jax.lax.stop_gradient((state, after)), center, limits)
+        return after, good & (reason == 0).all()
 
-    def one_round(state: State, number):
+    def one_round(carry, number):
         # Round n ends with step n * every; round 0 holds slot 0 alone, and rounds after the last one hold none.
         slots = number * every + jnp.arange(1 - every, 1)
         if every == 1 and not spare:
-            state = advance(state, slots[0])
+            carry = advance(carry, slots[0])
         else:
             last = rounds * every
 
-            def one_slot(state, slot):
+            def one_slot(carry, slot):
                 there = (slot >= 0) & (slot <= last)
-                return jax.lax.cond(there, advance, lambda s, _: s, state, slot), None
+                return jax.lax.cond(there, advance, lambda c, _: c, carry, slot), None
 
-            state, _ = jax.lax.scan(one_slot, state, slots)
-        return state, None if observe is None else observe(system, state)
+            carry, _ = jax.lax.scan(one_slot, carry, slots)
+        state, _ = carry
+        return carry, None if observe is None else observe(system, state)
 
     spare = 0 if length is None else -(rounds + 1) % length
     numbers = jnp.arange(rounds + 1 + spare)
     if length is None:
-        state, seen = jax.lax.scan(one_round, state, numbers)
+        (state, good), seen = jax.lax.scan(one_round, (state, jnp.array(True)), numbers)
     else:
-        part = jax.checkpoint(lambda state, numbers: jax.lax.scan(one_round, state, numbers))
-        state, seen = jax.lax.scan(part, state, numbers.reshape(-1, length))
+        part = jax.checkpoint(lambda carry, numbers: jax.lax.scan(one_round, carry, numbers))
+        (state, good), seen = jax.lax.scan(part, (state, jnp.array(True)), numbers.reshape(-1, length))
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
     seen = jax.tree.map(lambda x: x[1 : rounds + 1], seen)
 
-    valid = (state.neighbors.overflow == 0).all() & jnp.isfinite(state.energy).all()
+    valid = good & (state.neighbors.overflow == 0).all()
     # A product, so that gradients are poisoned as well; a choice would make them zero.
     poison = jnp.where(valid, 1.0, jnp.nan)
 
@@ -170,6 +209,16 @@ def rollout(
     return Rollout(state.replace(neighbors=neighbors), seen, valid)
 
 
+def check_call(ensemble: Ensemble, system: System, state: State, timestep: Any, steps: int) -> None:
+    """ConfigError where these are not what a rollout can go on with."""
+    if not isinstance(system, System) or not isinstance(state, State):
+        raise ConfigError("system and state must be what `start` returns, in this order.")
+    check_bath(ensemble, system, state)
+    if not isinstance(timestep, jax.core.Tracer):
+        check_number("timestep", timestep, above=0)
+    check_whole("steps", steps, 1, MOST_STEPS)
+
+
 def _either(first, one, other):
     """Leaves of ``one`` where ``first``, else of ``other``; those that are the same are left alone."""
     return jax.tree.map(lambda x, y: x if x is y else jnp.where(first, x, y), one, other)
@@ -179,8 +228,8 @@ def segment_length(rounds: int, segment: int | Literal["sqrt"] | None) -> int | 
     """Observations per segment; ConfigError where ``segment`` is none of those allowed."""
     if segment is None:
         return None
-    if segment == "sqrt":
+    if isinstance(segment, str) and segment == "sqrt":
         return max(1, math.isqrt(rounds))
-    if not isinstance(segment, int) or not 1 <= segment <= rounds:
+    if not isinstance(segment, int) or isinstance(segment, bool) or not 1 <= segment <= rounds:
         raise ConfigError(f"segment must be 'sqrt' or a whole number from 1 to {rounds}, not {segment!r}.")
     return segment

@@ -9,10 +9,10 @@ import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from leignn_jax.errors import ConfigError
+from leignn_jax.arguments import check_dtype, check_number
 from leignn_jax.graph import Graph, bucket
 from leignn_jax.neighbors import check_structure, find_pairs
-from leignn_jax.potential import Potential, check_finite, compute
+from leignn_jax.potential import Potential, check_finite, check_potential, compute
 
 
 class LEIGNNCalculator(Calculator):
@@ -27,12 +27,9 @@ class LEIGNNCalculator(Calculator):
     def __init__(self, potential: Potential, *, dtype: str = "float32", skin: float = 0.5):
         """See :meth:`Potential.calculator`; ``skin`` in Å, 0 makes a new list at every step."""
         super().__init__()
-        if dtype not in ("float32", "float64"):
-            raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
-        if not (np.isfinite(skin) and skin >= 0):
-            raise ConfigError(f"skin must be a number of Å, zero or more, not {skin!r}.")
-        self.dtype = np.dtype(dtype)
-        self.skin = skin
+        check_potential(potential)
+        self.dtype = np.dtype(check_dtype(dtype))
+        self.skin = check_number("skin", skin, least=0)
         self.network, self._references = potential.split_references()
         self._shift = float(potential.energy_shift)
         self._listed: ase.Atoms | None = None

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from leignn_jax.arguments import check_array, check_number
 from leignn_jax.device_neighbors import NeighborList, allocate, grown, update
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import did_you_mean
-from leignn_jax.potential import Potential
+from leignn_jax.potential import Potential, check_potential
 
 # What jax-md's integrators hand on to energy functions besides what is used here.
 _OF_INTEGRATORS = ("kT", "dt", "t", "pressure", "mass")
@@ -98,8 +99,14 @@ def neighbor_list(
         ConfigError: fractional coordinates without a box.
         ElementError: an element that the potential has not seen.
     """
-    numbers = np.asarray(numbers, np.int32)
+    check_potential(potential)
+    check_number("skin", skin, least=0)
+    numbers = check_array("numbers", numbers, (None,), kinds="iu").astype(np.int32)
     potential.check_elements(numbers)
+    if box is not None and check_array("box", box, np.shape(box)).shape not in ((), (1,), (3,), (3, 3)):
+        raise ConfigError(f"box must be a number, three lengths or a matrix [3, 3], not of shape {np.shape(box)}.")
+    if np.shape(pbc) not in ((), (3,)):
+        raise ConfigError(f"pbc must be True, False or three of them, not of shape {np.shape(pbc)}.")
     network, _ = potential.split_references()
     if box is None and fractional_coordinates:
         raise ConfigError("Fractional coordinates need a box.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any, Literal
 
 from ase.data import chemical_symbols
 
+from leignn_jax.arguments import check_choice, check_flag, check_number, check_whole, did_you_mean
 from leignn_jax.errors import ConfigError
 
 Variant = Literal["leignn", "vanilla_nmu", "vanilla"]
@@ -69,27 +69,29 @@ class LEIGNNConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.elements, list | tuple):
+            raise ConfigError(f"elements must be a list of symbols such as ('Si', 'O'), not {self.elements!r:.60}.")
         object.__setattr__(self, "elements", tuple(self.elements))
         for symbol in self.elements:
-            if symbol not in chemical_symbols[1:]:
+            if not isinstance(symbol, str) or symbol not in chemical_symbols[1:]:
                 raise ConfigError(f"elements: {symbol!r} is not an element's symbol (write 'Si', not 'si' or 14).")
         if len(set(self.elements)) != len(self.elements):
             raise ConfigError(f"elements: a symbol stands twice in {self.elements}.")
-        _at_least("features", self.features, 2)
+        check_whole("features", self.features, 2, 4096)
         if self.features % 2:
             raise ConfigError(f"features must be even, not {self.features}.")
-        _at_least("layers", self.layers, 1)
-        _at_least("num_radial", self.num_radial, 2)
-        if not isinstance(self.cutoff, int | float) or not 0 < self.cutoff < float("inf"):
-            raise ConfigError(f"cutoff must be a positive number of Å, not {self.cutoff!r}.")
-        _at_least("envelope_exponent", self.envelope_exponent, 3)
-        if not isinstance(self.norm_floor, int | float) or not 0 < self.norm_floor < 100:
-            raise ConfigError(f"norm_floor must be a positive number, not {self.norm_floor!r}.")
-        _one_of("radial_basis", self.radial_basis, RADIAL_BASES)
-        _one_of("envelope", self.envelope, ENVELOPES)
-        _one_of("update", self.update, ("gated", "painn"))
-        _one_of("message_dtype", self.message_dtype, ("float32", "bfloat16"))
-        _one_of("matmul_precision", self.matmul_precision, ("highest", "high", "default"))
+        check_whole("layers", self.layers, 1, 64)
+        check_whole("num_radial", self.num_radial, 2, 1024)
+        check_number("cutoff (Å)", self.cutoff, above=0, most=100)
+        check_whole("envelope_exponent", self.envelope_exponent, 3, 64)
+        check_number("norm_floor", self.norm_floor, above=0, most=100)
+        for name in ("global_nodes", "smooth_cutoff", "direct_forces", "repulsion", "remat"):
+            check_flag(name, getattr(self, name))
+        check_choice("radial_basis", self.radial_basis, RADIAL_BASES)
+        check_choice("envelope", self.envelope, ENVELOPES)
+        check_choice("update", self.update, ("gated", "painn"))
+        check_choice("message_dtype", self.message_dtype, ("float32", "bfloat16"))
+        check_choice("matmul_precision", self.matmul_precision, ("highest", "high", "default"))
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -136,21 +138,6 @@ def preset(name: str, *, variant: Variant = "leignn", **settings: Any) -> LEIGNN
     Raises:
         ConfigError: an unknown name, variant or setting, or a setting out of range.
     """
-    _one_of("preset", name, tuple(PRESETS))
-    _one_of("variant", variant, tuple(VARIANTS))
+    check_choice("preset", name, PRESETS)
+    check_choice("variant", variant, VARIANTS)
     return LEIGNNConfig.from_dict({**PRESETS[name], **VARIANTS[variant], **settings})
-
-
-def did_you_mean(key: str, known) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else "."
-
-
-def _one_of(name: str, value: Any, allowed) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}: {value!r} is not known{did_you_mean(str(value), allowed)} One of {list(allowed)}.")
-
-
-def _at_least(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}.")

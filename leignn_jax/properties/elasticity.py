@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from leignn_jax.arguments import check_atoms, check_dtype, check_model, check_number
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Potential
@@ -99,18 +100,18 @@ def elastic_constants(
         ConfigError: a structure that is not periodic or has constraints, a wrong dtype.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; derivatives that are not finite.
     """
-    if not atoms.pbc.all():
+    check_model(potential)
+    if not check_atoms(atoms).pbc.all():
         raise ConfigError("Elastic constants need a structure that is periodic in three directions.")
     if atoms.constraints:
         raise ConfigError(
             "Elastic constants with held atoms are not defined: remove constraints (atoms.set_constraint())."
         )
-    if dtype not in ("float32", "float64"):
-        raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+    check_dtype(dtype)
     if isinstance(potential, Potential):
         potential.check_elements(atoms.numbers)
     graph = Graph.from_ase(atoms, potential.cutoff, np.dtype(dtype))
-    if strain is not None and not 0 < strain < 0.2:
+    if strain is not None and not 0 < check_number("strain", strain) < 0.2:
         raise ConfigError(f"strain must be between 0 and 0.2, not {strain!r}.")
     with jax.enable_x64(dtype == "float64"):
         if strain is None:

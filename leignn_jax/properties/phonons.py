@@ -21,6 +21,8 @@ degenerate frequencies have one, and it is right.
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ase
@@ -30,10 +32,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
+from leignn_jax.arguments import check_atoms, check_model, check_sequence, check_whole
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.properties.second_derivatives import (
     TERAHERTZ,
+    check_displacement,
     check_finite,
     check_smooth,
     checked_derivatives,
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
 
 # Å by which distances to images may differ and still count as equal.
 _EQUAL = 1e-4
+# In a supercell; its second derivatives are kept, 9 numbers for each atom of the cell.
+_MOST_ATOMS = 1_000_000
 
 
 @struct.dataclass
@@ -198,6 +204,7 @@ def phonons(
         ConfigError: a structure that is not periodic, constraints, repetitions below one, a wrong dtype.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; second derivatives that are not finite.
     """
+    check_displacement(displacement)
     crystal, repeats = crystal_in_supercell(potential, atoms, supercell, dtype)
     with jax.enable_x64(dtype == "float64"):
         cell = np.arange(len(atoms))
@@ -215,7 +222,8 @@ def crystal_in_supercell(
     dtype: str = "float64",
 ) -> tuple[Crystal, tuple[int, int, int]]:
     """The geometry that the pure functions below take, and the repetitions; on the host, arguments as :func:`phonons`."""
-    if not atoms.pbc.all():
+    check_model(potential)
+    if not check_atoms(atoms).pbc.all():
         raise ConfigError("Phonons need a structure that is periodic in three directions; see normal_modes for others.")
     if atoms.constraints:
         raise ConfigError(
@@ -224,9 +232,12 @@ def crystal_in_supercell(
     if supercell is None:
         heights = 1 / np.linalg.norm(np.asarray(atoms.cell.reciprocal()), axis=1)
         supercell = tuple(int(n) for n in np.ceil(2 * potential.cutoff / heights - 1e-9))  # pyright: ignore
-    repeats = (supercell,) * 3 if isinstance(supercell, int | np.integer) else tuple(int(n) for n in supercell)  # pyright: ignore
-    if len(repeats) != 3 or min(repeats) < 1:
-        raise ConfigError(f"supercell must be three numbers of one or more, not {supercell!r}.")
+    given = check_sequence("supercell", supercell) if isinstance(supercell, Iterable) else [supercell] * 3
+    repeats = tuple(check_whole("supercell", n, 1) for n in given)
+    if len(repeats) != 3 or math.prod(repeats) * len(atoms) > _MOST_ATOMS:
+        raise ConfigError(
+            f"supercell must be three numbers, of at most {_MOST_ATOMS:,} atoms in all, not {supercell!r:.60}."
+        )
     large = _repeated(atoms, repeats)
     vectors, weights = _nearest_images(atoms, large)
     crystal = Crystal(

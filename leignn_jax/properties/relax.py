@@ -23,7 +23,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import ase
 import ase.io
@@ -34,6 +34,16 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from flax import struct
 
+from leignn_jax.arguments import (
+    MOST_STEPS,
+    check_choice,
+    check_dtype,
+    check_model,
+    check_number,
+    check_path,
+    check_structures,
+    check_whole,
+)
 from leignn_jax.device_neighbors import NeighborList, grown, update
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder, write_atomically
@@ -133,11 +143,12 @@ def relax(
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`.
         SimulationError: neighbour lists grow without end; the folder can't be made.
     """
-    single = hasattr(atoms, "positions")
-    structures = [cast("ase.Atoms", atoms)] if single else list(cast("Sequence[ase.Atoms]", atoms))
+    single = isinstance(atoms, ase.Atoms)
+    structures = check_structures(atoms)
+    check_model(potential)
     _check_settings(structures, cell, pressure, max_force, max_stress, steps, optimizer, dtype, skin)
     if out is not None:
-        make_folder(Path(out), SimulationError)
+        make_folder(check_path("out", out), SimulationError)
     references = np.zeros(len(structures))
     model = potential
     if isinstance(potential, Potential):
@@ -479,23 +490,14 @@ def _write(folder: Path, result: Relaxation) -> None:
 
 
 def _check_settings(structures, cell, pressure, max_force, max_stress, steps, optimizer, dtype, skin) -> None:
-    if not structures:
-        raise ConfigError("relax: there is no structure.")
-    if cell not in (False, "isotropic", "full"):
-        raise ConfigError(f"cell must be False, 'isotropic' or 'full', not {cell!r}.")
-    if optimizer != "fire":
-        raise ConfigError(f"optimizer: {optimizer!r} is not known; 'fire' is.")
+    check_choice("cell", cell, (False, "isotropic", "full"))
+    check_choice("optimizer", optimizer, ("fire",))
     for name, value in (("max_force", max_force), ("max_stress", max_stress), ("skin", skin)):
-        if not value > 0:
-            raise ConfigError(f"{name} must be a positive number, not {value!r}.")
-    if not np.isfinite(pressure):
-        raise ConfigError(f"pressure must be a number of GPa, not {pressure!r}.")
-    if pressure and not cell:
+        check_number(name, value, above=0)
+    if check_number("pressure", pressure) and not cell:
         raise ConfigError("A pressure needs a cell that may change: cell='isotropic' or 'full'.")
-    if steps < 0:
-        raise ConfigError(f"steps must be zero or more, not {steps}.")
-    if dtype not in ("float32", "float64"):
-        raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+    check_whole("steps", steps, 0, MOST_STEPS)
+    check_dtype(dtype)
     for index, atoms in enumerate(structures):
         if cell and not atoms.pbc.all():
             raise ConfigError(

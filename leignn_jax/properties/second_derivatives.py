@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from leignn_jax.errors import ConfigError, StructureError
+from leignn_jax.arguments import check_dtype, check_model, check_number
+from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import EnergyModel
@@ -98,8 +99,14 @@ def check_finite(values: np.ndarray) -> None:
 
 
 def graph_of(potential: EnergyModel, atoms: ase.Atoms, dtype: str) -> Graph:
-    if dtype not in ("float32", "float64"):
-        raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+    check_model(potential)
+    check_dtype(dtype)
     if isinstance(potential, Potential):
         potential.check_elements(atoms.numbers)
     return Graph.from_ase(atoms, potential.cutoff, np.dtype(dtype))
+
+
+def check_displacement(displacement: Any) -> None:
+    """ConfigError where it is neither None nor a length in Å."""
+    if displacement is not None:
+        check_number("displacement", displacement, above=0, most=1)

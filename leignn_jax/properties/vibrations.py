@@ -13,10 +13,12 @@ import ase.units
 import jax
 import numpy as np
 
+from leignn_jax.arguments import check_atoms
 from leignn_jax.errors import ConfigError
 from leignn_jax.properties.second_derivatives import (
     INVERSE_CM,
     TERAHERTZ,
+    check_displacement,
     check_finite,
     check_smooth,
     checked_derivatives,
@@ -71,7 +73,8 @@ def normal_modes(
         ConfigError: a wrong dtype, or a constraint other than FixAtoms.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; second derivatives that are not finite.
     """
-    free = _free_atoms(atoms)
+    free = _free_atoms(check_atoms(atoms))
+    check_displacement(displacement)
     graph = graph_of(potential, atoms, dtype)
     with jax.enable_x64(dtype == "float64"):
         found = jax.device_get(checked_derivatives(potential, graph, free, displacement))

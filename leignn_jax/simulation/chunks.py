@@ -8,6 +8,7 @@ seen. A replica that breaks a limit stands still from the last good step on and 
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from leignn_jax.arguments import check_number
 from leignn_jax.device_neighbors import ListSizes, grown
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.potential import Potential
@@ -53,6 +55,20 @@ class Limits(NamedTuple):
     distance: Any
 
 
+LIMITS = Limits(temperature=1e4, step=1.0, distance=100.0)
+
+
+def check_limits(max_temperature: Any, max_step: Any, max_distance: Any) -> Limits:
+    """Limits of a simulation or a rollout; ConfigError where one is no positive number. Infinity is none."""
+
+    def limit(name, value):
+        return value if isinstance(value, float) and value == math.inf else check_number(name, value, above=0)
+
+    return Limits(
+        limit("max_temperature", max_temperature), limit("max_step", max_step), limit("max_distance", max_distance)
+    )
+
+
 class Run:
     """Model, system and state of a simulation, and the chunks that advance it."""
 
@@ -72,7 +88,7 @@ class Run:
         self.system = make_system(structures, dtype, hold_momentum=hold)
         self.timestep = jnp.asarray(timestep, dtype)
         self.state = start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
-        self.center = _centers(self.system, self.state.positions)
+        self.center = centers(self.system, self.state.positions)
         self.stopped = jnp.zeros(len(structures), jnp.int32)
         self.stopped_at = jnp.full(len(structures), -1, jnp.int32)
 
@@ -186,7 +202,8 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     )
 
 
-def _centers(system: System, positions):
+def centers(system: System, positions):
+    """``[replicas, 3]`` Å, the middle of each system, from which ``Limits.distance`` counts."""
     weights = (system.numbers > 0).astype(positions.dtype)[..., None]
     return (weights * positions).sum(1) / weights.sum(1)
 
@@ -210,7 +227,7 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doome
 
         still = state.replace(velocities=rest(state.velocities), forces=rest(state.forces), stress=rest(state.stress))
         after = ensemble.step(model, system, still, dt)
-        reason = _broken(system, state, after, center, limits)
+        reason = broken(system, state, after, center, limits)
         good = (reason == 0) & (stopped == 0)
         stopped_at = jnp.where((stopped == 0) & (reason > 0), state.step, stopped_at)
         stopped = jnp.where(stopped == 0, reason, stopped)
@@ -246,7 +263,7 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doome
     return after, saved, lines
 
 
-def _broken(system: System, before: State, after: State, center, limits: Limits):
+def broken(system: System, before: State, after: State, center, limits: Limits):
     """Why a replica can't go on, 0 where it can: ``[replicas]`` int32, see ``REASONS``."""
     real = (system.numbers > 0)[..., None]
     finite = jnp.isfinite(after.energy) & jnp.isfinite(jnp.where(real, after.positions, 0.0)).all((1, 2))

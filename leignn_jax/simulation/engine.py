@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time as clock
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import ase
 import ase.io
@@ -15,24 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leignn_jax.errors import ConfigError, SimulationError, StructureError
+from leignn_jax.arguments import (
+    MOST_STEPS,
+    check_dtype,
+    check_flag,
+    check_model,
+    check_number,
+    check_path,
+    check_seed,
+    check_structures,
+    check_whole,
+)
+from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder
 from leignn_jax.interruption import stop_requests
-from leignn_jax.models.config import did_you_mean
 from leignn_jax.progress import ProgressBar, is_shown
-from leignn_jax.simulation.chunks import REASONS, Limits, Run
+from leignn_jax.simulation.chunks import LIMITS, REASONS, Limits, Run, check_limits
 from leignn_jax.simulation.dynamics import EnergyModel
-from leignn_jax.simulation.ensembles import (
-    CSVR,
-    NVE,
-    CellRescaling,
-    Ensemble,
-    Langevin,
-    NoseHoover,
-    Ramp,
-    thermo,
-)
+from leignn_jax.simulation.ensembles import Ensemble, thermo
 from leignn_jax.simulation.folder import SimulationFolder
+from leignn_jax.simulation.settings import check_ensemble, make_ensemble
 from leignn_jax.simulation.thermo import column, read_thermo
 from leignn_jax.simulation.trajectory import read_trajectory
 
@@ -40,6 +41,9 @@ log = logging.getLogger("leignn_jax")
 
 # Steps of a chunk: enough that the host's work between chunks does not count.
 _CHUNK_STEPS = 200
+# More atoms than run in one program, of all replicas; more log lines than are kept on the device.
+_MOST_ATOMS = 10_000_000
+_MOST_LINES = 100_000
 
 
 class Frames(NamedTuple):
@@ -73,36 +77,6 @@ class Simulation(NamedTuple):
     summary: dict[str, Any]
 
 
-def make_ensemble(name: str, temperature: Any = None, pressure: Any = None) -> Ensemble:
-    """The ensemble of a short name; ConfigError where a number is missing or too many are given.
-
-    Args:
-        name: "nve", "nvt" or "nose-hoover", "langevin", "csvr", "npt" (isotropic), "npt-anisotropic", "npt-triclinic".
-        temperature: K, a number, a Ramp or one per replica. pressure: GPa.
-    """
-    makers = {
-        "nvt": NoseHoover,
-        "nose-hoover": NoseHoover,
-        "langevin": Langevin,
-        "csvr": CSVR,
-        "npt": CellRescaling,
-        "npt-anisotropic": partial(CellRescaling, shape="anisotropic"),
-        "npt-triclinic": partial(CellRescaling, shape="triclinic"),
-    }
-    key = name.lower()
-    if key == "nve":
-        return NVE()
-    if key not in makers:
-        raise ConfigError(f"ensemble: {name!r} is not known{did_you_mean(key, ['nve', *makers])}")
-    if temperature is None:
-        raise ConfigError(f"ensemble {name}: give a temperature in K.")
-    if key.startswith("npt"):
-        return makers[key](temperature=temperature, pressure=0.0 if pressure is None else pressure)
-    if pressure is not None:
-        raise ConfigError(f"ensemble {name} has no pressure; use npt.")
-    return makers[key](temperature=temperature)
-
-
 def simulate(
     potential: EnergyModel,
     atoms: ase.Atoms | Sequence[ase.Atoms],
@@ -120,9 +94,9 @@ def simulate(
     log_every: int = 10,
     skin: float = 0.5,
     dtype: str = "float32",
-    max_temperature: float = 1e4,
-    max_step: float = 1.0,
-    max_distance: float = 100.0,
+    max_temperature: float = LIMITS.temperature,
+    max_step: float = LIMITS.step,
+    max_distance: float = LIMITS.distance,
     checkpoint_minutes: float = 1.0,
     progress: bool | None = None,
 ) -> Simulation:
@@ -155,33 +129,20 @@ def simulate(
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`.
         SimulationError: the folder can't be used, the disk is full, or lists grow without end.
     """
-    _check_settings(steps, timestep, save_every, log_every, dtype, skin, resume, out)
-    if out is not None:
-        make_folder(Path(out), SimulationError)
-    single = hasattr(atoms, "positions") and replicas is None
-    structures = [cast("ase.Atoms", atoms)] if hasattr(atoms, "positions") else list(cast("Sequence[ase.Atoms]", atoms))
-    if not structures:
-        raise ConfigError("atoms: give one structure or more.")
-    if replicas is not None:
-        if len(structures) != 1:
-            raise ConfigError("replicas: give one structure, or several structures without replicas.")
-        if replicas < 1:
-            raise ConfigError(f"replicas must be one or more, not {replicas!r}.")
-        structures = structures * replicas
-    empty = [r for r, one in enumerate(structures) if len(one) == 0]
-    if empty:
-        raise StructureError(f"Structure {empty[0]} has no atoms.")
-    if isinstance(ensemble, str):
-        ensemble = make_ensemble(ensemble, temperature, pressure)
-    elif pressure is not None:
-        raise ConfigError("pressure: give it to the ensemble, which is an object here.")
-    _check_numbers(ensemble, temperature, len(structures))
+    _check_settings(steps, timestep, save_every, log_every, skin, seed, resume, out, checkpoint_minutes)
+    check_dtype(dtype)
+    check_model(potential)
+    single = isinstance(atoms, ase.Atoms) and replicas is None
+    structures = _replicated(check_structures(atoms), replicas)
+    ensemble = make_ensemble(ensemble, temperature, pressure)
+    check_ensemble(ensemble, temperature, structures)
     kelvin = temperature if temperature is not None else getattr(ensemble, "temperature", None)
-    if ensemble.moves_cell and not all(a.pbc.all() for a in structures):
-        raise ConfigError("A changing cell needs a structure that is periodic in all three directions.")
+    limits = check_limits(max_temperature, max_step, max_distance)
+    if out is not None:
+        make_folder(check_path("out", out), SimulationError)
     with jax.enable_x64(dtype == "float64"):
         run = Run(potential, structures, ensemble, timestep, kelvin, seed, skin, np.dtype(dtype))
-        limits = Limits(*(jnp.asarray(x, dtype) for x in (max_temperature, max_step, max_distance)))
+        limits = Limits(*(jnp.asarray(x, dtype) for x in limits))
         folder = None if out is None else SimulationFolder(Path(out), run, save_every, log_every, single, resume)
         try:
             return _simulate(run, folder, limits, steps, save_every, log_every, checkpoint_minutes, progress, single)
@@ -190,42 +151,33 @@ def simulate(
                 folder.close()
 
 
-def _check_settings(steps, timestep, save_every, log_every, dtype, skin, resume, out) -> None:
-    if steps < 0 or save_every < 1 or log_every < 1:
-        raise ConfigError("steps must be zero or more, save_every and log_every one or more.")
+def _replicated(given: list[ase.Atoms], replicas: int | None) -> list[ase.Atoms]:
+    if replicas is None:
+        return given
+    if len(given) != 1:
+        raise ConfigError("replicas: give one structure, or several structures without replicas.")
+    check_whole("replicas", replicas, 1, _MOST_ATOMS // len(given[0]))
+    return given * replicas
+
+
+def _check_settings(steps, timestep, save_every, log_every, skin, seed, resume, out, checkpoint_minutes) -> None:
+    check_whole("steps", steps, 0, MOST_STEPS)
+    check_whole("save_every", save_every, 1, MOST_STEPS)
+    check_whole("log_every", log_every, 1, MOST_STEPS)
     if save_every % log_every:
         raise ConfigError(f"save_every ({save_every}) must be a multiple of log_every ({log_every}).")
-    if not (np.isfinite(timestep) and timestep > 0):
-        raise ConfigError(f"timestep must be a positive number of fs, not {timestep!r}.")
-    if dtype not in ("float32", "float64"):
-        raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
-    if not (np.isfinite(skin) and skin > 0):
-        raise ConfigError(f"skin must be a positive number of Å, not {skin!r}.")
+    if save_every // log_every > _MOST_LINES:
+        raise ConfigError(
+            f"log_every: {save_every // log_every:,} lines between two frames are too many to keep; log less often, or save "
+            "more often."
+        )
+    check_number("timestep", timestep, above=0)
+    check_number("skin", skin, above=0)
+    check_number("checkpoint_minutes", checkpoint_minutes, least=0)
+    check_seed(seed)
+    check_flag("resume", resume)
     if resume and out is None:
         raise ConfigError("resume: name the folder (out) of the simulation to go on with.")
-
-
-def _check_numbers(ensemble: Ensemble, kelvin: Any, replicas: int) -> None:
-    """ConfigError where a number of the ensemble is out of range or one per replica is of another length."""
-    zero = ("temperature", "friction")
-    for name, value in {**vars(ensemble), "temperature of the start": kelvin}.items():
-        if value is None or isinstance(value, str):
-            continue
-        where = f"{type(ensemble).__name__}, {name}"
-        ramp = isinstance(value, Ramp)
-        numbers = np.asarray(value.values if ramp else value, float)
-        if ramp and (numbers.ndim != 1 or numbers.shape != np.shape(value.times) or (np.diff(value.times) < 0).any()):
-            raise ConfigError(f"{where}: a ramp needs as many values as times, and times that grow.")
-        if not ramp and numbers.shape not in ((), (replicas,)):
-            raise ConfigError(
-                f"{where}: has shape {numbers.shape}; give one number, or one for each of {replicas} replicas."
-            )
-        least = -np.inf if name == "pressure" else 0.0
-        allowed = numbers >= least if name.startswith(zero) else numbers > least
-        if isinstance(ensemble, NoseHoover) and name == "temperature":
-            allowed = numbers > 0
-        if not (np.isfinite(numbers) & allowed).all():
-            raise ConfigError(f"{where}: {numbers.tolist()} is out of range.")
 
 
 # -------------------------------------------------------------------------------------------------------------- the run

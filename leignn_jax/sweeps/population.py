@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from leignn_jax.arguments import check_sequence
 from leignn_jax.data.batches import Batch
 from leignn_jax.errors import ConfigError
-from leignn_jax.potential import Potential
+from leignn_jax.potential import Potential, check_potential
 from leignn_jax.training.loss import LossKinds
 from leignn_jax.training.optimizer import plateau_step
 from leignn_jax.training.step import TrainState, evaluate_step
@@ -85,6 +86,11 @@ def committee(potentials: Sequence[Potential]) -> Potential:
 
     See :func:`committee_predict`.
     """
+    potentials = [
+        check_potential(p, f"potentials[{i}]") for i, p in enumerate(check_sequence("potentials", potentials))
+    ]
+    if not potentials:
+        raise ConfigError("A committee needs one potential or more.")
     configs = {p.config for p in potentials}
     if len(configs) != 1:
         raise ConfigError("A committee needs members of one model; these differ in their config.")
@@ -123,6 +129,9 @@ def committee_predict(members: Potential, atoms, *, dtype: str = "float32") -> C
         atoms: the structure.
         dtype: of the arithmetic; reference energies are added in float64.
     """
+    check_potential(members, "members")
+    if np.ndim(members.scale) != 1:
+        raise ConfigError("members: this is one potential; leignn_jax.committee makes one committee of several.")
     graph = members.to_graph(atoms, dtype).pad_to_bucket()
     zero = members.replace(
         reference_energies=np.zeros_like(np.asarray(members.reference_energies)),

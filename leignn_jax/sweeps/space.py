@@ -14,7 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import did_you_mean
-from leignn_jax.training.config import TrainConfig, make_config, read_yaml
+from leignn_jax.training.config import Seed, TrainConfig, make_config, read_yaml
+
+# Each has its own state on the device and its own line of the table.
+MOST_MEMBERS = 100_000
 
 
 class Range(BaseModel):
@@ -56,8 +59,8 @@ class StudyConfig(BaseModel):
     base: dict[str, Any] = {}
     space: dict[str, list[Any] | Range] = {}
     search: Literal["grid", "random"] = "grid"
-    samples: Annotated[int, Field(ge=1)] = 16
-    seed: int = 0
+    samples: Annotated[int, Field(ge=1, le=MOST_MEMBERS)] = 16
+    seed: Seed = 0
     members_at_once: Annotated[int, Field(ge=1)] | None = None
     mesh: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
 
@@ -97,6 +100,11 @@ def members(study: StudyConfig) -> list[tuple[dict[str, Any], TrainConfig]]:
         ranges = [name for name, choices in study.space.items() if isinstance(choices, Range)]
         if ranges:
             raise ConfigError(f"space.{ranges[0]}: a grid needs a list of choices; draw from ranges by search: random.")
+        count = math.prod(len(choices) for choices in study.space.values() if isinstance(choices, list))
+        if count > MOST_MEMBERS:
+            raise ConfigError(
+                f"space: a grid of {count:,} members is more than {MOST_MEMBERS:,}; draw some by search: random."
+            )
         lists = [choices for choices in study.space.values() if isinstance(choices, list)]
         points = [dict(zip(study.space, point, strict=True)) for point in itertools.product(*lists)]
     else:

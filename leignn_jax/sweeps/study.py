@@ -96,6 +96,8 @@ def sweep(study: StudyConfig | Mapping[str, Any] | str | Path, *, progress: bool
         study = load_study(study)
     elif isinstance(study, Mapping):
         study = make_study(study)
+    elif not isinstance(study, StudyConfig):
+        raise ConfigError(f"study must be a YAML file, nested settings or a StudyConfig, not {type(study).__name__}.")
     everyone = members(study)
     out = everyone[0][1].run.out
     make_folder(out, TrainingError)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leignn_jax.arguments import MOST_SEED
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import PRESETS, VARIANTS, LEIGNNConfig, did_you_mean, preset
 from leignn_jax.training.loss import LossKinds, LossWeights
@@ -18,7 +19,8 @@ from leignn_jax.training.optimizer import Hyperparameters
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 class _Section(BaseModel):
@@ -46,8 +48,8 @@ class DataSettings(_Section):
     validation: Path | None = None
     test: Path | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    split_seed: int = 0
-    order_seed: int = 0
+    split_seed: Seed = 0
+    order_seed: Seed = 0
     max_frames: Count | None = None
     units: str | None = None
     keys: dict[Literal["energy", "forces", "stress"], str] = {}
@@ -123,7 +125,7 @@ class RunSettings(_Section):
     """
 
     out: Path = Path("run")
-    seed: int = 0
+    seed: Seed = 0
     start_from: Path | None = None
     epochs: Count = 100
     early_stop: Count | None = None

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import ase
 import numpy as np
 
+from leignn_jax.arguments import check_dtype, check_flag, check_structures
 from leignn_jax.data.labels import Labels, read_labels
 from leignn_jax.data.readers import iter_frames
 from leignn_jax.errors import LeignnError
-from leignn_jax.potential import Potential
+from leignn_jax.potential import Potential, check_potential
 
 
 class Evaluation(NamedTuple):
@@ -53,10 +54,13 @@ def evaluate(
     Raises:
         LeignnError: frames that can't be read or that hold another element; names file and frame.
     """
+    check_potential(potential)
+    check_dtype(dtype)
+    check_flag("direct", direct)
     if isinstance(data, str | Path):
         frames, file = iter_frames(data, units=units), f"{data}: "
     else:
-        frames, file = iter(data), ""
+        frames, file = iter(check_structures(data, "data")), ""
 
     def checked() -> Iterator[tuple[ase.Atoms, Labels]]:
         for i, atoms in enumerate(frames):

@@ -1,5 +1,7 @@
 """Rollouts: exact answers, finite differences for every kind of argument, the engine's own trajectory, poison."""
 
+from functools import partial
+
 import ase
 import ase.build
 import jax
@@ -203,3 +205,137 @@ def test_settings_that_do_not_fit(argon):
         run.value_and_grad(lambda x, rollout: x, "rematt")
     with jax.enable_x64(False), pytest.raises(ConfigError, match="enable_x64"):
         run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+
+
+def test_a_rollout_that_blew_up_is_not_valid(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+
+    def last(argument, rollout):
+        begin = state.replace(velocities=argument["velocities"])
+        out = rollout(MODEL, NVE(), system, begin, argument["timestep"], 4, every=2)
+        return (out.state.velocities**2).sum(), out.valid
+
+    differentiate = run.value_and_grad(last, "remat", has_aux=True)
+    # 2 ps per step; 40,000 K. All numbers are finite after both.
+    for timestep, faster, good in ((2.0, 1.0, True), (2000.0, 1.0, False), (1e-3, 1000.0**0.5, False)):
+        argument = {"velocities": faster * state.velocities, "timestep": jnp.asarray(timestep)}
+        (value, valid), gradient = differentiate(argument)
+        assert bool(valid) == good
+        assert np.isfinite(value) == good
+        assert (np.isfinite(gradient["velocities"]) == good).all()
+
+
+def test_an_atom_lost_in_open_space_is_not_valid():
+    pair = ase.Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 30.0]])
+    system, state = run.start(MODEL, pair, NVE(), temperature=0.0, dtype="float64")
+
+    @jax.jit
+    def valid(speed):
+        begin = state.replace(velocities=jnp.zeros((1, 2, 3)).at[0, 1, 2].set(speed))
+        return run.rollout(MODEL, NVE(), system, begin, 1.0, 3, max_distance=15.02).valid
+
+    assert bool(valid(0.005))
+    assert not bool(valid(0.01))
+
+
+def test_a_rollout_that_is_not_the_one_given_is_no_remat(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+
+    def elsewhere(velocities, rollout):
+        return run.rollout(MODEL, NVE(), system, state.replace(velocities=velocities), 2.0, 4).state.energy.sum()
+
+    with pytest.raises(ConfigError, match="has not called the rollout"):
+        jax.eval_shape(run.value_and_grad(elsewhere, "remat"), state.velocities)
+    # These differentiate whatever the loss is made of.
+    for mode in ("reverse", "forward"):
+        jax.eval_shape(run.value_and_grad(elsewhere, mode), state.velocities)
+
+
+def test_another_ensemble_than_the_states_is_told(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    for other, words in (
+        (NoseHoover(40.0), "NoseHoover goes on from chain positions, chain velocities, and the state has nothing"),
+        (CellRescaling(40.0), "first volume"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run.rollout(MODEL, other, system, state, 1.0, 2)
+        with pytest.raises(ConfigError, match=words):
+            run.estimate(MODEL, other, system, state, 1.0, 2)
+    with pytest.raises(ConfigError, match="what `start` returns"):
+        run.rollout(MODEL, NVE(), state, system, 1.0, 2)
+
+
+def test_ensembles_by_name(argon):
+    named = run.start(MODEL, argon, "nvt", temperature=40.0, dtype="float64")
+    made = run.start(MODEL, argon, NoseHoover(40.0), temperature=40.0, dtype="float64")
+    jax.tree.map(np.testing.assert_array_equal, named[1].bath, made[1].bath)
+    np.testing.assert_array_equal(named[1].velocities, made[1].velocities)
+    programs = [
+        jax.make_jaxpr(partial(run.rollout, MODEL, ensemble, named[0], timestep=2.0, steps=3, **kelvin))(named[1])
+        for ensemble, kelvin in (("nvt", {"temperature": 40.0}), (NoseHoover(40.0), {}))
+    ]
+    assert str(programs[0]) == str(programs[1])
+    with pytest.raises(ConfigError, match="give a temperature"):
+        run.rollout(MODEL, "nvt", *named, 2.0, 3)
+    with pytest.raises(ConfigError, match="give a temperature"):
+        run.estimate(MODEL, "nvt", *named, 2.0, 3)
+    with pytest.raises(ConfigError, match="did you mean 'langevin'"):
+        run.start(MODEL, argon, "langevn", temperature=40.0)
+    with pytest.raises(ConfigError, match="such as Langevin"):
+        run.start(MODEL, argon, Langevin, temperature=40.0)
+    with pytest.raises(ConfigError, match="periodic in all three"):
+        run.start(MODEL, ase.Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 4]]), "npt", temperature=40.0)
+
+
+def test_calls_that_can_not_be_are_told(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+
+    class NoPytree:
+        cutoff = 5.0
+
+        def compute(self, graph):
+            return MODEL.compute(graph)
+
+    for model, words in (
+        (lambda graph: 0.0, "must be a Potential, or a pytree"),
+        (NoPytree(), r"flax\.struct\.dataclass"),
+        (LennardJones, "is a class"),
+        ("si", "load_potential"),
+        (None, "must be a Potential"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run.start(model, argon, NVE(), temperature=40.0)
+        with pytest.raises(ConfigError, match=words):
+            run.rollout(model, NVE(), system, state, 1.0, 2)
+        with pytest.raises(ConfigError, match=words):
+            run.estimate(model, NVE(), system, state, 1.0, 2)
+    for wrong in (
+        {"steps": "2"},
+        {"steps": 1e18},
+        {"timestep": True},
+        {"timestep": 0.0},
+        {"every": 0},
+        {"max_step": "x"},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            run.rollout(
+                **{
+                    "model": MODEL,
+                    "ensemble": NVE(),
+                    "system": system,
+                    "state": state,
+                    "timestep": 1.0,
+                    "steps": 2,
+                    **wrong,
+                }
+            )
+    for seed in (-1, 2**40, 1.5, None):
+        with pytest.raises(ConfigError, match="seed"):
+            run.start(MODEL, argon, NVE(), temperature=40.0, seed=seed)
+    for loss, aux in (
+        (lambda v, rollout: v, False),
+        (lambda v, rollout: None, False),
+        (lambda v, rollout: v.sum(), True),
+    ):
+        with pytest.raises(ConfigError, match="must return"):
+            run.value_and_grad(loss, has_aux=aux)(state.velocities)

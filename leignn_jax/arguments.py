@@ -1,0 +1,176 @@
+"""What public calls are given, checked at their faces: each check returns its argument, or says in words what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leignn_jax.errors import ConfigError, StructureError
+
+if TYPE_CHECKING:
+    import ase
+
+# Steps and seeds are 32-bit numbers on the device.
+MOST_STEPS = 2**31 - 1
+MOST_SEED = 2**32 - 1
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest of those known, or a full stop."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f": did you mean {close[0]!r}?" if close else "."
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """One of a few values."""
+    allowed = list(allowed)
+    if not any(type(value) is type(one) and value == one for one in allowed):
+        hint = did_you_mean(str(value), [str(one) for one in allowed])
+        raise ConfigError(f"{name}: {value!r} is not known{hint} One of {allowed}.")
+    return value
+
+
+def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """A whole number from ``least`` to ``most``."""
+    fits = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not fits or value < least or (most is not None and value > most):
+        to = f"of at least {least}" if most is None else f"from {least} to {most:,}"
+        raise ConfigError(f"{name} must be a whole number {to}, not {shown(value)}.")
+    return int(value)
+
+
+def check_number(
+    name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """A finite number larger than ``above``, not below ``least`` and not beyond ``most``."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    read = float(array) if array.shape == () and array.dtype.kind in "iuf" else math.nan
+    if not (math.isfinite(read) and read > above and least <= read <= most):
+        ranges = [f"above {above:g}"] * (above > -math.inf) + [f"of at least {least:g}"] * (least > -math.inf)
+        ranges += [f"of at most {most:g}"] * (most < math.inf)
+        raise ConfigError(f"{name} must be a number {' and '.join(ranges)}".rstrip() + f", not {shown(value)}.")
+    return read
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"{name} must be True or False, not {shown(value)}.")
+    return bool(value)
+
+
+def check_seed(value: Any, name: str = "seed") -> int:
+    """The seed of random numbers."""
+    return check_whole(name, value, 0, MOST_SEED)
+
+
+def check_dtype(value: Any, name: str = "dtype") -> str:
+    """The name of a floating-point type."""
+    if not isinstance(value, str) or value not in ("float32", "float64"):
+        raise ConfigError(f"{name} must be 'float32' or 'float64', not {shown(value)}.")
+    return value
+
+
+def check_path(name: str, value: Any) -> Path:
+    """A file's or folder's name."""
+    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
+        raise ConfigError(f"{name} must be the name of a file or folder, not {shown(value)}.")
+    return Path(value)  # pyright: ignore[reportArgumentType]
+
+
+def check_sequence(name: str, value: Any) -> list[Any]:
+    """Several things, as a list."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name} must be a list, not {shown(value)}.")
+    return list(value)
+
+
+def check_mapping(name: str, value: Any) -> dict[Any, Any]:
+    """Values by name, as a dict; None is an empty one."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a dict, not {shown(value)}.")
+    return dict(value or {})
+
+
+def check_array(name: str, value: Any, shape: tuple[int | None, ...], kinds: str = "iuf") -> np.ndarray:
+    """An array of real numbers of this shape, in which None is any size."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if array.dtype.kind not in kinds:
+        what = "whole numbers" if kinds == "iu" else "numbers"
+        raise ConfigError(f"{name} must be an array of {what}, not {shown(value)}.")
+    if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ConfigError(f"{name} must have the shape [{wanted}], not {list(array.shape)}.")
+    return array
+
+
+def check_atoms(atoms: Any, name: str = "atoms") -> ase.Atoms:
+    """One structure of real atoms."""
+    import ase
+
+    if not isinstance(atoms, ase.Atoms):
+        remedy = "; leignn_jax.read_frames reads files" if isinstance(atoms, str | Path) else ""
+        raise StructureError(f"{name} must be ase.Atoms, not {shown(atoms)}{remedy}.")
+    if len(atoms) == 0:
+        raise StructureError(f"{name}: the structure has no atoms.")
+    if atoms.numbers.min() < 1:
+        index = int(atoms.numbers.argmin())
+        raise StructureError(
+            f"{name}: atom {index} has atomic number {atoms.numbers[index]} (X); give every atom an element."
+        )
+    return atoms
+
+
+def check_structures(atoms: Any, name: str = "atoms") -> list[ase.Atoms]:
+    """One structure or several, as a list."""
+    import ase
+
+    if isinstance(atoms, ase.Atoms):
+        return [check_atoms(atoms, name)]
+    if isinstance(atoms, str | Path | bytes) or not isinstance(atoms, Iterable):
+        return [check_atoms(atoms, name)]
+    found = [check_atoms(one, f"{name}[{index}]") for index, one in enumerate(atoms)]
+    if not found:
+        raise ConfigError(f"{name}: give one structure or more.")
+    return found
+
+
+def check_model(model: Any, name: str = "potential") -> Any:
+    """A potential or another pytree with a cutoff in Å and a function ``compute`` of a graph."""
+    import jax
+
+    if not callable(getattr(model, "compute", None)) or not hasattr(model, "cutoff"):
+        remedy = "; leignn_jax.load_potential reads files" if isinstance(model, str | Path) else ""
+        raise ConfigError(
+            f"{name} must be a Potential, or a pytree with a `cutoff` in Å and a method `compute(graph)`, not "
+            f"{shown(model)}{remedy}."
+        )
+    if isinstance(model, type):
+        raise ConfigError(f"{name}: {model.__name__} is a class; give an object of it.")
+    check_number(f"{name}.cutoff", model.cutoff, above=0)
+    for leaf in jax.tree.leaves(model):
+        if not isinstance(leaf, numbers.Number | np.ndarray | np.generic | jax.Array):
+            raise ConfigError(
+                f"{name} is no pytree of arrays, it holds {shown(leaf)}: decorate its class by flax.struct.dataclass and "
+                "mark what is no array by field(pytree_node=False)."
+            )
+    return model
+
+
+def shown(value: Any) -> str:
+    """A value in a message: short ones as they are, of others the type."""
+    text = repr(value) if isinstance(value, str | bytes | numbers.Number | bool | type(None)) else ""
+    return text if 0 < len(text) <= 60 else f"{type(value).__name__}"

@@ -1,0 +1,119 @@
+"""What simulations and rollouts are told about their ensemble: by a short name or as an object, checked in one place."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import ase
+import jax
+import numpy as np
+
+from leignn_jax.arguments import did_you_mean
+from leignn_jax.errors import ConfigError
+from leignn_jax.simulation.dynamics import State, System
+from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Ensemble, Langevin, NoseHoover, Ramp
+
+_MAKERS = {
+    "nvt": NoseHoover,
+    "nose-hoover": NoseHoover,
+    "langevin": Langevin,
+    "csvr": CSVR,
+    "npt": CellRescaling,
+    "npt-anisotropic": partial(CellRescaling, shape="anisotropic"),
+    "npt-triclinic": partial(CellRescaling, shape="triclinic"),
+}
+
+
+def make_ensemble(ensemble: Ensemble | str, temperature: Any = None, pressure: Any = None) -> Ensemble:
+    """The ensemble of a short name; an object of :mod:`leignn_jax.simulation.ensembles` is returned as it is.
+
+    Args:
+        ensemble: "nve", "nvt" or "nose-hoover", "langevin", "csvr", "npt" (isotropic), "npt-anisotropic", "npt-triclinic".
+        temperature: K, a number, a Ramp or one per replica. pressure: GPa.
+
+    Raises:
+        ConfigError: it is neither, or a number is missing or too many are given.
+    """
+    if not isinstance(ensemble, str):
+        if isinstance(ensemble, type) or not hasattr(ensemble, "moves_cell") or not hasattr(ensemble, "step"):
+            name = ensemble.__name__ if isinstance(ensemble, type) else type(ensemble).__name__
+            raise ConfigError(
+                f"ensemble must be a name such as 'nvt' or an object such as Langevin(temperature=300.0), not {name}."
+            )
+        if pressure is not None:
+            raise ConfigError("pressure: give it to the ensemble, which is an object here.")
+        return ensemble
+    key = ensemble.lower()
+    if key == "nve":
+        if pressure is not None:
+            raise ConfigError("ensemble nve has no pressure; use npt.")
+        return NVE()
+    if key not in _MAKERS:
+        raise ConfigError(f"ensemble: {ensemble!r} is not known{did_you_mean(key, ['nve', *_MAKERS])}")
+    if temperature is None:
+        raise ConfigError(f"ensemble {ensemble}: give a temperature in K.")
+    if key.startswith("npt"):
+        return _MAKERS[key](temperature=temperature, pressure=0.0 if pressure is None else pressure)
+    if pressure is not None:
+        raise ConfigError(f"ensemble {ensemble} has no pressure; use npt.")
+    return _MAKERS[key](temperature=temperature)
+
+
+def check_ensemble(ensemble: Ensemble, kelvin: Any, structures: list[ase.Atoms]) -> None:
+    """ConfigError where a number of the ensemble is out of range, one per replica is of another length, or the cell would
+    change of a structure that is not periodic."""
+    replicas = len(structures)
+    zero = ("temperature", "friction")
+    for name, value in {**vars(ensemble), "temperature of the start": kelvin}.items():
+        if (value is None and name == "temperature of the start") or (isinstance(value, str) and name == "shape"):
+            continue
+        where = f"{type(ensemble).__name__}, {name}"
+        ramp = isinstance(value, Ramp)
+        numbers = _numbers(where, value.values if ramp else value)
+        if ramp:
+            times = _numbers(where, value.times)
+            if numbers.ndim != 1 or numbers.shape != times.shape or (np.diff(times) < 0).any():
+                raise ConfigError(f"{where}: a ramp needs as many values as times, and times that grow.")
+        if not ramp and numbers.shape not in ((), (replicas,)):
+            raise ConfigError(
+                f"{where}: has shape {numbers.shape}; give one number, or one for each of {replicas} replicas."
+            )
+        least = -np.inf if name == "pressure" else 0.0
+        allowed = numbers >= least if name.startswith(zero) else numbers > least
+        if isinstance(ensemble, NoseHoover) and name == "temperature":
+            allowed = numbers > 0
+        if not (np.isfinite(numbers) & allowed).all():
+            raise ConfigError(f"{where}: {numbers.tolist()} is out of range.")
+    if ensemble.moves_cell and not all(a.pbc.all() for a in structures):
+        raise ConfigError("A changing cell needs a structure that is periodic in all three directions.")
+
+
+def _numbers(where: str, value: Any) -> np.ndarray:
+    try:
+        found = np.asarray(value)
+        real = found.dtype.kind in "iuf"
+    except (TypeError, ValueError):
+        real = False
+    if not real:
+        raise ConfigError(f"{where}: must be a number or an array of numbers, not {value!r:.60}.")
+    return found.astype(float)
+
+
+def check_bath(ensemble: Ensemble, system: System, state: State) -> None:
+    """ConfigError where a state does not remember what the ensemble does: it was started with another one."""
+    expected = jax.eval_shape(ensemble.start, system, state.cell)
+
+    def shapes(bath):
+        leaves, tree = jax.tree.flatten(bath)
+        return [np.shape(x) for x in leaves], tree
+
+    if shapes(expected) != shapes(state.bath):
+        raise ConfigError(
+            f"The state was started with another ensemble: {type(ensemble).__name__} goes on from {_named(expected)}, and "
+            f"the state has {_named(state.bath)}. Give `start` the ensemble of the rollout."
+        )
+
+
+def _named(bath: Any) -> str:
+    return ", ".join(sorted(bath)).replace("_", " ") if isinstance(bath, dict) and bath else "nothing"
