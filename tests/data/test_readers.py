@@ -275,7 +275,8 @@ def test_vectors_after_the_atoms(tmp_path):
 
 
 def test_more_frames_than_a_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("leignn_jax.data.readers._BLOCK", 2)
+    monkeypatch.setattr("leignn_jax.data.readers.databases._BLOCK", 2)
+    monkeypatch.setattr("leignn_jax.data.readers.hdf5._BLOCK", 2)
     frames = copper(5)
     ase.io.write(tmp_path / "frames.db", frames)
     write_hdf5(tmp_path / "frames.h5", frames)
@@ -321,5 +322,6 @@ def test_memory_of_a_stream_does_not_grow(tmp_path, kind):
     peak(2)  # what is imported by the way
     # Forces and positions of a frame are 1.5 kB, as text three times that; the blocks are of 8 frames.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("leignn_jax.data.readers._BLOCK", 8)
+        patch.setattr("leignn_jax.data.readers.databases._BLOCK", 8)
+        patch.setattr("leignn_jax.data.readers.hdf5._BLOCK", 8)
         assert peak(80) - peak(16) < 64 * 400
