@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import ase
 import numpy as np
 
+from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import Labels, read_labels
-from leignn_jax.data.readers import iter_frames
 from leignn_jax.errors import LeignnError
 from leignn_jax.potential import Potential
 
@@ -54,18 +54,16 @@ def evaluate(
         LeignnError: frames that can't be read or that hold another element; names file and frame.
     """
     if isinstance(data, str | Path):
-        frames, file = iter_frames(data, units=units), f"{data}: "
+        frames, file = iter_labelled(data, units=units, keys=keys), f"{data}: "
     else:
-        frames, file = iter(data), ""
+        frames, file = ((atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in enumerate(data)), ""
 
     def checked() -> Iterator[tuple[ase.Atoms, Labels]]:
-        for i, atoms in enumerate(frames):
-            name = f"{file}frame {i}"
-            labels = read_labels(atoms, name, keys)
+        for i, (atoms, labels) in enumerate(frames):
             try:
                 potential.check_elements(atoms.numbers)
             except LeignnError as error:
-                raise type(error)(f"{name}: {error}") from error
+                raise type(error)(f"{file}frame {i}: {error}") from error
             yield atoms, labels
 
     return compare(potential, checked(), direct, dtype)

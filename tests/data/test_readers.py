@@ -324,4 +324,4 @@ def test_memory_of_a_stream_does_not_grow(tmp_path, kind):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("leignn_jax.data.readers.databases._BLOCK", 8)
         patch.setattr("leignn_jax.data.readers.hdf5._BLOCK", 8)
-        assert peak(80) - peak(16) < 64 * 400
+        assert peak(80) - peak(16) < 64 * 800
