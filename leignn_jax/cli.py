@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -34,6 +34,9 @@ app.add_typer(data_app, name="data")
 
 JsonFile = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON there; - prints it.")
+]
+KeyNames = Annotated[
+    list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="What a label is called, energy=dft_energy.")
 ]
 
 
@@ -117,6 +120,7 @@ def evaluate(
     json_file: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Write parity plots there, a PNG.")] = None,
     units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
+    key: KeyNames = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     direct: Annotated[bool, typer.Option("--direct", help="Judge the direct head's forces.")] = False,
 ) -> None:
@@ -124,7 +128,7 @@ def evaluate(
     from leignn_jax.potential_file import load_potential
     from leignn_jax.training.evaluate import evaluate as run
 
-    result = run(load_potential(potential), data, units=units, dtype=dtype, direct=direct)
+    result = run(load_potential(potential), data, units=units, keys=_keys(key), dtype=dtype, direct=direct)
     _show(result.metrics, json_file)
     if plot is not None:
         from leignn_jax.training.report import parity, save_figure
@@ -303,13 +307,14 @@ def inspect(
     cutoff: Annotated[float, typer.Option(help="Å, for neighbours.")] = 5.0,
     batch_size: Annotated[int, typer.Option(help="Frames per batch, for the plan.")] = 8,
     units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
+    key: KeyNames = None,
     plot: Annotated[Path | None, typer.Option(help="Write histograms there, a PNG.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Statistics, outliers and duplicates of a set of frames, and how it would be batched."""
     from leignn_jax.data.inspect import inspect_data, plot_data
 
-    facts = inspect_data(path, cutoff=cutoff, batch_size=batch_size, units=units, against=against)
+    facts = inspect_data(path, cutoff=cutoff, batch_size=batch_size, units=units, against=against, keys=_keys(key))
     _show(facts.to_dict(), json_file, "\n".join(f"{key:28}{value}" for key, value in facts.lines()))
     if plot is not None:
         plot_data(facts, plot)
@@ -354,26 +359,22 @@ _CELLS: dict[str, Any] = {"held": False, "isotropic": "isotropic", "full": "full
 
 
 def _structures(path: Path, index: str) -> list[ase.Atoms]:
-    """Structures in a file that ASE reads, all by ":" or the last by "-1:"; errors in words whatever the file is."""
-    import ase.io
-
+    """Structures in a file, all by ":" or the last by "-1:"."""
+    from leignn_jax.data.readers import read_frames
     from leignn_jax.errors import FileFormatError
 
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file.")
     if path.is_dir():
         raise FileFormatError(f"{path}: is a folder. Give a file of structures.")
-    try:
-        found = cast("list[ase.Atoms]", ase.io.read(path, index=index))
-    except Exception as error:
-        # ASE's readers raise anything at all on a file of another kind.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise FileFormatError(f"{path}: can't be read ({reason}). Is it truncated or of another format?") from error
-    if not found:
-        raise FileFormatError(f"{path}: no structures.")
-    return found
+    return read_frames(path, index=index)
+
+
+def _keys(pairs: list[str] | None) -> dict[str, str]:
+    """Names of labels from LABEL=NAME."""
+    keys = {label: name for label, _, name in (pair.partition("=") for pair in pairs or [])}
+    wrong = [label for label, name in keys.items() if label not in ("energy", "forces", "stress") or not name]
+    if wrong:
+        _stop(f"--key {wrong[0]}={keys[wrong[0]]}: write energy=NAME, forces=NAME or stress=NAME.")
+    return keys
 
 
 def _show(result: Any, json_file: str | None, text: str | None = None) -> None:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leignn_jax.data.batches import BatchPlan, epoch_order, plan_batches
-from leignn_jax.data.labels import Labels, read_labels
-from leignn_jax.data.readers import iter_frames, read_frames
+from leignn_jax.data.labelled import iter_labelled
+from leignn_jax.data.labels import DEFAULT_KEYS, Keys, Labels, label_names
+from leignn_jax.data.readers import iter_frames
 from leignn_jax.data.statistics import Statistics, describe, find_duplicates
 from leignn_jax.data.table import tabulate
 from leignn_jax.neighbors import find_pairs
@@ -29,6 +30,7 @@ class DataFacts(NamedTuple):
     distances: ``[pairs]`` Å, of some frames.
     labels: of every frame.
     sizes: atoms of every frame.
+    names: under which each label stands, and in how many frames.
     """
 
     path: str
@@ -38,12 +40,14 @@ class DataFacts(NamedTuple):
     distances: np.ndarray
     labels: list[Labels]
     sizes: np.ndarray
+    names: dict[str, dict[str, int]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
             "path": self.path,
             **self.statistics.to_dict(),
+            "label_names": self.names,
             "shared_with_other_set": self.shared,
             "plan": {
                 "shapes": [s._asdict() for s in self.plan.shapes],
@@ -70,6 +74,10 @@ class DataFacts(NamedTuple):
             ("neighbours per atom", span(s.neighbors_per_atom)),
             ("shortest distance", f"{s.shortest_distance:.3f} Å"),
             ("labels", f"{s.energies} energies, {s.forces} forces, {s.stresses} stresses"),
+            (
+                "their names",
+                "; ".join(", ".join(f"{k} {n}" for k, n in one.items()) for one in self.names.values() if one),
+            ),
             ("reference energies", ", ".join(f"{e} {v:.4f} eV" for e, v in s.reference_energies.items()) or "none"),
             ("energy spread", of(s.energy_spread, "eV/atom (standard deviation less references)")),
             ("forces, RMS and largest", f"{of(s.forces_rms, 'eV/Å')}, {of(s.forces_max, 'eV/Å')}"),
@@ -102,10 +110,15 @@ def inspect_data(
     batch_size: int = 8,
     units: str | None = None,
     against: str | os.PathLike | None = None,
+    keys: Keys | None = None,
 ) -> DataFacts:
-    """Look at a file of frames; ``cutoff`` in Å, other arguments as in :func:`read_frames`."""
-    frames = read_frames(path, units=units)
-    labels = [read_labels(atoms, f"{path}: frame {i}") for i, atoms in enumerate(frames)]
+    """Look at a file of frames; ``cutoff`` in Å, other arguments as in :func:`read_frames` and :func:`read_labels`."""
+    frames, labels, names = [], [], {label: {} for label in DEFAULT_KEYS}
+    for atoms, one in iter_labelled(path, units=units, keys=keys):
+        frames.append(atoms)
+        labels.append(one)
+        for label, name in label_names(atoms, keys).items():
+            names[label][name] = names[label].get(name, 0) + 1
     sizes, distances = [], []
     for i, atoms in enumerate(frames):
         pairs = find_pairs(atoms.positions, np.asarray(atoms.cell), np.asarray(atoms.pbc, bool), cutoff)
@@ -121,7 +134,7 @@ def inspect_data(
         others = tabulate((atoms, bare) for atoms in iter_frames(against, units=units))
         shared = find_duplicates(tabulate((atoms, bare) for atoms in frames), others)
     return DataFacts(
-        str(path), describe(frames, labels, cutoff), plan, shared, np.concatenate(distances), labels, table[:, 0]
+        str(path), describe(frames, labels, cutoff), plan, shared, np.concatenate(distances), labels, table[:, 0], names
     )
 
 

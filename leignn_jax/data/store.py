@@ -44,8 +44,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from leignn_jax.data.batches import Batch, check_references, labelled
 from leignn_jax.data.distances import Shortest, ShortestDistances
-from leignn_jax.data.labels import Labels, read_labels
-from leignn_jax.data.readers import iter_frames
+from leignn_jax.data.labelled import iter_labelled
+from leignn_jax.data.labels import Labels
 from leignn_jax.data.table import Compositions, FrameTable, fingerprint, forces_square
 from leignn_jax.errors import DataError, FileFormatError, LeignnError, StructureError
 from leignn_jax.files import write_atomically
@@ -501,8 +501,7 @@ def cached_store(
     before = _stamps(source)
 
     def frames() -> Iterator[tuple[ase.Atoms, Labels]]:
-        for i, atoms in enumerate(iter_frames(source, units=units)):
-            yield atoms, read_labels(atoms, f"{source}: frame {i}", keys)
+        yield from iter_labelled(source, units=units, keys=keys)
         if _stamps(source) != before:
             raise DataError(f"{source}: changed while it was read. Start again when it is written to its end.")
 

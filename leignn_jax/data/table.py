@@ -14,6 +14,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from leignn_jax.data.labels import Labels
+from leignn_jax.errors import DataError
 
 
 class FrameTable(NamedTuple):
@@ -68,7 +69,11 @@ class Compositions:
         self._kinds: dict[bytes, int] = {}
 
     def kind_of(self, numbers: np.ndarray) -> int:
-        """The number of a frame's composition; ``numbers`` [atoms] are atomic numbers."""
+        """The number of a frame's composition; ``numbers`` [atoms] are atomic numbers, DataError where one is not."""
+        known = (numbers >= 1) & (numbers < len(chemical_symbols))
+        if not known.all():
+            atom = int(np.argmin(known))
+            raise DataError(f"the atomic number of atom {atom} is {numbers[atom]}, not an element.")
         return self._kinds.setdefault(
             np.trim_zeros(np.bincount(numbers), "b").astype("<i4").tobytes(), len(self._kinds)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,9 @@ from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import PRESETS, VARIANTS, LEIGNNConfig, did_you_mean, preset
 from leignn_jax.training.loss import LossKinds, LossWeights
 from leignn_jax.training.optimizer import Hyperparameters
+
+# No config says so much, even with every value of a sweep.
+_MOST_VALUES = 100_000
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -241,9 +244,9 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Tra
         if not sign or not path:
             raise ConfigError(f"{override!r}: write section.key=value, such as optimizer.learning_rate=1e-3.")
         try:
-            nested: Any = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value is not readable as YAML; quote it.") from error
+            nested: Any = parse_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"{override!r}: the value is not readable as YAML; quote it. ({error})") from error
         for key in reversed(path.split(".")):
             nested = {key: nested}
         values = _merge(values, nested)
@@ -274,11 +277,47 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file; ConfigError where it is none or a key stands twice in it."""
     try:
-        return yaml.load(path.read_text(), Loader=StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not readable as YAML: {error}") from error
+        return parse_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError("not a text file. A config is YAML, such as `data: {train: frames.extxyz}`.") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text; ConfigError where it is none, a key stands twice, or its aliases make it huge."""
+    loader = StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"not readable as YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError("nested too deeply.") from error
+    finally:
+        loader.dispose()
+
+
+def _check_size(node: yaml.Node) -> None:
+    """Raise ConfigError where the values of a text are too many once each alias stands for what it names."""
+    sizes: dict[int, int | None] = {}
+
+    def size(one: yaml.Node) -> int:
+        if id(one) not in sizes:
+            sizes[id(one)] = None  # on the way
+            inner = one.value if isinstance(one, yaml.CollectionNode) else []
+            pairs = [part for pair in inner for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(one)] = 1 + sum(map(size, pairs))
+        found = sizes[id(one)]
+        if found is None:
+            raise ConfigError(f"line {one.start_mark.line + 1}: an alias stands within what it names.")
+        return found
+
+    if size(node) > _MOST_VALUES:
+        raise ConfigError(f"holds more than {_MOST_VALUES} values once its aliases are written out.")
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -330,7 +369,11 @@ class StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # "<<" may be overruled
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: a list or section can't be a key.")
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise ConfigError(f"line {line}: the key {key!r} stands twice.")

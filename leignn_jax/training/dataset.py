@@ -25,8 +25,8 @@ from leignn_jax.data.batches import (
     sizes_of,
 )
 from leignn_jax.data.distances import Shortest, shortest_distances
-from leignn_jax.data.labels import Labels, read_labels
-from leignn_jax.data.readers import iter_frames
+from leignn_jax.data.labelled import iter_labelled
+from leignn_jax.data.labels import Labels
 from leignn_jax.data.references import fit_reference_energies, isolated_atom_energies
 from leignn_jax.data.statistics import check_frames, compare_sets, find_duplicates
 from leignn_jax.data.store import Store, cached_store
@@ -109,10 +109,7 @@ def load_frames(
     """
     keys = {str(k): v for k, v in data.keys.items()}
     if data.cache is None or sha256 is None:
-        source: list[tuple[ase.Atoms, Labels]] | Store = [
-            (atoms, read_labels(atoms, f"{path}: frame {i}", keys))
-            for i, atoms in enumerate(iter_frames(path, units=data.units))
-        ]
+        source: list[tuple[ase.Atoms, Labels]] | Store = list(iter_labelled(path, units=data.units, keys=keys))
         table = tabulate(source)
     else:
         watch = partial(count_frames, doing=f"Reading {path.name} into the cache", show=progress)

@@ -11,8 +11,8 @@ import ase
 import numpy as np
 
 from leignn_jax.arguments import check_dtype, check_flag, check_structures
+from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import Labels, read_labels
-from leignn_jax.data.readers import iter_frames
 from leignn_jax.errors import LeignnError
 from leignn_jax.potential import Potential, check_potential
 
@@ -58,18 +58,17 @@ def evaluate(
     check_dtype(dtype)
     check_flag("direct", direct)
     if isinstance(data, str | Path):
-        frames, file = iter_frames(data, units=units), f"{data}: "
+        frames, file = iter_labelled(data, units=units, keys=keys), f"{data}: "
     else:
-        frames, file = iter(check_structures(data, "data")), ""
+        given = enumerate(check_structures(data, "data"))
+        frames, file = ((atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in given), ""
 
     def checked() -> Iterator[tuple[ase.Atoms, Labels]]:
-        for i, atoms in enumerate(frames):
-            name = f"{file}frame {i}"
-            labels = read_labels(atoms, name, keys)
+        for i, (atoms, labels) in enumerate(frames):
             try:
                 potential.check_elements(atoms.numbers)
             except LeignnError as error:
-                raise type(error)(f"{name}: {error}") from error
+                raise type(error)(f"{file}frame {i}: {error}") from error
             yield atoms, labels
 
     return compare(potential, checked(), direct, dtype)

@@ -6,7 +6,7 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from leignn_jax.data.labels import read_labels
+from leignn_jax.data.labels import label_names, read_labels
 from leignn_jax.errors import DataError
 
 
@@ -66,3 +66,98 @@ def test_shapes_that_do_not_fit():
     atoms.info = {"stress": [1.0, 2.0]}
     with pytest.raises(DataError, match="6 numbers"):
         read_labels(atoms, "name")
+
+
+# Of eV and Å: energy -1, forces 1, stress of 0.1 in a cell of 1000 Å^3, as users' files name them.
+ENERGIES = ["energy", "REF_energy", "dft_energy", "DFT_energy", "total_energy", "free_energy"]
+FORCES = ["forces", "force", "REF_forces", "dft_forces", "atomic_forces"]
+STRESSES = ["stress", "REF_stress", "virial", "virials", "REF_virials", "dft_virial"]
+
+
+def box(**info):
+    return ase.Atoms("H2", positions=[[0, 0, 0], [0.74, 0, 0]], cell=[10, 10, 10], pbc=True, info=info)
+
+
+@pytest.mark.parametrize("key", ENERGIES)
+def test_names_of_energies(key):
+    atoms = box(**{key: -1.0})
+    assert read_labels(atoms).energy == -1.0
+    assert label_names(atoms) == {"energy": key}
+
+
+@pytest.mark.parametrize("key", FORCES)
+def test_names_of_forces(key):
+    atoms = box()
+    atoms.arrays[key] = np.ones((2, 3))
+    np.testing.assert_array_equal(read_labels(atoms).forces, np.ones((2, 3)))
+    assert label_names(atoms) == {"forces": key}
+
+
+@pytest.mark.parametrize("key", STRESSES)
+def test_names_of_stresses(key):
+    """A virial is minus the stress times the volume."""
+    value = np.diag([0.1, 0.2, 0.3]) * (-1000 if "virial" in key else 1)
+    np.testing.assert_allclose(read_labels(box(**{key: value})).stress, np.diag([0.1, 0.2, 0.3]))
+    np.testing.assert_allclose(
+        read_labels(box(**{key: full_3x3_to_voigt_6_stress(value)}), keys={"stress": key}).stress,
+        np.diag([0.1, 0.2, 0.3]),
+    )
+
+
+def test_a_virial_of_a_molecule_is_no_stress():
+    atoms = ase.Atoms("H", info={"virial": np.eye(3)})
+    assert read_labels(atoms).stress is None
+    assert label_names(atoms) == {}
+
+
+@pytest.mark.parametrize(
+    ("label", "one", "other"),
+    [
+        ("energy", {"energy": -1.0}, {"REF_energy": -1.1}),
+        ("energy", {"dft_energy": -1.0}, {"total_energy": -1.1}),
+        ("forces", {"forces": np.zeros((2, 3))}, {"REF_forces": np.ones((2, 3))}),
+        ("stress", {"stress": 0.1 * np.eye(3)}, {"virial": 100 * np.eye(3)}),
+    ],
+)
+def test_two_names_that_differ_ask_which(label, one, other):
+    (key,) = other
+    with pytest.raises(
+        DataError, match=rf"f: frame 2: .* and {key} differ as the {label}: .*data\.keys\.{label}={key}"
+    ):
+        read_labels(box(**one, **other), "f: frame 2")
+    chosen = read_labels(box(**one, **other), keys={label: key})
+    assert chosen._asdict()[label] is not None
+
+
+def test_two_names_that_agree_are_one():
+    atoms = box(energy=-17660.123456, REF_energy=-17660.1235, stress=0.1 * np.eye(3), virial=-100 * np.eye(3))
+    assert read_labels(atoms).energy == -17660.123456
+    assert label_names(atoms) == {"energy": "energy", "stress": "stress"}
+
+
+def test_the_free_energy_is_another_quantity():
+    assert read_labels(box(energy=-1.0, free_energy=-1.2)).energy == -1.0
+    assert read_labels(box(energy=-1.0, free_energy=-1.2), keys={"energy": "free_energy"}).energy == -1.2
+
+
+def test_one_name_with_two_numbers():
+    atoms = frame(energy=1.0)
+    atoms.info["energy"] = 2.0
+    for keys in (None, {"energy": "energy"}):
+        with pytest.raises(DataError, match="name: energy stands there twice"):
+            read_labels(atoms, "name", keys)
+    atoms.info["energy"] = 1.0
+    assert read_labels(atoms).energy == 1.0
+
+
+@pytest.mark.parametrize("value", ["-1.0", "unknown", True, {"total": 1.0}, 1j, [[1.0], [2.0, 3.0]], np.array([None])])
+@pytest.mark.parametrize("label", ["energy", "forces", "stress"])
+def test_labels_that_are_no_numbers(label, value):
+    with pytest.raises(DataError, match=f"name: the {label} "):
+        read_labels(box(**{label: value}), "name")
+
+
+@pytest.mark.parametrize(("label", "size"), [("energy", 1), ("forces", (2, 3)), ("stress", 6)])
+def test_numbers_beyond_sense(label, size):
+    with pytest.raises(DataError, match=r"name: the (energy|force|stress)"):
+        read_labels(box(**{label: np.full(size, 1e200)}), "name")

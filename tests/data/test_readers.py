@@ -275,7 +275,8 @@ def test_vectors_after_the_atoms(tmp_path):
 
 
 def test_more_frames_than_a_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("leignn_jax.data.readers._BLOCK", 2)
+    monkeypatch.setattr("leignn_jax.data.readers.databases._BLOCK", 2)
+    monkeypatch.setattr("leignn_jax.data.readers.hdf5._BLOCK", 2)
     frames = copper(5)
     ase.io.write(tmp_path / "frames.db", frames)
     write_hdf5(tmp_path / "frames.h5", frames)
@@ -321,5 +322,44 @@ def test_memory_of_a_stream_does_not_grow(tmp_path, kind):
     peak(2)  # what is imported by the way
     # Forces and positions of a frame are 1.5 kB, as text three times that; the blocks are of 8 frames.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("leignn_jax.data.readers._BLOCK", 8)
-        assert peak(80) - peak(16) < 64 * 400
+        patch.setattr("leignn_jax.data.readers.databases._BLOCK", 8)
+        patch.setattr("leignn_jax.data.readers.hdf5._BLOCK", 8)
+        assert peak(80) - peak(16) < 64 * 800
+
+
+def test_outcar(tmp_path):
+    """An OUTCAR by hand: energies of both kinds, forces, and stress in kbar of VASP's order and sign."""
+    text = """ vasp.6.4.1
+ POTCAR:    PAW_PBE Si 05Jan2001
+ POTCAR:    PAW_PBE Si 05Jan2001
+   ions per type =               2
+   NKPTS =      1   ISPIN  =      1
+ ISPIN  =      1    spin polarized calculation?
+ LNONCOLLINEAR =      F non collinear calculations
+----------------------------------------- Iteration    1(   1)  ---------------------------------------
+ in kB      10.00000    20.00000    30.00000     1.00000     2.00000     3.00000
+      direct lattice vectors                 reciprocal lattice vectors
+     4.000000000  0.000000000  0.000000000     0.250000000  0.000000000  0.000000000
+     0.000000000  4.000000000  0.000000000     0.000000000  0.250000000  0.000000000
+     0.000000000  0.000000000  4.000000000     0.000000000  0.000000000  0.250000000
+ POSITION                                       TOTAL-FORCE (eV/Angst)
+ -----------------------------------------------------------------------------------
+      0.00000      0.00000      0.00000         0.100000      0.000000      0.000000
+      2.00000      2.00000      2.00000        -0.100000      0.000000      0.000000
+ -----------------------------------------------------------------------------------
+  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)
+  ---------------------------------------------------
+  free  energy   TOTEN  =       -10.50000000 eV
+
+  energy  without entropy=      -10.40000000  energy(sigma->0) =      -10.45000000
+"""
+    path = tmp_path / "OUTCAR"
+    path.write_text(text)
+    (atoms,) = read_frames(path)
+    labels = read_labels(atoms)
+    assert labels.energy == pytest.approx(-10.45)
+    assert read_labels(atoms, keys={"energy": "free_energy"}).energy == pytest.approx(-10.5)
+    np.testing.assert_allclose(labels.forces, [[0.1, 0, 0], [-0.1, 0, 0]])
+    kbar = 6.241509e-4
+    stress = [[10, 1, 3], [1, 20, 2], [3, 2, 30]]
+    np.testing.assert_allclose(labels.stress, -kbar * np.array(stress), atol=1e-8)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from leignn_jax.data.labels import Labels, read_labels
 from leignn_jax.data.references import fit_reference_energies, reference_energy, residual_energies
 from leignn_jax.data.table import tabulate
+from leignn_jax.errors import DataError
 
 
 def row_per_frame(frames, energies):
@@ -63,6 +64,22 @@ def test_forces_rms_is_over_components():
     frames = copper(4, sizes=((1, 1, 1), (2, 1, 1)))
     forces = np.concatenate([read_labels(a).forces for a in frames])
     assert tabulate((a, read_labels(a)) for a in frames).forces_rms() == pytest.approx(np.sqrt((forces**2).mean()))
+
+
+@pytest.mark.parametrize("number", [-1, 0, 119, 10**13])
+def test_numbers_of_no_element(number):
+    atoms = ase.Atoms(numbers=[1, number], positions=np.zeros((2, 3)))
+    with pytest.raises(DataError, match=f"the atomic number of atom 1 is {number}, not an element"):
+        tabulate([(atoms, Labels(None, None, None))])
+
+
+def test_a_table_without_frames():
+    for table in (tabulate([]), tabulate([(ase.Atoms("H"), Labels(None, None, None))]).take([])):
+        assert table.atoms.shape == (0,)
+        assert table.present() == ()
+        assert table.forces_rms() is None
+        assert fit_reference_energies(table) == {}
+        assert residual_energies(table, {}).shape == (0,)
 
 
 def test_order_of_atoms_is_no_composition():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from leignn_jax.errors import ConfigError
-from leignn_jax.training.config import dump_config, load_config, make_config
+from leignn_jax.training.config import dump_config, load_config, make_config, read_yaml
 
 
 def test_defaults_and_round_trip(tmp_path):
@@ -79,3 +79,43 @@ def test_elements_of_the_data_must_be_there():
     assert config.model_for(("H",)).elements == ("H", "C")
     with pytest.raises(ConfigError, match="lacks O"):
         config.model_for(("H", "O"))
+
+
+BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefghij", "bcdefghijk", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "holds more than 100000 values"),
+        (
+            "a: &a {x: 1}\nb: &b {" + ", ".join(f"k{i}: *a" for i in range(400)) + "}\nc: [" + "*b, " * 400 + "]",
+            "holds more",
+        ),
+        ("a: &a [*a]\n", "line 1: an alias stands within what it names"),
+        ("[" * 5000, "nested too deeply|not readable"),
+        ("? [a, b]\n: 1\n", "line 1: a list or section can't be a key"),
+        ("? {a: b}\n: 1\n", "line 1: a list or section can't be a key"),
+        ("a: 2001-99-99\n", "not readable as YAML"),
+        ("a: " + "9" * 5000 + "\n", "not readable as YAML"),
+        ("a: *b\n", "not readable as YAML"),
+    ],
+)
+def test_yaml_that_is_no_config(tmp_path, text, message):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(path)
+
+
+def test_overrides_are_bounded_too():
+    with pytest.raises(ConfigError, match="not readable as YAML"):
+        make_config({}, ["data.train=&a [*a]"])
+
+
+def test_aliases_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("\ufeffa: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n", encoding="utf-8")
+    assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}

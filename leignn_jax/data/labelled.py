@@ -1,0 +1,56 @@
+"""Frames of a file with their labels, and word of which names the labels stand under."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import ase
+
+from leignn_jax.data.labels import DEFAULT_KEYS, Keys, Labels, label_names, read_labels
+from leignn_jax.data.readers import iter_frames
+
+log = logging.getLogger("leignn_jax")
+
+# eV/atom: where energy and free energy differ more, which one it is matters.
+_SMEARING = 1e-3
+
+
+def iter_labelled(
+    path: str | os.PathLike, *, units: str | None = None, keys: Keys | None = None
+) -> Iterator[tuple[ase.Atoms, Labels]]:
+    """The frames of a file or folder with their labels checked; other names than the plain ones are told in the log.
+
+    Args:
+        path, units: as :func:`leignn_jax.data.iter_frames` takes them.
+        keys: as :func:`leignn_jax.data.read_labels` takes them.
+
+    Raises:
+        As these two; errors name the file and the frame.
+    """
+    names = {label: label for label in DEFAULT_KEYS}
+    smeared = False
+    for i, atoms in enumerate(iter_frames(path, units=units, keys=keys)):
+        where = f"{path}: frame {i}"
+        labels = read_labels(atoms, where, keys)
+        for label, name in label_names(atoms, keys).items():
+            if name != names[label]:
+                log.info("%s: %s is taken from %r.", where, label, name)
+                names[label] = name
+        if not smeared and (apart := _smearing(atoms, keys)) > _SMEARING:
+            log.info(
+                "%s: energy and free_energy differ by %.3g eV/atom (smearing); energy is taken, the forces are the slope "
+                "of the other. data.keys.energy=free_energy takes that.",
+                where,
+                apart,
+            )
+            smeared = True
+        yield atoms, labels
+
+
+def _smearing(atoms: ase.Atoms, keys: Keys | None) -> float:
+    """eV/atom between a calculator's energy and its free energy, 0 where one is not there or the user chose."""
+    results = {} if atoms.calc is None or (keys or {}).get("energy") else atoms.calc.results
+    energy, free = results.get("energy"), results.get("free_energy")
+    return 0.0 if energy is None or free is None else abs(float(energy) - float(free)) / len(atoms)

@@ -1,0 +1,158 @@
+"""Which reader a file or folder needs, and what is checked of all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import ase
+import ase.io
+
+from leignn_jax.arguments import check_path
+from leignn_jax.data.labels import Keys
+from leignn_jax.data.readers.databases import read_aselmdb, read_database
+from leignn_jax.data.readers.deepmd import read_deepmd
+from leignn_jax.data.readers.extxyz import read_extxyz
+from leignn_jax.data.readers.frames import check_structure
+from leignn_jax.data.readers.hdf5 import read_hdf5, units_of_hdf5
+from leignn_jax.data.readers.jsons import read_json
+from leignn_jax.data.readers.md17 import read_md17
+from leignn_jax.data.readers.s2ef import read_s2ef
+from leignn_jax.data.readers.text import UNPACK
+from leignn_jax.data.readers.units import UNITS, convert
+from leignn_jax.errors import ConfigError, DataError, FileFormatError
+
+PICKLED = (".lmdb", ".pkl", ".pickle", ".pt", ".pth", ".p")
+
+
+def read_frames(
+    path: str | os.PathLike, *, index: str = ":", units: str | None = None, keys: Keys | None = None
+) -> list[ase.Atoms]:
+    """All frames of a file or folder; energy, forces and stress stand in each frame's calculator.
+
+    Args:
+        path: a file or folder, see the table of :mod:`leignn_jax.data.readers`.
+        index: a slice like ASE's, ":100" or "::10".
+        units: of energies and lengths, a key of ``UNITS``; None is the format's own (eV and Å but for raw MD17 files, which
+            are in kcal/mol, and HDF5 whose attributes name another).
+        keys: names of labels besides the known ones, as :func:`leignn_jax.data.read_labels` takes them: they are converted
+            too.
+
+    Raises:
+        DataError: the slice is empty; otherwise as :func:`iter_frames`.
+    """
+    wanted = _slice(index)
+    frames = iter_frames(path, units=units, keys=keys)
+    if all(part is None or part >= 0 for part in (wanted.start, wanted.stop)) and (wanted.step or 1) > 0:
+        chosen = list(islice(frames, wanted.start, wanted.stop, wanted.step))
+    else:
+        chosen = list(frames)[wanted]
+    if not chosen:
+        raise DataError(f"{path}: no frames.")
+    return chosen
+
+
+def iter_frames(path: str | os.PathLike, *, units: str | None = None, keys: Keys | None = None) -> Iterator[ase.Atoms]:
+    """The frames of a file or folder one by one, in its order; otherwise as :func:`read_frames`.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ConfigError: units that are not known.
+        FileFormatError: truncated, pickled, or of a form that no reader knows; names the file and the frame.
+        DataError: a file without frames. The last two come when the frame is reached.
+    """
+    path = check_path("path", path)
+    if units is not None and (not isinstance(units, str) or units not in UNITS):
+        raise ConfigError(f"units: {units!r} is not known. One of {list(UNITS)}.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
+    return _iter_checked(path, _reader(path), UNITS[units or _own_units(path)], keys)
+
+
+_Reader = Callable[[Path], Iterator[ase.Atoms]]
+
+
+def _iter_checked(path: Path, reader: _Reader, units: tuple[float, float], keys: Keys | None) -> Iterator[ase.Atoms]:
+    """Frames in eV and Å; whatever a reader raises is made an error for people."""
+    frames = reader(path)
+    number = 0
+    while True:
+        try:
+            atoms = next(frames, None)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (FileFormatError, DataError) as error:
+            if str(path) in str(error):
+                raise
+            raise type(error)(f"{path}: frame {number}: {error}.") from error
+        except ImportError as error:
+            raise FileFormatError(f"{path}: reading it needs a package that is not installed: {error}.") from error
+        except Exception as error:
+            # ASE's readers raise anything at all on a damaged file.
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            place = f"frame {number} " if number else ""
+            raise FileFormatError(
+                f"{path}: {place}can't be read ({reason}). Is it truncated or of another format?"
+            ) from error
+        if atoms is None:
+            break
+        try:
+            atoms = atoms if units == (1.0, 1.0) else convert(atoms, *units, keys)
+            check_structure(atoms)
+        except DataError as error:
+            raise DataError(f"{path}: frame {number}: {error}") from error
+        yield atoms
+        number += 1
+    if number == 0:
+        raise DataError(f"{path}: no frames.")
+
+
+def _reader(path: Path) -> _Reader:
+    if path.is_dir():
+        if any(path.glob("type.raw")) or any(path.glob("*/type.raw")):
+            return read_deepmd
+        if any(path.glob("*.extxyz.xz")) or any(path.glob("*.extxyz")):
+            return read_s2ef
+        if any(path.glob("*.aselmdb")):
+            return read_aselmdb
+        raise FileFormatError(
+            f"{path}: a folder of none of the known kinds (DeePMD-kit with type.raw, OC20 S2EF with .extxyz.xz, "
+            "fairchem with .aselmdb). Give a file."
+        )
+    suffix = path.suffix.lower()
+    if suffix in PICKLED:
+        raise FileFormatError(
+            f"{path}: files of this kind hold Python pickles, and opening one can run any program, so it is not read. "
+            "Where you trust it, convert it once in the environment that wrote it: collect its structures as ase.Atoms "
+            "with SinglePointCalculator(atoms, energy=..., forces=...) and ase.io.write('frames.extxyz', frames)."
+        )
+    inner = path.with_suffix("").suffix.lower() if suffix in UNPACK else suffix
+    if inner in (".extxyz", ".xyz"):
+        return read_extxyz
+    readers = {".npz": read_md17, ".db": read_database, ".h5": read_hdf5, ".hdf5": read_hdf5, ".json": read_json}
+    return {**readers, ".aselmdb": read_aselmdb}.get(suffix, _read_by_ase)
+
+
+def _own_units(path: Path) -> str:
+    """The units of a file that are not said."""
+    suffix = path.suffix.lower()
+    if suffix in (".h5", ".hdf5"):
+        return units_of_hdf5(path)
+    return "kcal/mol/angstrom" if suffix == ".npz" else "eV/angstrom"
+
+
+def _slice(index: str) -> slice:
+    try:
+        parts = [int(part) if part.strip() else None for part in index.split(":")]
+    except ValueError:
+        parts = []
+    if ":" not in index or not 2 <= len(parts) <= 3:
+        raise ConfigError(f"index: {index!r} is not a slice such as ':', ':100' or '::10'.")
+    return slice(*parts)
+
+
+def _read_by_ase(path: Path) -> Iterator[ase.Atoms]:
+    # ASE would take what follows an "@" in a name for a slice.
+    return iter(ase.io.iread(path, index=":", do_not_split_by_at_sign=True))

@@ -1,0 +1,156 @@
+"""HDF5: one group per composition."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import ase
+import numpy as np
+
+from leignn_jax.data.labels import DEFAULT_KEYS, read_labels
+from leignn_jax.data.readers.arrays import as_numbers, check_array
+from leignn_jax.data.readers.frames import frame
+from leignn_jax.data.readers.text import check_ratio
+from leignn_jax.data.readers.units import BOHR, HARTREE, KCAL_PER_MOL, UNITS
+from leignn_jax.errors import FileFormatError
+from leignn_jax.files import write_atomically
+
+if TYPE_CHECKING:
+    import h5py
+
+# Frames that are read at once.
+_BLOCK = 256
+_MADE = {"energy", "forces", "stress"}
+_WRITTEN = "eV, angstrom"
+# Words of units in attributes, as eV and Å.
+_ENERGIES = {"ev": 1.0, "electronvolt": 1.0, "electronvolts": 1.0, "kcal": KCAL_PER_MOL, "kj": KCAL_PER_MOL / 4.184}
+_ENERGIES |= dict.fromkeys(("hartree", "hartrees", "ha", "eh"), HARTREE)
+_LENGTHS = dict.fromkeys(("angstrom", "angstroms", "ang", "a", "å", "\u212b"), 1.0)
+_LENGTHS |= dict.fromkeys(("bohr", "bohrs"), BOHR)
+
+
+def read_hdf5(path: Path) -> Iterator[ase.Atoms]:
+    """Frames of HDF5, one group per composition; labels under any of their names."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        groups = [file] if "positions" in file else [item for item in file.values() if isinstance(item, h5py.Group)]
+        if not groups:
+            raise FileFormatError(f"{path}: no group with positions [frames, atoms, 3] and numbers [atoms].")
+        for group in groups:
+            yield from _read_group(path, group)
+
+
+def _read_group(path: Path, group: h5py.Group) -> Iterator[ase.Atoms]:
+    name = f"{path}: {str(group.name).strip('/')}/".replace(": /", ": ")
+    missing = [key for key in ("positions", "numbers") if key not in group]
+    if missing:
+        raise FileFormatError(f"{path}: group {group.name} has no {missing[0]}.")
+    labels = {key: label for label, keys in DEFAULT_KEYS.items() for key in keys}
+    found = [key for key in ("numbers", "positions", "cell", "pbc", "masses", "momenta", *labels) if key in group]
+    wrong = [key for key in found if not hasattr(group[key], "dtype")]
+    if wrong:
+        raise FileFormatError(f"{name}{wrong[0]} is a group, not numbers.")
+    sets = {key: cast("h5py.Dataset", group[key]) for key in found}
+    for key, values in sets.items():
+        check_ratio(path, values.size * values.dtype.itemsize, path.stat().st_size, f"{key} claims")
+    numbers = as_numbers(np.asarray(sets.pop("numbers")), f"{name}numbers")
+    check_array(sets["positions"], f"{name}positions", (-1, len(numbers), 3))
+    count = len(sets["positions"])
+    shapes = {"energy": [(count,), (count, 1)], "forces": [(count, len(numbers), 3)]}
+    shapes["stress"] = [(count, 3, 3), (count, 6), (count, 9)]
+    shapes |= {"cell": [(count, 3, 3)], "positions": shapes["forces"], "momenta": shapes["forces"]}
+    shapes["masses"] = [(count, len(numbers)), (len(numbers),)]
+    for key, values in sets.items():
+        length = len(values) if values.ndim else 0
+        if key != "masses" and length != count:
+            raise FileFormatError(f"{path}: group {group.name} has {count} positions but {length} of {key}.")
+        if key != "pbc":
+            check_array(values, f"{name}{key}", *shapes[labels.get(key, key)])
+        elif values.shape not in ((count,), (count, 3)) or values.dtype.kind not in "biu":
+            raise FileFormatError(
+                f"{name}pbc: of shape {list(values.shape)} and {values.dtype}; [frames, 3] is needed."
+            )
+    for start in range(0, count, _BLOCK):
+        block = {
+            key: values if values.shape[0] != count else values[start : start + _BLOCK] for key, values in sets.items()
+        }
+        for i in range(min(_BLOCK, count - start)):
+            row = {key: values[i] for key, values in block.items()}
+            plain = {key: row[key] for key in ("positions", "cell", "pbc", *_MADE) if key in row}
+            atoms = frame(numbers, **plain, info={key: row[key] for key in labels if key in row and key not in _MADE})
+            for key in ("masses", "momenta"):
+                if key in row:
+                    atoms.set_array(key, np.asarray(row[key], np.float64))
+            yield atoms
+
+
+def units_of_hdf5(path: Path) -> str:
+    """The key of ``UNITS`` that attributes of the file, its groups and datasets name; eV and Å where none does.
+
+    Raises:
+        FileFormatError: no HDF5; units that are not known, or that contradict each other.
+    """
+    import h5py
+
+    said: dict[str, str] = {}
+
+    def look(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        for key, value in item.attrs.items():
+            if "unit" in key.lower():
+                said[f"{name}.{key}".lstrip(".")] = value.decode() if isinstance(value, bytes) else str(value)
+
+    try:
+        with h5py.File(path, "r") as file:
+            look("", file)
+            file.visititems(look)
+    except Exception as error:
+        raise FileFormatError(f"{path}: can't be read ({error}). Is it truncated or of another format?") from error
+    energies, lengths = {}, {}
+    for where, text in said.items():
+        for word in re.findall(r"[^\W\d_]+", text.lower()):
+            if word in _ENERGIES:
+                energies[_ENERGIES[word]] = where
+            elif word in _LENGTHS:
+                lengths[_LENGTHS[word]] = where
+            elif word not in ("mol", "dimensionless", "none"):
+                raise FileFormatError(
+                    f"{path}: the units {text!r} of {where} are not known. Say them by units= or data.units."
+                )
+    wanted = tuple(next(iter(found), 1.0) for found in (energies, lengths))
+    known = [name for name, factors in UNITS.items() if factors == wanted]
+    if len(energies) > 1 or len(lengths) > 1 or not known:
+        raise FileFormatError(f"{path}: the units {said} do not fit together, or are none of {list(UNITS)}.")
+    return known[0]
+
+
+def write_hdf5(path: str | os.PathLike, frames: Sequence[ase.Atoms]) -> None:
+    """Write labelled frames to HDF5, atomically: one group per composition, in eV and Å.
+
+    Datasets of a group: numbers [atoms], positions [frames, atoms, 3], cell [frames, 3, 3], pbc [frames, 3], and energy
+    [frames], forces [frames, atoms, 3], stress [frames, 3, 3] where every frame of the group has them.
+    """
+    import h5py
+
+    groups: dict[bytes, list[tuple[ase.Atoms, dict]]] = {}
+    for i, atoms in enumerate(frames):
+        labels = {k: v for k, v in read_labels(atoms, f"frame {i}")._asdict().items() if v is not None}
+        key = atoms.numbers.astype(np.int32).tobytes() + ",".join(labels).encode()
+        groups.setdefault(key, []).append((atoms, labels))
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.attrs["units"] = _WRITTEN
+        for number, members in enumerate(groups.values()):
+            group = file.create_group(f"{number:06d}")
+            group["numbers"] = members[0][0].numbers.astype(np.int32)
+            group["positions"] = np.stack([atoms.positions for atoms, _ in members])
+            group["cell"] = np.stack([np.asarray(atoms.cell) for atoms, _ in members])
+            group["pbc"] = np.stack([atoms.pbc for atoms, _ in members])
+            for name in members[0][1]:
+                group[name] = np.stack([np.asarray(labels[name]) for _, labels in members])
+    write_atomically(Path(path), buffer.getvalue())
