@@ -121,13 +121,14 @@ def read_layout(path: Path) -> Layout:
         raise FileNotFoundError(f"{path}: no such file. Give the trajectory.h5 in the folder of a simulation.")
     with _open(path) as file, told(path, "its header"):
         own = file.get("leignn_jax")
-        if own is None or own.attrs.get("format") != FORMAT:
+        if own is None or own.attrs.get("format") not in (FORMAT, FORMAT.encode()):
             raise FileFormatError(f"{path}: not a trajectory of leignn_jax (no {FORMAT!r} in it).")
         everything = file["particles/all"]
-        boundary = [str(b) for b in everything["box"].attrs["boundary"]]
-        system = System(
-            everything["species"][()], everything["mass"][()], np.array([b == "periodic" for b in boundary])
-        )
+        periodic = own.attrs.get("periodic")
+        if periodic is None:
+            # Written by a version before checksums.
+            periodic = [{"periodic": True, "none": False}[b] for b in everything["box"].attrs["boundary"]]
+        system = System(everything["species"][()], everything["mass"][()], np.array(periodic, bool))
         dtypes = {name: file[place].dtype for name, place in _places().items() if place in file}
         listed = own["parts"].asstr()[()] if "parts" in own else None
         if listed is None:
@@ -136,9 +137,9 @@ def read_layout(path: Path) -> Layout:
         else:
             parts = tuple(Part(*part) for part in json.loads(listed))
         said = own.attrs.get("sha256")
-        if said is not None and said != header_hash(*system, listed or ""):
+        if said is not None and said != header_hash(*system, listed or "").encode():
             raise FileFormatError(f"{path}: damaged: species, masses, boundary or parts are not what was written.")
-        problem = wrong_system(system.numbers, system.masses) or wrong_layout(boundary, parts, dtypes)
+        problem = wrong_system(*system) or wrong_layout(parts, dtypes)
         if problem is not None:
             raise FileFormatError(f"{path}: {problem}. It is damaged, or not written by leignn_jax.")
     return Layout(path, system, parts, dtypes)
@@ -164,7 +165,9 @@ def read_field(layout: Layout, name: str, frames: range) -> np.ndarray:
             with _open(source) as file, told(source, place):
                 dataset = file[place]
                 if dataset.shape != (part.total, *result.shape[1:]) or dataset.dtype != result.dtype:
-                    raise ValueError(f"{dataset.dtype}{dataset.shape} for {result.dtype}{(part.total, *result.shape[1:])}")
+                    raise ValueError(
+                        f"{dataset.dtype}{dataset.shape} for {result.dtype}{(part.total, *result.shape[1:])}"
+                    )
                 result[low:high] = dataset[chosen[0] - first : chosen[-1] - first + 1 : frames.step]
         first += part.frames
     return result
@@ -399,7 +402,7 @@ def _write_header(file: Any, system: System, parts: str = "") -> None:
 
     from leignn_jax import __version__
 
-    # Strings have no fixed length, other than H5MD asks for: MDAnalysis compares them with Python's.
+    # Strings of H5MD have no fixed length, other than it asks for: MDAnalysis compares them with Python's.
     file.create_group("h5md").attrs["version"] = np.array([1, 1])
     file.create_group("h5md/author").attrs["name"] = "unknown"
     file.create_group("h5md/creator").attrs["name"] = "leignn_jax"
@@ -407,8 +410,11 @@ def _write_header(file: Any, system: System, parts: str = "") -> None:
     file.create_group("h5md/modules/units").attrs["version"] = np.array([1, 0])
     file["h5md/modules/units"].attrs["system"] = "SI"
     own = file.create_group("leignn_jax")
-    own.attrs["format"] = FORMAT
-    own.attrs["sha256"] = header_hash(*system, parts)
+    # What we read has a fixed length: other text lies in a heap without checksums, which HDF5 searches without end where
+    # it is damaged.
+    own.attrs["format"] = np.bytes_(FORMAT)
+    own.attrs["sha256"] = np.bytes_(header_hash(*system, parts))
+    own.attrs["periodic"] = np.array(system.pbc, np.uint8)
     group = file.create_group("particles/all")
     group["species"] = system.numbers
     group["mass"] = system.masses

@@ -31,10 +31,12 @@ def header_hash(numbers: np.ndarray, masses: np.ndarray, pbc: np.ndarray, parts:
     return digest({**system, "parts": np.frombuffer(parts.encode(), np.uint8)})
 
 
-def wrong_system(numbers: np.ndarray, masses: np.ndarray) -> str | None:
+def wrong_system(numbers: np.ndarray, masses: np.ndarray, pbc: np.ndarray) -> str | None:
     """What no system can have: atomic numbers [atoms] outside 1 to 118, masses [atoms] that are not positive."""
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or masses.shape != numbers.shape or masses.dtype.kind != "f":
         return f"species {numbers.dtype}{numbers.shape} and masses {masses.dtype}{masses.shape} do not fit"
+    if pbc.shape != (3,):
+        return f"periodic directions have shape {pbc.shape}, not (3,)"
     for what, values, bad in (
         ("atomic number", numbers, (numbers < 1) | (numbers > 118)),
         ("mass", masses, ~(np.isfinite(masses) & (masses > 0))),
@@ -55,10 +57,8 @@ def wrong_clock(step: np.ndarray, time: np.ndarray) -> str | None:
     return f"the time of frame {bad[0]} (step {step[bad[0]]}) is {time[bad[0]]} fs" if len(bad) > 0 else None
 
 
-def wrong_layout(boundary: Sequence[str], parts: Sequence[Any], dtypes: Mapping[str, np.dtype]) -> str | None:
-    """What no writer of ours says of a file: its boundary, its parts (file, frames, total), the dtype of each field."""
-    if len(boundary) != 3 or not set(boundary) <= {"periodic", "none"}:
-        return f"its boundary is {list(boundary)}, not 'periodic' or 'none' three times"
+def wrong_layout(parts: Sequence[Any], dtypes: Mapping[str, np.dtype]) -> str | None:
+    """What no writer of ours says of a file: its parts (file, frames, total) and the dtype of each field."""
     for name in ("step", "time", "positions"):
         if name not in dtypes:
             return f"it has no {name}"

@@ -316,7 +316,7 @@ class TrajectoryWriter:
     def _begin(self, resume_step: int | None) -> h5md.Layout | None:
         """What is on disk already; None for a new trajectory."""
         path = self.path
-        problem = wrong_system(self._system.numbers, self._system.masses)
+        problem = wrong_system(*self._system)
         if problem is not None:
             raise SimulationError(f"{path}: no trajectory can be written: {problem}.")
         remove_leftovers(path)
