@@ -25,15 +25,15 @@ def damaged(whole: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
         block = whole[at : at + size]
         after = whole[at + size :]
         content = {
-            "flip a bit": lambda: bytes([whole[at] ^ (1 << int(rng.integers(8)))]) + whole[at + 1 :],
-            "another byte": lambda: bytes([whole[at] ^ int(rng.integers(1, 256))]) + whole[at + 1 :],
-            "cut": lambda: b"",
-            "zeros": lambda: bytes(size) + after,
-            "ones": lambda: b"\xff" * size + after,
-            "noise": lambda: rng.bytes(size) + after,
-            "leave out": lambda: after,
-            "twice": lambda: block + block + after,
-        }[kind]()
+            "flip a bit": bytes([whole[at] ^ (1 << int(rng.integers(8)))]) + whole[at + 1 :],
+            "another byte": bytes([whole[at] ^ int(rng.integers(1, 256))]) + whole[at + 1 :],
+            "cut": b"",
+            "zeros": bytes(size) + after,
+            "ones": b"\xff" * size + after,
+            "noise": rng.bytes(size) + after,
+            "leave out": after,
+            "twice": block + block + after,
+        }[kind]
         yield f"{kind} at {at} ({size})", whole[:at] + content
 
 
