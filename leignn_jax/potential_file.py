@@ -188,7 +188,7 @@ def _check_shapes(
     wanted |= {"reference_energies": (count,), "scale": (), "energy_shift": ()}
     if "walls" in others and config.repulsion:
         wanted["walls"] = (count, count)
-    found = {name: array.shape for name, array in (flat | others).items()}
+    found = {name: array.shape for name, array in {**flat, **others}.items()}
     members = set()
     for name in sorted(wanted.keys() | found.keys()):
         have, want = found.get(name), wanted.get(name)

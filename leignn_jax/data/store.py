@@ -414,7 +414,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise FileFormatError(f"{file}: damaged or edited: its sha256 is another.")
     try:
         check_meta(meta, _ARRAYS)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise FileFormatError(
             f"{file}: edited: what it says is no store's ({type(error).__name__}: {error})."
         ) from error

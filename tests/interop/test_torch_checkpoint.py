@@ -166,5 +166,5 @@ def test_what_unpacks_without_end_is_not_unpacked(tmp_path):
 )
 def test_a_tensor_that_is_none_is_refused_in_words(tmp_path, shape, strides):
     tensor = _Tensor(_Storage("FloatStorage", "0"), 0, shape, strides)
-    with pytest.raises(FileFormatError, match="x.pt: .*w"):
+    with pytest.raises(FileFormatError, match=r"x\.pt: .*w"):
         tensor.array(bytes(64), b"little", tmp_path / "x.pt", "w")

@@ -529,6 +529,10 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
     again.close()
 
 
+# Threads of orbax print what they met after its call has raised it.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
 def test_a_damaged_byte_of_a_checkpoint_is_told_or_changes_no_number(tmp_path):
     tree = {"a": np.arange(50.0), "b": np.int32(3)}
     checkpoints = Checkpoints(tmp_path / "run")
