@@ -395,7 +395,7 @@ class Potential:
                 f"{e} {v:.4f} eV" for e, v in zip(c.elements, energies.reshape(-1, len(c.elements))[0], strict=True)
             ),
             **({"walls below": ", ".join(f"{a}-{b} {d:.2f} Å" for (a, b), d in walls.items())} if walls else {}),
-            **{key: _in_words(value) for key, value in self.metadata.items()},
+            **{key: value if isinstance(value, str) else _in_words(value) for key, value in self.metadata.items()},
         }
 
     def _repr_html_(self) -> str:
@@ -408,8 +408,8 @@ class Potential:
 
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {number:g}" for name, number in value.items())
-    return str(value)
+        return ", ".join(f"{name} {_in_words(one)}" for name, one in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def check_potential(value: Any, name: str = "potential") -> Potential:

@@ -2,13 +2,17 @@
 
 Arrays are named ``params/<module>/<array>``, ``reference_energies``, ``scale``, ``energy_shift`` and, where there are
 walls, ``walls``; the header holds ``format``, ``config``, ``units``, ``metadata``, ``leignn_jax_version`` and ``sha256``,
-the hash of everything else, which tells an edited file.
+the hash of everything else, which tells an edited file. The same potential is the same bytes.
+
+Whatever a file says is checked before it is believed: the size of its model by its arrays before a model is made.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from leignn_jax.files import write_atomically
 from leignn_jax.models.config import LEIGNNConfig, did_you_mean
 from leignn_jax.models.leignn import init_params
 from leignn_jax.potential import Potential
+from leignn_jax.safetensors_file import json_of, pack, unpack
 
 FORMAT = "leignn_jax.potential/1"
 UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3"}
@@ -29,9 +34,11 @@ _CONSTANTS = ("reference_energies", "scale", "energy_shift")
 
 
 def save_potential(potential: Potential, path: str | Path) -> None:
-    """Write ``potential`` to ``path``, atomically: a reader sees the old file or the new one and nothing between."""
-    from safetensors.numpy import save
+    """Write ``potential`` to ``path``, atomically: a reader sees the old file or the new one and nothing between.
 
+    Raises:
+        ConfigError: a number of it is NaN or infinite, or its scale or a wall is negative; nothing is written.
+    """
     from leignn_jax import __version__
 
     path = Path(path)
@@ -40,6 +47,9 @@ def save_potential(potential: Potential, path: str | Path) -> None:
     if potential.walls is not None:
         arrays["walls"] = np.asarray(potential.walls, np.float64)
     arrays = {k: np.array(v, order="C") for k, v in arrays.items()}
+    problem = _wrong_number(arrays)
+    if problem is not None:
+        raise ConfigError(f"{path}: the potential can't be saved: {problem}.")
     header = {
         "format": FORMAT,
         "config": json.dumps(potential.config.to_dict()),
@@ -48,7 +58,7 @@ def save_potential(potential: Potential, path: str | Path) -> None:
         "leignn_jax_version": __version__,
     }
     header["sha256"] = _digest(arrays, header)
-    write_atomically(path, save(arrays, metadata=header))
+    write_atomically(path, pack(arrays, header))
 
 
 def bundled_potentials() -> dict[str, Path]:
@@ -88,17 +98,8 @@ def load_potential(path_or_name: str | Path) -> Potential:
         FileNotFoundError: there is no such file and no such name.
         FileFormatError: it is truncated, edited, or not a potential of this package.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = find_potential(path_or_name)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header: dict[str, str] = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, ValueError) as error:
-        raise FileFormatError(
-            f"{path}: not a readable .safetensors file ({error}). Truncated? Copy it again."
-        ) from error
+    arrays, header = unpack(path)
     if header.get("format") != FORMAT:
         hint = " It looks like a checkpoint of the published code: use import_torch_checkpoint."
         torch_like = any(name.startswith(("message_layers", "atom_emb")) for name in arrays)
@@ -108,15 +109,15 @@ def load_potential(path_or_name: str | Path) -> Potential:
     expected = header.pop("sha256", None)
     if _digest(arrays, header) != expected:
         raise FileFormatError(f"{path}: its checksum does not fit its content: the file was edited or damaged.")
-    try:
-        config = LEIGNNConfig.from_dict(json.loads(header["config"]))
-    except ConfigError as error:
-        raise FileFormatError(
-            f"{path}: written by leignn_jax {header.get('leignn_jax_version')}, whose settings this version does not "
-            f"know: {error}"
-        ) from error
+    if json_of(path, header, "units") != UNITS:
+        raise FileFormatError(f"{path}: its units are {header['units']}; this version reads {UNITS}.")
+    json_of(path, header, "metadata")
     flat = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
-    _check_shapes(flat, config, path)
+    config = _read_config(path, header, flat)
+    _check_shapes({name: array for name, array in arrays.items() if not name.startswith("params/")}, flat, config, path)
+    problem = _wrong_number(arrays)
+    if problem is not None:
+        raise FileFormatError(f"{path}: {problem}.")
     return Potential(
         params=unflatten_dict(flat, sep="/"),
         config=config,
@@ -124,6 +125,49 @@ def load_potential(path_or_name: str | Path) -> Potential:
         walls=arrays.get("walls"),
         **{name: arrays[name] for name in _CONSTANTS},
     )
+
+
+def _read_config(path: Path, header: Mapping[str, str], flat: Mapping[str, np.ndarray]) -> LEIGNNConfig:
+    """The config in a header, which asks for no more than the file's arrays hold."""
+    said = json_of(path, header, "config")
+
+    def wrong(name: str, value: Any, words: str) -> FileFormatError:
+        return FileFormatError(f"{path}: {name} in its config is {str(value)[:80]!r}{words}")
+
+    defaults = {field.name: field.default for field in dataclasses.fields(LEIGNNConfig)}
+    for name, value in said.items():
+        kind = type(defaults.get(name))
+        if kind is tuple and not (isinstance(value, list) and value and all(isinstance(e, str) for e in value)):
+            raise wrong(name, value, ", not a list of symbols.")
+        if kind in (bool, int, str) and type(value) is not kind:
+            raise wrong(name, value, f", not of the type {kind.__name__}.")
+    if "elements" not in said:
+        raise FileFormatError(f"{path}: its config has no elements.")
+    widest = max((n for array in flat.values() for n in array.shape), default=0)
+    for name, limit in (("features", widest), ("num_radial", widest), ("layers", len(flat))):
+        if said.get(name, 0) > limit:
+            raise wrong(name, said[name], f", more than its arrays have room for ({limit}).")
+    try:
+        return LEIGNNConfig.from_dict(said)
+    except (ConfigError, TypeError, OverflowError) as error:
+        raise FileFormatError(
+            f"{path}: written by leignn_jax {header.get('leignn_jax_version')}, whose settings this version does not "
+            f"know: {error}"
+        ) from error
+
+
+def _wrong_number(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """What no potential has among its numbers."""
+    for name in sorted(arrays):
+        array = arrays[name]
+        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+            return f"array {name} holds {array.dtype}, not real numbers"
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            return f"array {name} holds {array[tuple(bad[0])]} at {bad[0].tolist()}"
+        if name in ("scale", "walls") and (array < 0).any():
+            return f"{name} is negative ({array.min():g})"
+    return None
 
 
 def _digest(arrays: dict[str, np.ndarray], header: dict[str, str]) -> str:
@@ -135,11 +179,27 @@ def _digest(arrays: dict[str, np.ndarray], header: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _check_shapes(flat: dict[str, np.ndarray], config: LEIGNNConfig, path: Path) -> None:
-    expected: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0))), sep="/")
-    for name in sorted(expected.keys() | flat.keys()):
-        have = flat[name].shape if name in flat else None
-        want = expected[name].shape if name in expected else None
+def _check_shapes(
+    others: Mapping[str, np.ndarray], flat: Mapping[str, np.ndarray], config: LEIGNNConfig, path: Path
+) -> None:
+    """Raise FileFormatError where arrays are not those of the config, of one potential or of one committee."""
+    params: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0))), sep="/")
+    count = len(config.elements)
+    wanted = {name: array.shape for name, array in params.items()}
+    wanted |= {"reference_energies": (count,), "scale": (), "energy_shift": ()}
+    if "walls" in others and config.repulsion:
+        wanted["walls"] = (count, count)
+    found = {name: array.shape for name, array in {**flat, **others}.items()}
+    members = set()
+    for name in sorted(wanted.keys() | found.keys()):
+        have, want = found.get(name), wanted.get(name)
         # A committee keeps its members on a leading axis.
-        if have is None or want is None or have[len(have) - len(want) :] != want:
+        lead = None if have is None or want is None else have[: max(0, len(have) - len(want))]
+        if have is None or want is None or lead is None or (*lead, *want) != have or 0 in have:
             raise FileFormatError(f"{path}: array {name} has shape {have}, the model in its header needs {want}.")
+        members |= {lead} - {()}
+    if len(members) > 1:
+        raise FileFormatError(f"{path}: its arrays are of committees of different sizes: {sorted(members)}.")
+    walls = others.get("walls")
+    if walls is not None and not np.array_equal(walls, np.swapaxes(walls, -1, -2)):
+        raise FileFormatError(f"{path}: its walls are not symmetric: two elements would have two.")

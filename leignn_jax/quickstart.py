@@ -6,6 +6,7 @@ population in one program and takes a gradient through a simulation. All of it e
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import time
@@ -65,7 +66,7 @@ def quickstart(out: str | Path = "quickstart", *, progress: bool | None = None) 
         done = part(out, progress)
         seconds = time.monotonic() - began
         log.info("%s (%.0f s)", done.words, seconds)
-        pieces.append(f"<h2>{number}. {title}</h2><p>{done.words}</p>")
+        pieces.append(f"<h2>{number}. {html.escape(title)}</h2><p>{html.escape(done.words)}</p>")
         if done.rows:
             pieces.append(table(done.rows, done.header))
         pieces += [

@@ -11,6 +11,7 @@ import errno
 import logging
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -194,10 +195,10 @@ def _recorded(path: Path) -> str | None:
     record = _record_of(path)
     if not record.exists():
         return None
-    words = record.read_text().split()
-    if len(words) != 2 or len(words[0]) != 64:
+    words = record.read_bytes().split()
+    if len(words) != 2 or re.fullmatch(rb"[0-9a-f]{64}", words[0]) is None:
         raise FileFormatError(f"{record}: is not the checksum of a file. Delete it, so that it is made again.")
-    return f"sha256:{words[0]}"
+    return f"sha256:{words[0].decode()}"
 
 
 def _fits(path: Path, checksum: str) -> bool:

@@ -46,6 +46,7 @@ from leignn_jax.data.batches import Batch, check_references, labelled
 from leignn_jax.data.distances import Shortest, ShortestDistances
 from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import Labels
+from leignn_jax.data.store_checks import check_meta, check_offsets
 from leignn_jax.data.table import Compositions, FrameTable, fingerprint, forces_square
 from leignn_jax.errors import DataError, FileFormatError, LeignnError, StructureError
 from leignn_jax.files import write_atomically
@@ -55,7 +56,7 @@ from leignn_jax.neighbors import Pairs
 log = logging.getLogger("leignn_jax")
 
 # Counts up with every change of what is stored: caches of another format are built again.
-FORMAT = 2
+FORMAT = 3
 
 # Name: type and shape of a row.
 _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -290,7 +291,8 @@ class Store(Sequence[Batch]):
         self.folder = Path(folder)
         self._meta = _read_meta(self.folder)
         _check_files(self.folder, self._meta)
-        self._arrays = {key: _map(self.folder, key) for key in self._meta["arrays"]}
+        self._arrays = {key: _map(self.folder, key, facts) for key, facts in self._meta["arrays"].items()}
+        check_offsets(self.folder, self._arrays)
         self._references = dict.fromkeys(self._meta["elements"], 0.0) if references is None else dict(references)
 
     @property
@@ -337,6 +339,9 @@ class Store(Sequence[Batch]):
         atoms, pairs = self._rows("atom_offsets", i), self._rows("pair_offsets", i)
         a = self._arrays
         numbers = np.array(a["numbers"][atoms])
+        ends = np.concatenate([a["receivers"][pairs], a["senders"][pairs]])
+        if ends.min(initial=0) < 0 or ends.max(initial=-1) >= len(numbers):
+            raise FileFormatError(f"{self.folder}: edited: the pairs of frame {i} are not of its {len(numbers)} atoms.")
         check_references(set(numbers.tolist()), self._references, f"{self.folder}: frame {i}")
         found = Pairs(
             a["receivers"][pairs], a["senders"][pairs], a["shifts"][pairs], np.zeros(pairs.stop - pairs.start)
@@ -401,12 +406,18 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         said = meta.pop("sha256")
     except FileNotFoundError as error:
         raise FileFormatError(f"{folder}: no store: there is no meta.json.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{file}: damaged ({error}).") from error
     if meta.get("format") != FORMAT:
         raise FileFormatError(f"{file}: a store of format {meta.get('format')}; this version reads {FORMAT}.")
     if said != _hash_of(meta):
         raise FileFormatError(f"{file}: damaged or edited: its sha256 is another.")
+    try:
+        check_meta(meta, _ARRAYS)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise FileFormatError(
+            f"{file}: edited: what it says is no store's ({type(error).__name__}: {error})."
+        ) from error
     return meta
 
 
@@ -416,12 +427,13 @@ def _check_files(folder: Path, meta: Mapping[str, Any]) -> None:
     began = time.time_ns()
     note = folder / "checked.json"
     with contextlib.suppress(OSError, ValueError):
-        remembered = json.loads(note.read_bytes())
+        found = json.loads(note.read_bytes())
+        remembered = found if isinstance(found, dict) else {}
     for key, facts in meta["arrays"].items():
         file = folder / f"{key}.npy"
         try:
             found = file.stat()
-            if found.st_size != facts["bytes"]:
+            if found.st_size != facts["bytes"] or not 0 < facts["start"] < 1 << 16:
                 raise FileFormatError(f"{file}: damaged: {found.st_size} bytes instead of {facts['bytes']}.")
             stamp = [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, facts["sha256"]]
             if remembered.get(key) != stamp and _hash_file(file, facts["start"]) != facts["sha256"]:
@@ -447,12 +459,14 @@ def _hash_file(file: Path, start: int) -> str:
     return digest.hexdigest()
 
 
-def _map(folder: Path, key: str) -> np.ndarray:
+def _map(folder: Path, key: str, facts: Mapping[str, Any]) -> np.ndarray:
     file = folder / f"{key}.npy"
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{file}: damaged ({error}).") from error
+    if array.dtype.str != facts["dtype"] or list(array.shape) != facts["shape"]:
+        raise FileFormatError(f"{file}: edited: holds {array.dtype.str}{list(array.shape)}, meta.json says {facts}.")
     return np.asarray(array)
 
 

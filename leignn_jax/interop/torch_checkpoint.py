@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from leignn_jax.errors import FileFormatError
 from leignn_jax.models.config import VARIANTS, LEIGNNConfig, Variant
 from leignn_jax.models.leignn import init_params
 from leignn_jax.potential import Potential
+from leignn_jax.safetensors_file import unpack
 
 _STORAGE_DTYPES = {
     "FloatStorage": np.float32,
@@ -25,6 +28,8 @@ _STORAGE_DTYPES = {
     "LongStorage": np.int64,
     "IntStorage": np.int32,
 }
+# Weights hardly shrink: what unpacks to so many times its size is no weights.
+_BOMB = 20
 
 
 def import_torch_checkpoint(
@@ -57,8 +62,11 @@ def import_torch_checkpoint(
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
     weights = {k.removeprefix("module."): v for k, v in weights.items()}
     weights.pop("radial_basis.rbf.offset", None)
+    wrong = [name for name, array in weights.items() if not (array.dtype.kind in "iuf" and np.isfinite(array).all())]
+    if wrong:
+        raise FileFormatError(f"{path}: {wrong[0]} holds NaN, infinity or no numbers; the file is damaged.")
 
-    embedding = _get(weights, "atom_emb.embeddings.weight", path)
+    embedding = _matrix(weights, "atom_emb.embeddings.weight", path)
     layers = 1 + max((int(m[1]) for k in weights if (m := re.match(r"message_layers\.(\d+)\.", k))), default=-1)
     if layers == 0:
         raise FileFormatError(f"{path}: no weights named message_layers.*: not a LEIGNN checkpoint.")
@@ -77,14 +85,19 @@ def import_torch_checkpoint(
         elements=tuple(kept),
         features=embedding.shape[1],
         layers=layers,
-        num_radial=_get(weights, "message_layers.0.rbf_proj.weight", path).shape[1],
+        num_radial=_matrix(weights, "message_layers.0.rbf_proj.weight", path).shape[1],
         radial_basis="gaussian",
         cutoff=cutoff,
         smooth_cutoff=False,
         direct_forces="out_forces.weight" in weights,
         **VARIANTS[variant],
     )
-    params = _convert(weights, config, path)
+    try:
+        params = _convert(weights, config, path)
+    except (IndexError, ValueError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(f"{path}: its weights do not fit together ({error}); of another architecture?") from error
     expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     _check_shapes(params, expected, path, variant)
     return Potential.from_params(config, params, energy_shift=energy_shift)
@@ -183,16 +196,17 @@ def _get(weights: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
     return weights[name]
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _matrix(weights: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    found = _get(weights, name, path)
+    if found.ndim != 2:
+        raise FileFormatError(f"{path}: {name} has shape {found.shape}, not two axes: not a LEIGNN checkpoint.")
+    return found
 
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise FileFormatError(f"{path}: not a readable .safetensors file ({error}); truncated or edited?") from error
+    return unpack(path)[0]
 
 
 def _read_pt(path: Path) -> dict[str, np.ndarray]:
@@ -204,19 +218,38 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
                 raise FileFormatError(f"{path}: a zip, but not one that torch.save wrote (no data.pkl).")
             folder = pickles[0].removesuffix("data.pkl")
             order = archive.read(folder + "byteorder") if folder + "byteorder" in archive.namelist() else b"little"
-            tensors = _tensors_of_pickle(archive.read(pickles[0]), path)
+            tensors = _tensors_of_pickle(_read_member(archive, pickles[0], path), path)
             out = {}
             for name, tensor in tensors.items():
                 if isinstance(tensor, _Tensor):
-                    out[name] = tensor.array(archive.read(folder + "data/" + tensor.storage.key), order, path, name)
+                    out[name] = tensor.array(
+                        _read_member(archive, folder + "data/" + tensor.storage.key, path), order, path, name
+                    )
             return out
-    except zipfile.BadZipFile as error:
+    except FileFormatError:
+        raise
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise FileFormatError(
             f"{path}: not a zip: truncated, or written by PyTorch before 1.6. Load it in PyTorch and save the state dict "
             "with safetensors.torch.save_file."
         ) from error
     except KeyError as error:
         raise FileFormatError(f"{path}: {error}; the file is incomplete.") from error
+    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+        # NotImplementedError and RuntimeError: ways to pack and encrypt that torch.save does not use.
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise
+        raise FileFormatError(f"{path}: truncated or edited: can't be unpacked ({error}).") from error
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """A member's content, which torch.save does not pack."""
+    size, packed = archive.getinfo(name).file_size, archive.getinfo(name).compress_size
+    if size > max(_BOMB * packed, 1 << 20):
+        raise FileFormatError(
+            f"{path}: {name} would unpack to {size / 2**20:.0f} MiB from {packed} bytes; not unpacked."
+        )
+    return archive.read(name)
 
 
 class _Storage:
@@ -225,14 +258,22 @@ class _Storage:
 
 
 class _Tensor:
-    def __init__(self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
+    # As the pickle says, so that anything may stand here until it is looked at.
+    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def array(self, raw: bytes, order: bytes, path: Path, name: str) -> np.ndarray:
+        whole = (
+            isinstance(self.shape, tuple) and isinstance(self.strides, tuple) and len(self.shape) == len(self.strides)
+        )
+        if not whole or not all(type(n) is int and n >= 0 for n in (self.offset, *self.shape, *self.strides)):
+            raise FileFormatError(f"{path}: shape or strides of {name} are no whole numbers; the file is damaged.")
+        if order not in (b"little", b"big"):
+            raise FileFormatError(f"{path}: its byteorder is {order[:20]!r}; the file is damaged.")
         dtype = np.dtype(_STORAGE_DTYPES[self.storage.kind]).newbyteorder("<" if order == b"little" else ">")
         flat = np.frombuffer(raw, dtype)
         size = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        if self.offset < 0 or min(self.strides, default=0) < 0 or self.offset + size > len(flat):
+        if self.offset + size > len(flat) or math.prod(self.shape) > len(flat):
             raise FileFormatError(f"{path}: {name} reaches past its data; the file is damaged.")
         strides = tuple(s * dtype.itemsize for s in self.strides)
         view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
@@ -317,8 +358,11 @@ def _tensors_of_pickle(data: bytes, path: Path) -> dict[str, Any]:
                 raise refuse(f"the opcode {name}")
         (result,) = stack
         result = result.get("state_dict", result)
+        whole = all(isinstance(t.storage, _Storage) for t in result.values() if isinstance(t, _Tensor))
+        if not whole:
+            raise ValueError("a tensor without its data")
         return {str(key): value for key, value in result.items()}
     except FileFormatError:
         raise
-    except (ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, IndexError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise FileFormatError(f"{path}: the pickle inside can't be read ({error}); truncated or edited?") from error

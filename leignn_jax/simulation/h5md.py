@@ -5,12 +5,18 @@ simulation adds *parts*, each a whole H5MD file of some frames, to the folder ``
 ``trajectory.h5`` joins them by virtual datasets and lists them. Both are written beside their names, synced and renamed:
 whoever opens ``trajectory.h5`` at any moment finds complete frames. :func:`merge` makes one ordinary file of it all.
 
+Numbers carry HDF5's own checksums (fletcher32), its structure those of its newer format, and ``leignn_jax/sha256`` is the
+hash of what is in neither: species, masses, boundary and the list of parts. Since HDF5 crashes on damaged virtual
+datasets, a file of parts begins with a block that holds the hash of its rest. A changed byte is an error on reading. Files
+that were written without any of these are read as before.
+
 Other programs read either form; positions are in Angstrom, velocities in Angstrom/fs, and forces, since MDAnalysis
 refuses files with eV, in kJ/mol/Angstrom.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -27,6 +33,7 @@ from ase import units
 
 from leignn_jax.errors import FileFormatError, SimulationError
 from leignn_jax.files import put_in_place, sync_folder, why_not_written, write_atomically
+from leignn_jax.simulation.h5md_checks import header_hash, told, wrong_clock, wrong_layout, wrong_system
 
 log = logging.getLogger("leignn_jax")
 
@@ -45,6 +52,14 @@ _ELEMENTS = {
 _CLOCK = "particles/all/position"
 FIELDS = ("step", "time", *_ELEMENTS)
 _SLAB = 32 << 20
+# Of one checksum: what is read for a single frame, and what the last one of a small file may waste.
+_CHUNK = 128 << 10
+# HDF5 keeps checksums of its structure from this version of its format on.
+_VERSION = ("v110", "v110")
+# What a file begins with: one of parts with our block and then HDF5, any other with HDF5.
+_SEAL = b"leignn_jax trajectory in parts, sha256 of the bytes after these 512: "
+_SEAL_BYTES = 512
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class System(NamedTuple):
@@ -104,21 +119,29 @@ def read_layout(path: Path) -> Layout:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Give the trajectory.h5 in the folder of a simulation.")
-    with _open(path) as file:
+    with _open(path) as file, told(path, "its header"):
         own = file.get("leignn_jax")
-        if own is None or own.attrs.get("format") != FORMAT:
+        if own is None or own.attrs.get("format") not in (FORMAT, FORMAT.encode()):
             raise FileFormatError(f"{path}: not a trajectory of leignn_jax (no {FORMAT!r} in it).")
         everything = file["particles/all"]
-        boundary = everything["box"].attrs["boundary"]
-        system = System(
-            everything["species"][()], everything["mass"][()], np.array([b == "periodic" for b in boundary])
-        )
+        periodic = own.attrs.get("periodic")
+        if periodic is None:
+            # Written by a version before checksums.
+            periodic = [{"periodic": True, "none": False}[b] for b in everything["box"].attrs["boundary"]]
+        system = System(everything["species"][()], everything["mass"][()], np.array(periodic, bool))
         dtypes = {name: file[place].dtype for name, place in _places().items() if place in file}
-        if "parts" in own:
-            parts = tuple(Part(*part) for part in json.loads(own["parts"][()]))
-        else:
-            frames = file[_places()["step"]].shape[0]
+        listed = own["parts"].asstr()[()] if "parts" in own else None
+        if listed is None:
+            frames = int(file[_places()["step"]].shape[0])
             parts = (Part(path.name, frames, frames),)
+        else:
+            parts = tuple(Part(*part) for part in json.loads(listed))
+        said = own.attrs.get("sha256")
+        if said is not None and said != header_hash(*system, listed or "").encode():
+            raise FileFormatError(f"{path}: damaged: species, masses, boundary or parts are not what was written.")
+        problem = wrong_system(*system) or wrong_layout(parts, dtypes)
+        if problem is not None:
+            raise FileFormatError(f"{path}: {problem}. It is damaged, or not written by leignn_jax.")
     return Layout(path, system, parts, dtypes)
 
 
@@ -127,9 +150,10 @@ def read_field(layout: Layout, name: str, frames: range) -> np.ndarray:
 
     Raises:
         FileNotFoundError: a part is gone, since the trajectory has been merged or truncated meanwhile.
-        FileFormatError: a part can't be read.
+        FileFormatError: a part can't be read, or its numbers are not those that were written; names file and dataset.
     """
-    result = np.empty((len(frames), *layout.frame_shape(name)), layout.dtypes[name])
+    with told(layout.path, _places()[name]):
+        result = np.empty((len(frames), *layout.frame_shape(name)), layout.dtypes[name])
     first = 0
     for part in layout.parts:
         low, high = (
@@ -137,8 +161,13 @@ def read_field(layout: Layout, name: str, frames: range) -> np.ndarray:
         )
         if low < high:
             chosen = frames[low:high]
-            with _open(layout.path.parent / part.file) as file:
-                dataset = file[_places()[name]]
+            source, place = layout.path.parent / part.file, _places()[name]
+            with _open(source) as file, told(source, place):
+                dataset = file[place]
+                if dataset.shape != (part.total, *result.shape[1:]) or dataset.dtype != result.dtype:
+                    raise ValueError(
+                        f"{dataset.dtype}{dataset.shape} for {result.dtype}{(part.total, *result.shape[1:])}"
+                    )
                 result[low:high] = dataset[chosen[0] - first : chosen[-1] - first + 1 : frames.step]
         first += part.frames
     return result
@@ -151,10 +180,10 @@ def write_part(layout: Layout, fields: Mapping[str, np.ndarray]) -> Part:
     frames = len(fields["step"])
     buffer = io.BytesIO()
     # HDF5 works in memory: it does not recover from a full disk.
-    with h5py.File(buffer, "w") as file:
+    with h5py.File(buffer, "w", libver=_VERSION) as file:
         _write_header(file, layout.system)
         for name in layout.dtypes:
-            file.create_dataset(_places()[name], data=fields[name], dtype=layout.dtypes[name])
+            _make_dataset(file, layout, name, frames)[...] = fields[name]
         _finish(file)
     folder = parts_folder(layout.path)
     last = max((int(found.stem.removeprefix("part_")) for found in folder.glob("part_*.h5")), default=0)
@@ -168,13 +197,15 @@ def commit(layout: Layout) -> None:
     import h5py
 
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        _write_header(file, layout.system)
+    with h5py.File(buffer, "w", libver=_VERSION, userblock_size=_SEAL_BYTES) as file:
+        listed = json.dumps(layout.parts)
+        _write_header(file, layout.system, listed)
         for name, dtype in layout.dtypes.items():
             _join(file, layout, name, dtype)
-        file["leignn_jax/parts"] = json.dumps(layout.parts)
+        file["leignn_jax/parts"] = listed
         _finish(file)
-    write_atomically(layout.path, buffer.getvalue())
+    rest = buffer.getvalue()[_SEAL_BYTES:]
+    write_atomically(layout.path, _seal(rest) + rest)
     used = {part.file for part in layout.parts}
     folder = parts_folder(layout.path)
     for found in folder.iterdir():
@@ -250,6 +281,9 @@ def truncate(path: Path, step: int) -> Layout | None:
     """
     layout = unmerge(read_layout(path))
     steps = read_field(layout, "step", range(layout.frames))
+    problem = wrong_clock(steps, np.zeros(len(steps)))
+    if problem is not None:
+        raise FileFormatError(f"{path}: {problem}. It is damaged: write to another folder.")
     kept = int(np.searchsorted(steps, step, side="right"))
     if kept == layout.frames and kept > 1 and steps[-1] + (steps[-1] - steps[-2]) < step:
         raise SimulationError(
@@ -287,11 +321,10 @@ def _copy_together(layout: Layout) -> None:
     handle, temporary = tempfile.mkstemp(dir=parts_folder(path), suffix=".merged")
     raw = _Unfailing(handle, "wb+")
     try:
-        with raw, h5py.File(raw, "w") as file:
+        with raw, h5py.File(raw, "w", libver=_VERSION) as file:
             _write_header(file, layout.system)
-            for name, dtype in layout.dtypes.items():
-                shape = (layout.frames, *layout.frame_shape(name))
-                dataset = file.create_dataset(_places()[name], shape, dtype)
+            for name in layout.dtypes:
+                dataset = _make_dataset(file, layout, name, layout.frames)
                 for piece in slabs(layout, range(layout.frames)):
                     dataset[piece.start : piece.stop] = read_field(layout, name, piece)
                     if raw.error is not None:
@@ -336,10 +369,18 @@ def _places() -> dict[str, str]:
     return {"step": f"{_CLOCK}/step", "time": f"{_CLOCK}/time", **values}
 
 
+def _seal(rest: bytes) -> bytes:
+    return (_SEAL + hashlib.sha256(rest).hexdigest().encode()).ljust(_SEAL_BYTES, b"\n")
+
+
 def _open(path: Path) -> Any:
     import h5py
 
     try:
+        with open(path, "rb") as raw:
+            start = raw.read(_SEAL_BYTES)
+            if not start.startswith(_SIGNATURE) and start != _seal(raw.read()):
+                raise OSError("what it begins with is no HDF5, or not the hash of what comes after")
         # Files never change once they have their name, so that locks, which some network disks lack, are not needed.
         return h5py.File(path, "r", locking=False)
     except FileNotFoundError:
@@ -348,19 +389,32 @@ def _open(path: Path) -> Any:
         raise FileFormatError(f"{path}: not a readable HDF5 file ({error}). Truncated? Copy it again.") from error
 
 
-def _write_header(file: Any, system: System) -> None:
+def _make_dataset(file: Any, layout: Layout, name: str, frames: int) -> Any:
+    """An empty dataset of a field, with checksums."""
+    dtype, tail = layout.dtypes[name], layout.frame_shape(name)
+    size = max(1, dtype.itemsize * int(np.prod(tail)))
+    chunk = (max(1, min(frames, _CHUNK // size)), *tail)
+    return file.create_dataset(_places()[name], (frames, *tail), dtype, chunks=chunk, fletcher32=True)
+
+
+def _write_header(file: Any, system: System, parts: str = "") -> None:
     import h5py
 
     from leignn_jax import __version__
 
-    # Strings have no fixed length, other than H5MD asks for: MDAnalysis compares them with Python's.
+    # Strings of H5MD have no fixed length, other than it asks for: MDAnalysis compares them with Python's.
     file.create_group("h5md").attrs["version"] = np.array([1, 1])
     file.create_group("h5md/author").attrs["name"] = "unknown"
     file.create_group("h5md/creator").attrs["name"] = "leignn_jax"
     file["h5md/creator"].attrs["version"] = __version__
     file.create_group("h5md/modules/units").attrs["version"] = np.array([1, 0])
     file["h5md/modules/units"].attrs["system"] = "SI"
-    file.create_group("leignn_jax").attrs["format"] = FORMAT
+    own = file.create_group("leignn_jax")
+    # What we read has a fixed length: other text lies in a heap without checksums, which HDF5 searches without end where
+    # it is damaged.
+    own.attrs["format"] = np.bytes_(FORMAT)
+    own.attrs["sha256"] = np.bytes_(header_hash(*system, parts))
+    own.attrs["periodic"] = np.array(system.pbc, np.uint8)
     group = file.create_group("particles/all")
     group["species"] = system.numbers
     group["mass"] = system.masses

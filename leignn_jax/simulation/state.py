@@ -18,6 +18,7 @@ import numpy as np
 
 from leignn_jax.errors import FileFormatError, SimulationError
 from leignn_jax.files import digest, remove_leftovers, why_not_written, write_atomically
+from leignn_jax.safetensors_file import json_of, pack, unpack
 
 log = logging.getLogger("leignn_jax")
 
@@ -33,8 +34,6 @@ def save_state(path: str | Path, tree: Any, meta: dict[str, Any]) -> None:
     Raises:
         SimulationError: it can't be written; what was there stays.
     """
-    from safetensors.numpy import save
-
     path = Path(path)
     arrays, notes = {}, {}
     for name, leaf in _named(tree):
@@ -44,7 +43,7 @@ def save_state(path: str | Path, tree: Any, meta: dict[str, Any]) -> None:
     newest, previous = _beside(path, "next"), _beside(path, "previous")
     remove_leftovers(newest)
     try:
-        write_atomically(newest, save(arrays, metadata=header))
+        write_atomically(newest, pack(arrays, header))
         if path.is_file():
             os.replace(path, previous)
         os.replace(newest, path)
@@ -76,7 +75,7 @@ def load_state(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
             problems.append(str(error))
             log.warning("%s Trying the state before.", error)
             continue
-        return _fill(candidate, arrays, json.loads(header["arrays"]), like), json.loads(header["meta"])
+        return _fill(candidate, arrays, json_of(candidate, header, "arrays"), like), json_of(candidate, header, "meta")
     if problems:
         raise FileFormatError(f"no state can be read: {' '.join(problems)} Start the simulation anew.")
     raise FileNotFoundError(f"{path}: no such file. Start the simulation without resuming.")
@@ -115,14 +114,10 @@ def _decode(array: np.ndarray, note: dict[str, Any]) -> Any:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            header: dict[str, str] = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, ValueError, OSError) as error:
-        raise FileFormatError(f"{path}: not a readable .safetensors file ({error}).") from error
+        arrays, header = unpack(path)
+    except OSError as error:
+        raise FileFormatError(f"{path}: can't be read ({error}).") from error
     if header.get("format") != FORMAT:
         raise FileFormatError(f"{path}: its format is {header.get('format')!r}, not {FORMAT!r}.")
     if header.pop("sha256", None) != _hash(arrays, header):
@@ -142,7 +137,10 @@ def _fill(path: Path, arrays: dict[str, np.ndarray], notes: dict[str, dict[str, 
         raise FileFormatError(f"{path}: a state of another simulation: {', '.join(missing)} is in one of them only.")
     leaves = []
     for name, leaf in named:
-        found = _decode(arrays[name], notes[name])
+        try:
+            found = _decode(arrays[name], notes[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"{path}: what its header says of {name} is damaged ({error}).") from error
         want = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
         if (found.dtype, found.shape) != (want.dtype, want.shape):
             raise FileFormatError(

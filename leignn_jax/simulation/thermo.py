@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,9 @@ UNITS = {
     "density": "g_cm3",
 }
 """Quantities whose columns get a unit: ``temperature`` becomes ``temperature_K``; other names stay as they are."""
+
+# Python's own reading takes underscores, spaces and the digits of other scripts too, which no log has.
+_NUMBERS = re.compile(r"[-+.,0-9a-zA-Z]*")
 
 
 def column(name: str) -> str:
@@ -155,14 +159,20 @@ def _parse(path: Path, lines: list[str]) -> dict[str, np.ndarray]:
     columns = lines[0].split(",")
     if columns[0] != "step":
         raise FileFormatError(f"{path}: not a log of leignn_jax: its first column is {columns[0]!r}, not 'step'.")
+    if len(set(columns)) != len(columns):
+        raise FileFormatError(f"{path}: two of its columns have one name ({lines[0][:200]}). Edited?")
     rows = [line.split(",") for line in lines[1:]]
     numbers: list[tuple[float, ...]] = []
     try:
-        for number, row in enumerate(rows, 2):  # noqa: B007, named in the error
+        for number, row in enumerate(rows, 2):
             if len(row) != len(columns):
                 raise ValueError(f"{len(row)} values for {len(columns)} columns")
+            if _NUMBERS.fullmatch(lines[number - 1]) is None:
+                raise ValueError("it holds what is in no number")
             numbers.append((int(row[0]), *map(float, row[1:])))
-    except ValueError as error:
+            if len(numbers) > 1 and numbers[-1][0] <= numbers[-2][0]:
+                raise ValueError(f"step {numbers[-1][0]} after step {numbers[-2][0]}")
+    except (ValueError, OverflowError) as error:
         raise FileFormatError(
             f"{path}, line {number}: not a row of the log ({error}). Edited? Delete the line."
         ) from error

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from leignn_jax.errors import FileFormatError, SimulationError
 from leignn_jax.files import remove_leftovers, why_not_written
 from leignn_jax.simulation import h5md
+from leignn_jax.simulation.h5md_checks import wrong_clock, wrong_system
 
 log = logging.getLogger("leignn_jax")
 
@@ -165,10 +166,15 @@ def read_trajectory(path: str | Path, index: int | slice = slice(None)) -> Traje
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: it is damaged or no trajectory of this package.
+        FileFormatError: it is damaged or no trajectory of this package. Numbers are checked against their checksums where
+            they are read, steps and times here.
     """
     layout = h5md.read_layout(Path(path))
-    return Trajectory(layout, range(layout.frames))[index]
+    trajectory = Trajectory(layout, range(layout.frames))
+    problem = wrong_clock(trajectory.step, trajectory.time)
+    if problem is not None:
+        raise FileFormatError(f"{path}: {problem}. It is damaged, or not written by leignn_jax.")
+    return trajectory[index]
 
 
 def write_extxyz(path: str | Path, trajectory: Trajectory, wrap: bool = False) -> None:
@@ -310,6 +316,9 @@ class TrajectoryWriter:
     def _begin(self, resume_step: int | None) -> h5md.Layout | None:
         """What is on disk already; None for a new trajectory."""
         path = self.path
+        problem = wrong_system(*self._system)
+        if problem is not None:
+            raise SimulationError(f"{path}: no trajectory can be written: {problem}.")
         remove_leftovers(path)
         if path.exists():
             if resume_step is None:
@@ -366,6 +375,9 @@ class TrajectoryWriter:
             raise SimulationError(
                 f"{self.path}: steps must grow, but after step {self._last} come {steps.tolist()[:5]}."
             )
+        problem = wrong_clock(steps, fields["time"])
+        if problem is not None:
+            raise SimulationError(f"{self.path}: {problem}.")
         if len(steps) > 0:
             self._layout = layout
         return fields

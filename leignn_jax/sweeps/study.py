@@ -10,6 +10,7 @@ The study's folder (``base.run.out``)::
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import logging
@@ -273,7 +274,7 @@ def _write(result: StudyResult, study: StudyConfig, history: Sequence[Mapping[st
 
     header = list(result.rows[0])
     body = table([[show(row[k]) for k in header] for row in result.rows], [h.replace("_", " ") for h in header])
-    text = f"<h2>Study</h2><pre>{(out / 'study.yaml').read_text()}</pre>"
+    text = f"<h2>Study</h2><pre>{html.escape((out / 'study.yaml').read_text())}</pre>"
     write_atomically(out / "report.html", page(f"Study {out.name}", [body, *images, text]).encode())
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ class Checkpoints:
         self._ocp = ocp
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._handle = _clear_leftovers(self.folder)
         # The process that makes this object writes alone: orbax must not wait for others.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(me, {me}, "leignn") if jax.process_count() > 1 else None
@@ -58,6 +62,7 @@ class Checkpoints:
         arrays = named_leaves(tree)
         check_room(self.folder, arrays)
         meta = {**meta, "sha256": digest(arrays)}
+        meta["meta_sha256"] = _hash_of(meta)
         ocp = self._ocp
         try:
             # It is there already when a run stops right after one.
@@ -83,7 +88,10 @@ class Checkpoints:
                     step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays), meta=ocp.args.JsonRestore())
                 )
                 state, meta = found["state"], found["meta"]
-                if digest({k: np.asarray(v) for k, v in state.items()}) != meta["sha256"]:
+                # Checkpoints of earlier versions have no hash of their meta.
+                said = meta.pop("meta_sha256", None)
+                whole = digest({k: np.asarray(v) for k, v in state.items()}) == meta["sha256"]
+                if not whole or said not in (None, _hash_of(meta)):
                     raise ValueError("its checksum does not fit its content")
             except Exception as error:
                 # Anything at all may come out of a damaged file.
@@ -107,8 +115,39 @@ class Checkpoints:
             raise _disk_error(self.folder, error) from error
 
     def close(self) -> None:
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+            self._manager.close()
+        finally:
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None
+
+
+def _hash_of(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _clear_leftovers(folder: Path) -> int | None:
+    """Delete the temporary folders of a process that was killed; the handle that says to others that this one lives.
+
+    The handle is None, and nothing is deleted, where another process has the folder or the system knows no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Of a folder, so that no file is left; the system takes it back when the process ends, however it does.
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    for found in folder.glob("*.orbax-checkpoint-tmp*"):
+        log.info("%s: removed, left by a run that was killed.", found)
+        shutil.rmtree(found, ignore_errors=True)
+    return handle
 
 
 def check_room(folder: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -98,14 +98,14 @@ def _claim(out: Path, config: TrainConfig, data: Mapping[str, Any], has_checkpoi
     text = dump_config(config)
     config_file, data_file = out / "config.yaml", out / "data.json"
     if has_checkpoint and config_file.exists() and data_file.exists():
-        old = config_file.read_text()
+        old = config_file.read_text(errors="replace")
         if old != text:
             lines = [line for line in text.splitlines() if line not in old.splitlines()]
             raise TrainingError(
                 f"{out}: its checkpoints are of another config (now different: {'; '.join(x.strip() for x in lines[:5])}). "
                 "Give the old settings, or another run.out."
             )
-        was = json.loads(data_file.read_text())["sha256"]
+        was = _hashes_in(data_file)
         changed = [name for name, value in data["sha256"].items() if was.get(name) != value]
         if changed:
             raise TrainingError(
@@ -115,3 +115,17 @@ def _claim(out: Path, config: TrainConfig, data: Mapping[str, Any], has_checkpoi
         return
     write_atomically(config_file, text.encode())
     write_atomically(data_file, json.dumps(data, indent=1).encode())
+
+
+def _hashes_in(file: Path) -> dict[str, str]:
+    """The sha256 of each data file by its name, as data.json says."""
+    try:
+        found = json.loads(file.read_bytes())["sha256"]
+        if not isinstance(found, dict):
+            raise TypeError(f"sha256 is {found!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TrainingError(
+            f"{file}: damaged ({error}), so that nobody can tell whether the data are those of its checkpoints. Delete "
+            "it, if you know that they are; or choose another run.out."
+        ) from error
+    return found

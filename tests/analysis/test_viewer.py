@@ -67,3 +67,10 @@ def test_py3dmol_gets_frames_and_cell(installed):
 def test_x3d_by_ase():
     pytest.importorskip("IPython")
     assert "x3d" in view(molecule("H2O"), "x3d").data.lower()
+
+
+def test_no_text_of_a_structure_reaches_the_page(installed):
+    installed("py3Dmol")
+    atoms = molecule("H2O")
+    atoms.info["name"] = atoms.info["<script>"] = "<script>alert(1)</script>"
+    assert "script" not in str(view([atoms, atoms]).calls)

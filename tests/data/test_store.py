@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from ase.build import bulk, fcc111, graphene, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from damage import outcomes
 from frames import copper
 
 from leignn_jax.data.batches import collate, epoch_order, example, plan_batches, sizes_of
 from leignn_jax.data.labels import read_labels
-from leignn_jax.data.store import Store, cached_store, write_store
+from leignn_jax.data.store import Store, _hash_file, _hash_of, cached_store, write_store
 from leignn_jax.data.table import tabulate
 from leignn_jax.errors import DataError, ElementError, FileFormatError, StructureError
 from leignn_jax.training.dataset import hash_path
@@ -363,3 +364,86 @@ def test_meta_says_what_the_store_is(source, tmp_path):
     assert meta["facts"] == {"source_sha256": hash_path(source), "units": "eV/angstrom", "keys": {}}
     assert meta["arrays"]["positions"]["shape"] == [20, 3]
     np.testing.assert_array_equal(np.load(store.folder / "energy.npy"), [store.labels(i).energy for i in range(5)])
+
+
+def test_a_damaged_byte_is_told_or_changes_no_number(tmp_path):
+    folder = tmp_path / "s"
+    write_store(folder, labelled(copper(2)), 4.0)
+
+    def read():
+        # It remembers which files are whole.
+        (folder / "checked.json").unlink(missing_ok=True)
+        store = Store(folder)
+        return [store[i] for i in range(len(store))], store.cutoff, store.facts, list(store.shortest.values())
+
+    for file in sorted(folder.iterdir()):
+        seen = outcomes(file, read, 6, seed=0)
+        assert seen.keys() <= {"told", "same"}, (file.name, seen)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"positions": 3}', "{", '{"positions": [1, 2, 3, 4, 5]}'])
+def test_a_damaged_note_is_made_again(tmp_path, text):
+    write_store(tmp_path / "s", labelled(copper(1)), 4.0)
+    (tmp_path / "s" / "checked.json").write_text(text)
+    assert len(Store(tmp_path / "s")) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["cutoff"], None),
+        (["cutoff"], -1.0),
+        (["cutoff"], "4.0"),
+        (["elements"], "Cu"),
+        (["elements"], ["Cx"]),
+        (["elements"], [["Cu"]]),
+        (["shortest"], []),
+        (["shortest", "Cu Cu"], -1),
+        (["shortest", "Cu"], 2.0),
+        (["facts"], 3),
+        (["arrays"], []),
+        (["arrays", "energy"], None),
+        (["arrays", "energy", "shape"], []),
+        (["arrays", "energy", "shape"], [10**15]),
+        (["arrays", "energy", "start"], -1),
+        (["arrays", "energy", "bytes"], "many"),
+        (["arrays", "energy", "dtype"], "<f4"),
+        (["arrays", "more"], {}),
+    ],
+)
+def test_a_crafted_meta_is_refused_in_words(tmp_path, place, value):
+    """Its sha256 fits: only what it says is wrong."""
+    write_store(tmp_path / "s", labelled(copper(2)), 4.0)
+    file = tmp_path / "s" / "meta.json"
+    meta = json.loads(file.read_bytes())
+    del meta["sha256"]
+    inside = meta
+    for name in place[:-1]:
+        inside = inside[name]
+    inside[place[-1]] = value
+    meta["sha256"] = _hash_of(meta)
+    file.write_text(json.dumps(meta))
+    with pytest.raises(FileFormatError, match=r"s/(meta\.json|energy\.npy): "):
+        Store(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("atom_offsets", [0, 7, 4], "offsets do not divide the rows of numbers"),
+        ("receivers", 4, "the pairs of frame 0 are not of its 4 atoms"),
+        ("senders", -1, "the pairs of frame 0 are not of its 4 atoms"),
+    ],
+)
+def test_crafted_arrays_are_refused_in_words(tmp_path, name, value, words):
+    folder = tmp_path / "s"
+    write_store(folder, labelled(copper(2)), 4.0)
+    meta = json.loads((folder / "meta.json").read_bytes())
+    del meta["sha256"]
+    array = np.load(folder / f"{name}.npy")
+    array[: np.size(value)] = value
+    np.save(folder / f"{name}.npy", array)
+    meta["arrays"][name]["sha256"] = _hash_file(folder / f"{name}.npy", meta["arrays"][name]["start"])
+    (folder / "meta.json").write_text(json.dumps({**meta, "sha256": _hash_of(meta)}))
+    with pytest.raises(FileFormatError, match=words):
+        Store(folder)[0]

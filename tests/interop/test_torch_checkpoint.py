@@ -9,9 +9,12 @@ import ase.build
 import jax
 import numpy as np
 import pytest
+from damage import outcomes
+from safetensors.numpy import load_file, save_file
 
 import leignn_jax as leignn
 from leignn_jax.errors import FileFormatError
+from leignn_jax.interop.torch_checkpoint import _Storage, _Tensor
 
 FILES = Path(__file__).parent / "files"
 
@@ -82,7 +85,7 @@ def test_truncated_files(tmp_path, kept):
         content = (FILES / name).read_bytes()
         path = tmp_path / name
         path.write_bytes(content[: int(kept * len(content))])
-        with pytest.raises(FileFormatError, match=r"truncated"):
+        with pytest.raises(FileFormatError, match=r"[Tt]runcated"):
             leignn.import_torch_checkpoint(path, cutoff=5.0)
 
 
@@ -112,3 +115,56 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
     potential.save(tmp_path / "ours.safetensors")
     with pytest.raises(FileFormatError, match="not a LEIGNN checkpoint"):
         leignn.import_torch_checkpoint(tmp_path / "ours.safetensors", cutoff=5.0)
+
+
+@pytest.mark.parametrize("name", ["tiny_ema.pt", "tiny_parameters.pt"])
+def test_a_damaged_byte_is_told_or_changes_no_number(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes((FILES / name).read_bytes())
+    seen = outcomes(path, lambda: leignn.import_torch_checkpoint(path, cutoff=5.0), 100, seed=0)
+    assert seen.keys() <= {"told", "same"}, seen
+    assert seen["told"] > 60
+
+
+def weights_with(path: Path, **changes) -> Path:
+    """The safetensors file with some weights replaced; "__" stands for a dot."""
+    weights = load_file(FILES / "tiny.safetensors")
+    save_file({**weights, **{name.replace("__", "."): value for name, value in changes.items()}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"atom_emb__embeddings__weight": np.zeros(3, np.float32)}, "not two axes"),
+        ({"atom_emb__embeddings__weight": np.full((10, 4), np.nan, np.float32)}, "holds NaN"),
+        ({"message_layers__0__rbf_proj__weight": np.zeros((), np.float32)}, "not two axes"),
+        ({"message_layers__1__x_proj__2__weight": np.zeros(3, np.float32)}, "do not fit together|has shape"),
+        ({"message_layers__999999999__x": np.zeros(3, np.float32)}, "no weight named|has shape"),
+        ({"out_energy__0__bias": np.zeros((0, 4), np.float32)}, "has shape"),
+    ],
+)
+def test_weights_of_wrong_sizes_are_refused_in_words(tmp_path, changes, words):
+    path = weights_with(tmp_path / "x.safetensors", **changes)
+    with pytest.raises(FileFormatError, match=rf"x\.safetensors: .*({words})"):
+        leignn.import_torch_checkpoint(path, cutoff=5.0)
+
+
+def test_what_unpacks_without_end_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(FILES / "tiny_ema.pt") as old, zipfile.ZipFile(tmp_path / "x.pt", "w") as new:
+        for name in old.namelist():
+            bomb = name.endswith("data/0")
+            content = bytes(64 << 20) if bomb else old.read(name)
+            new.writestr(name, content, zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED)
+    with pytest.raises(FileFormatError, match="would unpack to 64 MiB"):
+        leignn.import_torch_checkpoint(tmp_path / "x.pt", cutoff=5.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((1 << 40,), (0,)), ((-1,), (1,)), ((2.0,), (1,)), (("a",), (1,)), ((2, 2), (1,)), (None, None), (3, 1)],
+)
+def test_a_tensor_that_is_none_is_refused_in_words(tmp_path, shape, strides):
+    tensor = _Tensor(_Storage("FloatStorage", "0"), 0, shape, strides)
+    with pytest.raises(FileFormatError, match=r"x\.pt: .*w"):
+        tensor.array(bytes(64), b"little", tmp_path / "x.pt", "w")

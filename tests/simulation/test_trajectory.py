@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from ase import units
+from damage import outcomes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -453,6 +454,109 @@ def test_damage_is_told(tmp_path):
     next(h5md.parts_folder(path).glob("part_*")).unlink()
     with pytest.raises(FileFormatError, match=r"a part of it is missing.*Copy the folder trajectory.parts"):
         trajectory.positions  # noqa: B018, reads the file
+
+
+FIELDS = ("numbers", "masses", "pbc", "step", "time", "positions", "velocities", "forces", "cell", "energy")
+
+
+@pytest.mark.parametrize("which", ["merged", "joined", "part"])
+def test_a_damaged_byte_is_told_or_changes_no_number(tmp_path, which):
+    path = tmp_path / "trajectory.h5"
+    writer = TrajectoryWriter(path, ATOMS, part_bytes=1)
+    for start in range(0, 60, 20):
+        writer.append(**frames(range(start, start + 20)))
+        writer.flush()
+    if which == "merged":
+        writer.close()
+    target = next(h5md.parts_folder(path).glob("part_*2.h5")) if which == "part" else path
+    seen = outcomes(target, lambda: [getattr(read_trajectory(path), name) for name in FIELDS], 80, seed=0)
+    assert seen.keys() <= {"told", "same"}, seen
+    assert seen["told"] > 40
+    writer.close()
+
+
+def test_a_changed_number_is_told_by_the_name_of_its_dataset(tmp_path):
+    path = tmp_path / "trajectory.h5"
+    write(path, range(50))
+    whole, places = path.read_bytes(), {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: places.update({name: item} if isinstance(item, h5py.Dataset) else {}))
+        chunked = {name: item.id.get_chunk_info(0).byte_offset for name, item in places.items() if item.fletcher32}
+        plain = {name: item.id.get_offset() for name, item in places.items() if not item.fletcher32}
+    # Steps and times stand once, beside any of the values.
+    assert len(chunked) == len(h5md.FIELDS)
+    assert plain.keys() == {"particles/all/species", "particles/all/mass"}
+    for name, at in (chunked | plain).items():
+        path.write_bytes(whole[: at + 9] + bytes([whole[at + 9] ^ 4]) + whole[at + 10 :])
+        with pytest.raises(FileFormatError, match=r"/(value|step|time) is damaged" if name in chunked else "masses"):
+            read_trajectory(path).to_atoms()
+
+
+def old_file(path):
+    """A trajectory as versions before checksums wrote it."""
+    write(path, range(4))
+    with h5py.File(path) as new, h5py.File(path.with_name("old.h5"), "w") as old:
+        for name in new:
+            new.copy(name, old)
+        for name in list(old["leignn_jax"].attrs):
+            del old["leignn_jax"].attrs[name]
+        old["leignn_jax"].attrs["format"] = h5md.FORMAT
+    os.replace(path.with_name("old.h5"), path)
+    return path
+
+
+def test_files_from_before_checksums_are_read(tmp_path):
+    path = old_file(tmp_path / "trajectory.h5")
+    assert_frames(read_trajectory(path), range(4))
+    np.testing.assert_array_equal(read_trajectory(path).pbc, [True, True, False])
+    with TrajectoryWriter(path, ATOMS, resume_step=2) as writer:
+        writer.append(**frames(range(3, 7)))
+        writer.flush()
+        assert_frames(read_trajectory(path), range(7))
+    assert_frames(read_trajectory(path), range(7))
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "words"),
+    [
+        ("particles/all/species", [29, 0, 29], "the atomic number of atom 1 is 0"),
+        ("particles/all/species", [29, 40, 119], "the atomic number of atom 2 is 119"),
+        ("particles/all/species", [29.0, 40, 29], "do not fit"),
+        ("particles/all/mass", [63.5, -91.0, 63.5], "the mass of atom 1 is -91.0"),
+        ("particles/all/mass", [0.0, 91.0, 63.5], "the mass of atom 0 is 0.0"),
+        ("particles/all/mass", [63.5, 91.0, np.nan], "the mass of atom 2 is nan"),
+        ("particles/all/mass", [63.5, 91.0], "do not fit"),
+        ("particles/all/position/step", [0, 1, 3, 2], r"after step 3 comes step 2 \(frame 3\)"),
+        ("particles/all/position/step", [0.0, 1, 2, 3], "its step have the type float64"),
+        ("particles/all/position/time", [0.0, np.nan, 1, 2], r"the time of frame 1 \(step 1\) is nan"),
+        ("particles/all/position/value", np.zeros((4, 2, 3), np.float32), "particles/all/position/value is damaged"),
+        ("particles/all/position/value", "words", "its positions have the type object"),
+        ("particles/all/box", 1, "its header is damaged"),
+        ("leignn_jax/parts", "{", "its header is damaged"),
+        ("leignn_jax/parts", '[["../trajectory.h5", 4, 4]]', "is not beside it"),
+        ("leignn_jax/parts", '[["trajectory.h5", 5, 4]]', "has 5 of 4 frames"),
+        ("leignn_jax/parts", '[["trajectory.h5", 4000000000000000, 4000000000000000]]', "is damaged"),
+    ],
+)
+def test_what_no_simulation_has_is_refused(tmp_path, place, values, words):
+    path = old_file(tmp_path / "trajectory.h5")
+    with h5py.File(path, "a") as file:
+        if place in file:
+            del file[place]
+        file[place] = values
+    with pytest.raises(FileFormatError, match=words):
+        read_trajectory(path).positions  # noqa: B018, reads the file
+
+
+def test_what_no_trajectory_has_is_not_written(tmp_path):
+    path = tmp_path / "trajectory.h5"
+    for key, value, words in (("mass", 0.0, "mass of atom 1 is 0"), ("number", 0, "atomic number of atom 1 is 0")):
+        other = ATOMS.copy()
+        setattr(other[1], key, value)
+        with pytest.raises(SimulationError, match=words):
+            TrajectoryWriter(path, other)
+    with TrajectoryWriter(path, ATOMS) as writer, pytest.raises(SimulationError, match="the time of frame 0"):
+        writer.append(**{**frames([0]), "time": np.array([np.inf])})
 
 
 def kill_trials(folder: Path, trials: int, seed: int) -> dict:

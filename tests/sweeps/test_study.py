@@ -112,7 +112,7 @@ def test_numbers_change_what_they_name(data, tmp_path):
 
 def test_a_study_leaves_a_folder(data, tmp_path):
     space = {"model.features": [8, 12], "optimizer.learning_rate": [1e-3, 1e30], "run.seed": [0]}
-    values = study(data, tmp_path / "study", space, epochs=2)
+    values = study(data, tmp_path / "<script>", space, epochs=2)
     values["base"]["optimizer"]["clip_norm"] = 1e30
     result = leignn.sweep(values, progress=False)
     assert len(result.compiles) == 2
@@ -126,6 +126,8 @@ def test_a_study_leaves_a_folder(data, tmp_path):
     assert result.rows[0]["validation_forces_mae_mev_per_angstrom"] > 0
     names = {p.name for p in out.iterdir()}
     assert {"study.yaml", "history.csv", "curves.png", "settings.png", "report.html", "best.safetensors"} <= names
+    assert "<script" not in (out / "report.html").read_text()
+    assert "&lt;script&gt;" in (out / "report.html").read_text()
     best = leignn.load_potential(out / "best.safetensors")
     assert best.config == result.best.config
     # What the row says is what the potential does.

@@ -1,6 +1,7 @@
 """Whole runs: what they leave, that they go on bit for bit, and how they refuse."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -9,20 +10,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
+from damage import outcomes
 from frames import copper
 
 import leignn_jax as leignn
 from leignn_jax import potential_file
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import ConfigError, DataError, ElementError, LeignnError, TrainingError
+from leignn_jax.plotting import new_figure
 from leignn_jax.training import loop, report
 from leignn_jax.training.checkpoint import Checkpoints
 from leignn_jax.training.config import make_config
+from leignn_jax.training.folder import _hashes_in
 
 pytestmark = pytest.mark.usefixtures("fast_compiles", "shared_programs")
 
@@ -494,3 +499,88 @@ def test_a_cache_refuses_what_memory_refuses(files, tmp_path):
                 leignn.train(one, progress=False)
             words.append(str(caught.value))
         assert words[0] == words[1]
+
+
+def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
+    mine, other = (tmp_path / name / "checkpoints" for name in ("mine", "other"))
+    for folder in (mine, other):
+        for name in ("7.orbax-checkpoint-tmp-1700000000", "8.orbax-checkpoint-tmp"):
+            (folder / name / "state").mkdir(parents=True)
+        (folder / "notes.txt").touch()
+    tree = {"a": np.arange(5.0)}
+    checkpoints = Checkpoints(mine)
+    checkpoints.save(3, tree, {"epoch": 1})
+    checkpoints.wait()
+    assert sorted(p.name for p in mine.iterdir()) == ["3", "notes.txt"]
+    assert len(list(other.iterdir())) == 3
+    # What a process that lives is writing stays.
+    (mine / "9.orbax-checkpoint-tmp").mkdir()
+    program = (
+        "import sys, pathlib; from leignn_jax.training.checkpoint import Checkpoints;"
+        "Checkpoints(pathlib.Path(sys.argv[1])).close()"
+    )
+    command = [sys.executable, "-c", program, str(mine)]
+    subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert (mine / "9.orbax-checkpoint-tmp").is_dir()
+    checkpoints.close()
+    again = Checkpoints(mine)
+    assert not (mine / "9.orbax-checkpoint-tmp").exists()
+    assert same(again.restore(tree)[0], tree)
+    again.close()
+
+
+# Threads of orbax print what they met after its call has raised it.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
+def test_a_damaged_byte_of_a_checkpoint_is_told_or_changes_no_number(tmp_path):
+    tree = {"a": np.arange(50.0), "b": np.int32(3)}
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(3, tree, {"epoch": 1, "best": {"loss": 0.123456789}, "history": [{"loss": math.inf}]})
+    checkpoints.close()
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    largest = sorted((f for f in (tmp_path / "run").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    assert any("meta" in str(file) for file in largest)
+
+    def read():
+        opened = Checkpoints(tmp_path / "run")
+        try:
+            found = opened.restore(tree)
+        finally:
+            opened.close()
+        return found[0], found[1]["epoch"], found[1]["best"], found[1]["history"]
+
+    for file in largest:
+        seen = outcomes(file, read, 2, seed=0)
+        assert seen.keys() <= {"told", "same"}, (file, seen)
+    (meta,) = (tmp_path / "run" / "3").rglob("metadata")
+    meta.write_text(meta.read_text().replace("0.123456789", "0.123456788"))
+    with pytest.raises(TrainingError, match="its checksum does not fit"):
+        read()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 3}', "[" * 5000])
+def test_a_damaged_note_of_the_data_is_told(tmp_path, text):
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(TrainingError, match=r"data\.json: damaged"):
+        _hashes_in(tmp_path / "data.json")
+
+
+def test_no_text_of_a_run_is_html(files, tmp_path, monkeypatch):
+    """Names of files, settings and metadata: whatever they hold, a browser shows it and runs nothing."""
+    script = "<script>alert('&')"
+    out = tmp_path / script
+    out.mkdir()
+    (out / "config.yaml").write_text(f"recipe: {script}")
+    config = make_config(settings(files, out))
+    model = leignn.preset(MODEL["preset"], elements=("Cu",), features=8, layers=1, num_radial=4)
+    metadata = {script: {"a": script}}
+    potential = leignn.Potential.create(model, jax.random.key(0), metadata=metadata)
+    monkeypatch.setattr(report, "compare", lambda *_: SimpleNamespace(metrics={script: 1.0}))
+    monkeypatch.setattr(report, "parity", lambda *_: new_figure(1)[0])
+    splits = SimpleNamespace(validation=None, test=SimpleNamespace(size=1, frame=None))
+    report.finish_report(config, splits, potential, [], {script: script})
+    page = (out / "report.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 6
+    assert script not in report.page(script, [report.table([[script]], [script]), report.picture(b"", script)])
