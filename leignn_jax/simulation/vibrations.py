@@ -512,7 +512,7 @@ def _plain(atoms: ase.Atoms) -> ase.Atoms:
 
 def _check_displacement(displacement: Any) -> None:
     if displacement is not None:
-        check_number("displacement", displacement, above=0, most=1)
+        check_number("displacement", displacement, positive=True, most=1)
 
 
 def _graph(potential: EnergyModel, atoms: ase.Atoms, dtype: str) -> Graph:
