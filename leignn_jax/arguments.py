@@ -47,18 +47,18 @@ def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) 
 
 
 def check_number(
-    name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+    name: str, value: Any, *, positive: bool = False, least: float = -math.inf, most: float = math.inf
 ) -> float:
-    """A finite number larger than ``above``, not below ``least`` and not beyond ``most``."""
+    """A finite number above zero where ``positive``, not below ``least`` and not beyond ``most``."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
         array = np.asarray(None)
     read = float(array) if array.shape == () and array.dtype.kind in "iuf" else math.nan
-    if not (math.isfinite(read) and read > above and least <= read <= most):
-        ranges = [f"above {above:g}"] * (above > -math.inf) + [f"of at least {least:g}"] * (least > -math.inf)
-        ranges += [f"of at most {most:g}"] * (most < math.inf)
-        raise ConfigError(f"{name} must be a number {' and '.join(ranges)}".rstrip() + f", not {shown(value)}.")
+    if not (math.isfinite(read) and (read > 0 or not positive) and least <= read <= most):
+        kind = "positive number" if positive else "number"
+        ranges = [f"of at least {least:g}"] * (least > -math.inf) + [f"of at most {most:g}"] * (most < math.inf)
+        raise ConfigError(" ".join([f"{name} must be a {kind}", *ranges]) + f", not {shown(value)}.")
     return read
 
 
@@ -124,12 +124,13 @@ def check_atoms(atoms: Any, name: str = "atoms") -> ase.Atoms:
     if not isinstance(atoms, ase.Atoms):
         remedy = "; leignn_jax.read_frames reads files" if isinstance(atoms, str | Path) else ""
         raise StructureError(f"{name} must be ase.Atoms, not {shown(atoms)}{remedy}.")
+    where = "" if name == "atoms" else f"{name}: "
     if len(atoms) == 0:
-        raise StructureError(f"{name}: the structure has no atoms.")
+        raise StructureError(f"{where}The structure has no atoms.")
     if atoms.numbers.min() < 1:
         index = int(atoms.numbers.argmin())
         raise StructureError(
-            f"{name}: atom {index} has atomic number {atoms.numbers[index]} (X); give every atom an element."
+            f"{where}Atom {index} has atomic number {atoms.numbers[index]} (X); give every atom an element."
         )
     return atoms
 
@@ -160,7 +161,7 @@ def check_model(model: Any, name: str = "potential") -> Any:
         )
     if isinstance(model, type):
         raise ConfigError(f"{name}: {model.__name__} is a class; give an object of it.")
-    check_number(f"{name}.cutoff", model.cutoff, above=0)
+    check_number(f"{name}.cutoff", model.cutoff, positive=True)
     for leaf in jax.tree.leaves(model):
         if not isinstance(leaf, numbers.Number | np.ndarray | np.generic | jax.Array):
             raise ConfigError(

@@ -52,7 +52,7 @@ def bench(
     """
     check_potential(potential)
     check_atoms(atoms)
-    check_whole("repeats", repeats, 1)
+    check_whole("repeats", repeats, 1, 1000)
     if check_whole("steps", steps, _FEW) % _FEW:
         raise ConfigError(f"bench: steps must be a multiple of {_FEW}.")
     for size in check_sequence("sizes", sizes):

@@ -31,18 +31,18 @@ NO_NUMBER = [
 
 @pytest.mark.parametrize("value", NO_NUMBER, ids=repr)
 def test_what_is_no_number(value):
-    with pytest.raises(ConfigError, match="speed must be a number above 0, not "):
-        arguments.check_number("speed", value, above=0)
+    with pytest.raises(ConfigError, match="speed must be a positive number, not "):
+        arguments.check_number("speed", value, positive=True)
     with pytest.raises(ConfigError, match="steps must be a whole number of at least 0, not "):
         arguments.check_whole("steps", value)
 
 
 def test_numbers_in_range_come_back():
-    assert arguments.check_number("x", np.float32(2.5), above=0, most=3) == 2.5
+    assert arguments.check_number("x", np.float32(2.5), positive=True, most=3) == 2.5
     assert arguments.check_whole("n", np.int64(3), 1, 3) == 3
     for wrong in (0, 3.5):
-        with pytest.raises(ConfigError, match="above 0 and of at most 3"):
-            arguments.check_number("x", wrong, above=0, most=3)
+        with pytest.raises(ConfigError, match="a positive number of at most 3"):
+            arguments.check_number("x", wrong, positive=True, most=3)
     with pytest.raises(ConfigError, match=r"from 1 to 2,000, not 3000\."):
         arguments.check_whole("n", 3000, 1, 2000)
     with pytest.raises(ConfigError, match=r"whole number of at least 0, not 1\.5"):
@@ -65,7 +65,7 @@ def test_structures():
         ("start.cif", "read_frames reads files"),
         ([silicon, 3], r"atoms\[1\] must be ase.Atoms, not 3"),
         (ase.Atoms(), "no atoms"),
-        ([silicon, ase.Atoms("SiX")], r"atoms\[1\]: atom 1 has atomic number 0 \(X\)"),
+        ([silicon, ase.Atoms("SiX")], r"atoms\[1\]: Atom 1 has atomic number 0 \(X\)"),
     ):
         with pytest.raises(StructureError, match=words):
             arguments.check_structures(wrong)

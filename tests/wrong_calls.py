@@ -204,11 +204,11 @@ CALLS = {
         {"loss": lambda x, rollout: x},
         {"loss": [x for x in MODELS if not callable(x)], "mode": NAMES, "inputs_at_once": COUNTS, "has_aux": FLAGS},
     ),
-    leignn.simulation.vibrations.normal_modes: (
+    leignn.properties.vibrations.normal_modes: (
         {"potential": potential, "atoms": silicon},
         {"potential": MODELS, "atoms": STRUCTURES, "displacement": NOT_NONE, "dtype": NAMES},
     ),
-    leignn.simulation.vibrations.phonons: (
+    leignn.properties.phonons.phonons: (
         {"potential": potential, "atoms": silicon},
         {
             "potential": MODELS,
@@ -218,7 +218,7 @@ CALLS = {
             "dtype": NAMES,
         },
     ),
-    leignn.simulation.elasticity.elastic_constants: (
+    leignn.properties.elasticity.elastic_constants: (
         {"potential": potential, "atoms": silicon},
         {"potential": MODELS, "atoms": STRUCTURES, "strain": NOT_NONE, "dtype": NAMES},
     ),

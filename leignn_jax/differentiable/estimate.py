@@ -52,8 +52,8 @@ def estimate(
     check_model(model, "model")
     ensemble = make_ensemble(ensemble, temperature, pressure)
     check_call(ensemble, system, state, timestep, steps)
-    for name, value in (("inputs", inputs), ("repeats", repeats)):
-        check_whole(name, value, 1, MOST_STEPS)
+    check_whole("inputs", inputs, 1, MOST_STEPS)
+    check_whole("repeats", repeats, 1, 1000)
     length = segment_length(steps, segment) or steps
     model = without_constants(model)
 

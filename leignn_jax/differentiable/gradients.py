@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from leignn_jax.arguments import check_choice, check_flag, check_whole
+from leignn_jax.arguments import MOST_STEPS, check_choice, check_flag, check_whole
 from leignn_jax.differentiable.rollout import rollout
 from leignn_jax.errors import ConfigError
 
@@ -49,7 +49,7 @@ def value_and_grad(
     check_choice("mode", mode, MODES)
     if not callable(loss):
         raise ConfigError(f"loss must be a function of an argument and a rollout, not {type(loss).__name__}.")
-    check_whole("inputs_at_once", inputs_at_once, 1)
+    check_whole("inputs_at_once", inputs_at_once, 1, MOST_STEPS)
     check_flag("has_aux", has_aux)
     in_mode = {"segment": segment} if mode == "remat" else {}
 

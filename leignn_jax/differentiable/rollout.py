@@ -84,7 +84,7 @@ def start(
         raise ConfigError("float64 is switched off in JAX: call this inside `with jax.enable_x64(True)`.")
     check_model(model, "model")
     structures = check_structures(atoms)
-    check_number("skin", skin, above=0)
+    check_number("skin", skin, positive=True)
     check_seed(seed)
     ensemble = make_ensemble(ensemble, temperature, pressure)
     check_ensemble(ensemble, temperature, structures)
@@ -215,7 +215,7 @@ def check_call(ensemble: Ensemble, system: System, state: State, timestep: Any, 
         raise ConfigError("system and state must be what `start` returns, in this order.")
     check_bath(ensemble, system, state)
     if not isinstance(timestep, jax.core.Tracer):
-        check_number("timestep", timestep, above=0)
+        check_number("timestep", timestep, positive=True)
     check_whole("steps", steps, 1, MOST_STEPS)
 
 

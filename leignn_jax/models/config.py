@@ -82,9 +82,9 @@ class LEIGNNConfig:
             raise ConfigError(f"features must be even, not {self.features}.")
         check_whole("layers", self.layers, 1, 64)
         check_whole("num_radial", self.num_radial, 2, 1024)
-        check_number("cutoff (Å)", self.cutoff, above=0, most=100)
+        check_number("cutoff (Å)", self.cutoff, positive=True, most=100)
         check_whole("envelope_exponent", self.envelope_exponent, 3, 64)
-        check_number("norm_floor", self.norm_floor, above=0, most=100)
+        check_number("norm_floor", self.norm_floor, positive=True, most=100)
         for name in ("global_nodes", "smooth_cutoff", "direct_forces", "repulsion", "remat"):
             check_flag(name, getattr(self, name))
         check_choice("radial_basis", self.radial_basis, RADIAL_BASES)

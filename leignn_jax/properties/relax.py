@@ -493,7 +493,7 @@ def _check_settings(structures, cell, pressure, max_force, max_stress, steps, op
     check_choice("cell", cell, (False, "isotropic", "full"))
     check_choice("optimizer", optimizer, ("fire",))
     for name, value in (("max_force", max_force), ("max_stress", max_stress), ("skin", skin)):
-        check_number(name, value, above=0)
+        check_number(name, value, positive=True)
     if check_number("pressure", pressure) and not cell:
         raise ConfigError("A pressure needs a cell that may change: cell='isotropic' or 'full'.")
     check_whole("steps", steps, 0, MOST_STEPS)

@@ -109,4 +109,4 @@ def graph_of(potential: EnergyModel, atoms: ase.Atoms, dtype: str) -> Graph:
 def check_displacement(displacement: Any) -> None:
     """ConfigError where it is neither None nor a length in Å."""
     if displacement is not None:
-        check_number("displacement", displacement, above=0, most=1)
+        check_number("displacement", displacement, positive=True, most=1)

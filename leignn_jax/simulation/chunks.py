@@ -62,7 +62,7 @@ def check_limits(max_temperature: Any, max_step: Any, max_distance: Any) -> Limi
     """Limits of a simulation or a rollout; ConfigError where one is no positive number. Infinity is none."""
 
     def limit(name, value):
-        return value if isinstance(value, float) and value == math.inf else check_number(name, value, above=0)
+        return value if isinstance(value, float) and value == math.inf else check_number(name, value, positive=True)
 
     return Limits(
         limit("max_temperature", max_temperature), limit("max_step", max_step), limit("max_distance", max_distance)

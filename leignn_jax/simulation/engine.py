@@ -171,8 +171,8 @@ def _check_settings(steps, timestep, save_every, log_every, skin, seed, resume, 
             f"log_every: {save_every // log_every:,} lines between two frames are too many to keep; log less often, or save "
             "more often."
         )
-    check_number("timestep", timestep, above=0)
-    check_number("skin", skin, above=0)
+    check_number("timestep", timestep, positive=True)
+    check_number("skin", skin, positive=True)
     check_number("checkpoint_minutes", checkpoint_minutes, least=0)
     check_seed(seed)
     check_flag("resume", resume)

@@ -228,7 +228,7 @@ def test_a_structure_that_falls_off_is_named_and_the_others_go_on(caplog):
 def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(ConfigError, match=message):
         relax(MODEL, Atoms("Ar2", [[0, 0, 0], [0, 0, 3.5]]), **settings)
-    with pytest.raises(ConfigError, match="no structure"):
+    with pytest.raises(ConfigError, match="one structure or more"):
         relax(MODEL, [])
 
 
