@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.device_neighbors import ListSizes, grown
-from leignn_jax.errors import ConfigError, SimulationError
+from leignn_jax.errors import ConfigError, SimulationError, StructureError
 from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import (
     State,
     System,
+    check_strain,
     draw_velocities,
     evaluate,
     make_lists,
@@ -150,6 +151,7 @@ class Run:
 
 
 def start_state(model, system: System, structures, ensemble, kelvin, seed, skin, dtype) -> State:
+    _check_motion(system, structures, ensemble)
     size = system.numbers.shape[1]
     positions = jnp.asarray(padded_positions(structures, size), dtype)
     cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
@@ -166,7 +168,7 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     if not given.all() and kelvin is None:
         which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
         raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")
-    velocities = jnp.asarray(velocities, dtype) * system.mobile[..., None]
+    velocities = jnp.asarray(velocities, dtype) * system.mobile
     if not given.all():
         drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
         velocities = jnp.where(given[:, None, None], velocities, drawn)
@@ -184,6 +186,22 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
         step=jnp.int32(0),
         neighbors=neighbors,
     )
+
+
+def _check_motion(system: System, structures, ensemble) -> None:
+    """ConfigError where nothing can move, or not as the ensemble moves it; StructureError for velocities of no numbers."""
+    for r, atoms in enumerate(structures):
+        name = "The structure" if len(structures) == 1 else f"Structure {r}"
+        if not np.asarray(system.mobile[r]).any():
+            raise ConfigError(f"{name}: its constraints hold every atom, so that nothing can move. Free some of them.")
+        wrong = np.flatnonzero(~np.isfinite(atoms.get_velocities()).all(1))
+        if len(wrong):
+            raise StructureError(
+                f"{name}: atom {wrong[0]} has a velocity that is no number. Take velocities out of the file, or draw them "
+                "anew (atoms.set_velocities)."
+            )
+    if ensemble.moves_cell:
+        check_strain(system)
 
 
 def _centers(system: System, positions):
