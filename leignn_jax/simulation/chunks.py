@@ -36,6 +36,8 @@ from leignn_jax.simulation.ensembles import thermo, value_at
 log = logging.getLogger("leignn_jax")
 
 _GROWTHS = 20
+# Names under which other programs write velocities, each in its units.
+_OTHER_VELOCITIES = ("vel", "velo", "velocity", "velocities", "vx")
 
 # Why a replica stands still.
 REASONS = {
@@ -168,6 +170,7 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     if not given.all() and kelvin is None:
         which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
         raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")
+    _tell_of_unread_velocities([atoms for atoms, has in zip(structures, given, strict=True) if not has])
     velocities = jnp.asarray(velocities, dtype) * system.mobile
     if not given.all():
         drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
@@ -186,6 +189,16 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
         step=jnp.int32(0),
         neighbors=neighbors,
     )
+
+
+def _tell_of_unread_velocities(structures) -> None:
+    names = sorted({name for atoms in structures for name in _OTHER_VELOCITIES if name in atoms.arrays})
+    if names:
+        log.warning(
+            "Velocities are drawn: those in the column %s are not read, as they may be in any unit. Give them by "
+            "atoms.set_velocities, or as a column momenta in ASE's units.",
+            ", ".join(names),
+        )
 
 
 def _check_motion(system: System, structures, ensemble) -> None:

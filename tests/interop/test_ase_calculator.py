@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import ase.build
 import ase.filters
 import ase.io
+import ase.phonons
+import ase.vibrations
 import numpy as np
 import pytest
 from ase.calculators.calculator import PropertyNotImplementedError
@@ -17,6 +19,7 @@ from ase.optimize import BFGS, FIRE
 
 import leignn_jax as leignn
 from leignn_jax.errors import StructureError
+from leignn_jax.simulation.vibrations import normal_modes, phonons
 
 POTENTIAL = leignn.load_potential("si")
 CONSTRAINTS = [
@@ -257,3 +260,45 @@ def test_results_come_back_from_files(suffix, tmp_path):
     ase.io.write(tmp_path / f"frames.{suffix}", atoms)
     (back,) = leignn.read_frames(tmp_path / f"frames.{suffix}")
     same((back.get_potential_energy(), back.get_forces(), back.get_stress()), (energy, forces, stress), 1e-8)
+
+
+@pytest.mark.slow
+def test_vibrations_of_ase(tmp_path):
+    methane = leignn.load_potential("methane")
+    atoms = leignn.relax(methane, ase.build.molecule("CH4"), max_force=1e-4, progress=False).atoms
+    atoms.set_masses([12.011, 2.014, 2.014, 2.014, 2.014])
+    ours = normal_modes(methane, atoms, displacement=0.005)
+    atoms.calc = methane.calculator(dtype="float64")
+    theirs = ase.vibrations.Vibrations(atoms, delta=0.005, name=str(tmp_path / "vibrations"))
+    theirs.run()
+    np.testing.assert_allclose(theirs.get_frequencies().real[-3:], ours.frequencies[-3:], rtol=5e-3)
+
+
+@pytest.mark.slow
+def test_phonons_of_phonopy_and_of_ase(tmp_path):
+    silicon = ase.build.bulk("Si")
+    waves = [[0.5, 0.5, 0.5], [0.5, 0.0, 0.5]]
+    ours = phonons(POTENTIAL, silicon, supercell=2, displacement=0.01)
+    calculator = POTENTIAL.calculator(dtype="float64")
+
+    theirs = ase.phonons.Phonons(silicon, calculator, supercell=(2, 2, 2), delta=0.01, name=str(tmp_path / "phonons"))
+    theirs.run()
+    theirs.read(acoustic=True)
+    centre = theirs.band_structure([[0.0, 0.0, 0.0]], verbose=False)[0] * 1e3 / 4.135667696  # meV per THz
+    np.testing.assert_allclose(centre[3:], ours.frequencies([0.0, 0.0, 0.0])[3:], rtol=1e-3)
+
+    phonopy = pytest.importorskip("phonopy")
+    cell = phonopy.structure.atoms.PhonopyAtoms(
+        numbers=silicon.numbers, cell=silicon.cell.array, scaled_positions=silicon.get_scaled_positions()
+    )
+    other = phonopy.Phonopy(cell, supercell_matrix=np.eye(3) * 2, primitive_matrix=np.eye(3))
+    other.generate_displacements(distance=0.01)
+    forces = []
+    for one in other.supercells_with_displacements:
+        atoms = ase.Atoms(one.symbols, cell=one.cell, scaled_positions=one.scaled_positions, pbc=True)
+        forces.append(answer(calculator, atoms)[1])
+    other.forces = forces
+    other.produce_force_constants()
+    other.run_qpoints(waves)
+    # At these waves the supercell is exact.
+    np.testing.assert_allclose(np.asarray(other.qpoints.frequencies), ours.frequencies(waves), atol=0.03)

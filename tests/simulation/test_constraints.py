@@ -213,6 +213,19 @@ def test_masses_and_momenta_of_a_file_are_those_of_the_simulation(tmp_path):
     assert result.thermo["kinetic_energy_eV"][0] == pytest.approx(atoms.get_kinetic_energy(), rel=1e-5)
 
 
+def test_velocities_by_another_name_are_told(tmp_path, caplog):
+    atoms = argon()
+    atoms.set_array("vel", np.ones((4, 3)))
+    ase.io.write(tmp_path / "start.extxyz", atoms)
+    (start,) = leignn.read_frames(tmp_path / "start.extxyz")
+    simulate(ARGON, start, **SETTINGS | {"steps": 0})
+    assert "the column vel are not read" in caplog.text
+    caplog.clear()
+    start.set_velocities(np.ones((4, 3)))
+    simulate(ARGON, start, **SETTINGS | {"steps": 0})
+    assert not caplog.text
+
+
 def test_total_momentum_is_taken_out_where_it_is_held():
     atoms = argon()
     atoms.set_velocities(np.full((4, 3), 0.01) + 0.001 * np.random.default_rng(0).normal(size=(4, 3)))
