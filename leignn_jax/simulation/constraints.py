@@ -53,8 +53,13 @@ def _held_axes(constraint, atoms: ase.Atoms) -> np.ndarray | None:
     if constraint.mask.all():
         return constraint.mask
     # A scaled coordinate stays as it is where nothing moves along its reciprocal vector.
-    held = [_axes(normal) for normal in np.asarray(atoms.cell.reciprocal())[constraint.mask]]
-    return None if any(axis is None for axis in held) else np.any(held, axis=0)
+    held = np.zeros(3, bool)
+    for normal in np.asarray(atoms.cell.reciprocal())[constraint.mask]:
+        axis = _axes(normal)
+        if axis is None:
+            return None
+        held |= axis
+    return held
 
 
 def _axes(direction: np.ndarray) -> np.ndarray | None:
