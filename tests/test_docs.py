@@ -205,3 +205,16 @@ def test_site_documents_every_public_name(site):
         assert f'id="leignn_jax.{home}.{name}"' in text, name
     for name, home in leignn_jax.analysis._HOME.items():
         assert f'id="leignn_jax.analysis.{home}.{name}"' in text, name
+
+
+def test_every_line_of_what_is_supported_names_a_test_that_exists():
+    """The table of docs/supported.md; each line ends with its tests."""
+    sources = [file.read_text() for file in (REPOSITORY / "tests").rglob("test_*.py")]
+    there = {name for text in sources for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    lines = [line for line in (REPOSITORY / "docs" / "supported.md").read_text().splitlines() if line.startswith("| ")]
+    lines = [line for line in lines if not line.startswith(("| What", "|---"))]
+    assert len(lines) > 30
+    for line in lines:
+        named = re.findall(r"`(test_\w+)`", line.rsplit("|", 2)[1])
+        assert named, line
+        assert set(named) <= there, line

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import threading
+from typing import Any, ClassVar
 
 import ase
 import numpy as np
@@ -10,6 +11,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from leignn_jax.arguments import check_dtype, check_number
+from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph, bucket
 from leignn_jax.neighbors import check_structure, find_pairs
 from leignn_jax.potential import Potential, check_finite, check_potential, compute
@@ -20,6 +22,9 @@ class LEIGNNCalculator(Calculator):
 
     Pairs are listed up to cutoff + skin and used until an atom has moved by half the skin, or cell, elements or
     periodicity change. Array sizes only grow, so that a simulation compiles once or a few times.
+
+    One calculator may serve many structures, of any sizes, and many threads, whose calls wait for each other. Copies and
+    pickles, such as those for other processes, start with a list of their own.
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress", "energies"]
@@ -32,9 +37,27 @@ class LEIGNNCalculator(Calculator):
         self.skin = check_number("skin", skin, least=0)
         self.network, self._references = potential.split_references()
         self._shift = float(potential.energy_shift)
+        self._forget()
+
+    def _forget(self) -> None:
         self._listed: ase.Atoms | None = None
         self._graph: Graph | None = None
         self._sizes = (0, 0, 0)
+        # From the check of what has changed to the copy of a result nobody else may come between.
+        self._one_at_a_time = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_listed", "_graph", "_sizes", "_one_at_a_time")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True):
+        """As ASE's own, for one thread at a time."""
+        with self._one_at_a_time:
+            return super().get_property(name, atoms, allow_calculation)
 
     def calculate(self, atoms: ase.Atoms | None = None, properties=("energy",), system_changes=all_changes):
         """Fill ``results``; raises StructureError and ElementError for structures that can't be computed."""
@@ -60,6 +83,8 @@ class LEIGNNCalculator(Calculator):
             self.results["stress"] = full_3x3_to_voigt_6_stress(out.stress[0])
 
     def _updated_graph(self, atoms: ase.Atoms) -> Graph:
+        if len(atoms) == 0:
+            raise StructureError("The structure has no atoms.")
         cell, pbc = np.asarray(atoms.cell), np.asarray(atoms.pbc)
         check_structure(atoms.positions, cell, pbc)
         if self._graph is None or self._outdated(atoms):

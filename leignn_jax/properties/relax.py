@@ -30,8 +30,6 @@ import ase.io
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.stress import full_3x3_to_voigt_6_stress
 from flax import struct
 
 from leignn_jax.arguments import (
@@ -55,10 +53,12 @@ from leignn_jax.simulation.dynamics import (
     REPLICA,
     EnergyModel,
     System,
+    check_strain,
     evaluate,
     make_lists,
     make_system,
     padded_positions,
+    structure_of,
     volume,
 )
 
@@ -122,8 +122,9 @@ def relax(
 
     Args:
         potential: a :class:`leignn_jax.Potential`, or any :class:`leignn_jax.simulation.dynamics.EnergyModel`.
-        atoms: one structure, or several of any sizes, which run side by side. Atoms in FixAtoms constraints are held;
-            where the cell changes they keep their place relative to it.
+        atoms: one structure, or several of any sizes, which run side by side. Constraints hold atoms as in
+            :func:`leignn_jax.simulation.constraints.free_components`; where the cell changes, atoms of FixAtoms keep their
+            place relative to it.
         cell: False holds it, "isotropic" changes its volume only, "full" its shape too.
         pressure: GPa, of a cell that changes.
         max_force: eV/Å, of the atom with the largest force that is not held.
@@ -158,6 +159,8 @@ def relax(
         references = np.array([table[a.numbers].sum() for a in structures]) + float(potential.energy_shift)
     with jax.enable_x64(dtype == "float64"), stop_requests() as stop:
         system = make_system(structures, np.dtype(dtype), hold_momentum=False)
+        if cell:
+            check_strain(system)
         goal = Goal(*(jnp.asarray(x, dtype) for x in (max_force, max_stress / GIGAPASCAL, pressure / GIGAPASCAL)))
         state, lines = _descend(model, system, structures, goal, cell, steps, np.dtype(dtype), skin, progress, stop)
         state = jax.device_get(state.replace(neighbors=None))
@@ -311,7 +314,7 @@ def _strain_scale(system: System, state: FireState):
 
 
 def _mobile(system: System, forces):
-    return jnp.where(system.mobile[..., None] > 0, forces, 0.0)
+    return jnp.where(system.mobile > 0, forces, 0.0)
 
 
 def _each(x):
@@ -418,19 +421,8 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
 def _result(structures, state, lines, references, cell, early) -> Relaxation:
     found, reasons, histories = [], [], []
     for r, start in enumerate(structures):
-        count, status = len(start), int(state.status[r])
-        atoms = start.copy()
-        atoms.calc = None
-        if cell:
-            atoms.set_cell(np.asarray(state.cell[r], float))
-        atoms.set_positions(np.asarray(state.positions[r, :count], float), apply_constraint=False)
-        energy = float(state.energy[r]) + references[r]
-        values = {"energy": energy, "free_energy": energy, "forces": np.asarray(state.forces[r, :count], float)}
-        if atoms.pbc.all():
-            values["stress"] = full_3x3_to_voigt_6_stress(np.asarray(state.stress[r], float))
-        if status != NOT_FINITE or state.step[r] > 0:
-            atoms.calc = SinglePointCalculator(atoms, **values)
-        found.append(atoms)
+        status = int(state.status[r])
+        found.append(structure_of(start, state, r, float(references[r]), bool(cell)))
         last = slice(0, int(state.step[r]) + 1)
         history = {k: v[last, r].astype(np.float64) for k, v in lines.items()}
         history["energy"] += references[r]

@@ -24,6 +24,7 @@ from leignn_jax.properties.second_derivatives import (
     checked_derivatives,
     graph_of,
 )
+from leignn_jax.simulation.constraints import free_components
 from leignn_jax.simulation.dynamics import EnergyModel
 
 
@@ -63,40 +64,45 @@ def normal_modes(
 
     Args:
         potential: a :class:`leignn_jax.Potential` or another EnergyModel.
-        atoms: relaxed (see :func:`leignn_jax.relax`); atoms in FixAtoms constraints do not move.
+        atoms: relaxed (see :func:`leignn_jax.relax`), with its masses. Constraints hold atoms as in
+            :func:`leignn_jax.simulation.constraints.free_components`.
         rigid: whether the energy is the same after translation (and rotation, without periodicity), so that these
             motions are taken out of the modes; never done where atoms are held.
         displacement: Å, for central differences of forces; None is exact derivatives.
         dtype: "float64" or "float32".
 
     Raises:
-        ConfigError: a wrong dtype, or a constraint other than FixAtoms.
+        ConfigError: a wrong dtype, or a constraint that holds more than coordinates.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; second derivatives that are not finite.
     """
-    free = _free_atoms(check_atoms(atoms))
+    free = free_components(check_atoms(atoms))
     check_displacement(displacement)
+    if not free.any():
+        raise ConfigError("All atoms are held: there is nothing that vibrates.")
+    moving, columns = np.flatnonzero(free.any(1)), np.flatnonzero(free)
     graph = graph_of(potential, atoms, dtype)
     with jax.enable_x64(dtype == "float64"):
-        found = jax.device_get(checked_derivatives(potential, graph, free, displacement))
-    hessian = np.asarray(found[0], np.float64)[:, :, free]
+        found = jax.device_get(checked_derivatives(potential, graph, moving, displacement))
+    rows = np.asarray(found[0], np.float64).reshape(3 * len(moving), free.size)[free[moving].ravel()]
+    hessian = rows[:, columns]
     check_finite(hessian)
-    check_smooth(found[0], found[1], int(free[0]), displacement)
-    size = 3 * len(free)
-    root = np.repeat(np.sqrt(atoms.get_masses()[free]), 3)
-    weighted = hessian.reshape(size, size) / root / root[:, None]
+    check_smooth(found[0], found[1], int(moving[0]), displacement)
+    size = len(columns)
+    root = np.sqrt(np.repeat(atoms.get_masses(), 3))[columns]
+    weighted = hessian / root / root[:, None]
     weighted = 0.5 * (weighted + weighted.T)
     basis = np.zeros((size, 0))
-    if rigid and len(free) == len(atoms):
+    if rigid and free.all():
         basis = _rigid_motions(atoms, root)
     # The orthogonal complement of the rigid motions.
     others = np.linalg.svd(basis)[0][:, basis.shape[1] :] if basis.shape[1] else np.eye(size)
     squares, modes = np.linalg.eigh(others.T @ weighted @ others)
-    vectors = np.zeros((len(squares), len(atoms), 3))
+    vectors = np.zeros((len(squares), free.size))
     moves = ((others @ modes) / root[:, None]).T
-    vectors[:, free] = (moves / np.linalg.norm(moves, axis=1, keepdims=True)).reshape(len(squares), -1, 3)
+    vectors[:, columns] = moves / np.linalg.norm(moves, axis=1, keepdims=True)
     along = np.linalg.eigvalsh(basis.T @ weighted @ basis) if basis.shape[1] else np.zeros(0)
     unit = TERAHERTZ * INVERSE_CM
-    return NormalModes(_signed_root(squares) * unit, vectors, _signed_root(along) * unit)
+    return NormalModes(_signed_root(squares) * unit, vectors.reshape(-1, len(atoms), 3), _signed_root(along) * unit)
 
 
 def _rigid_motions(atoms: ase.Atoms, root: np.ndarray) -> np.ndarray:
@@ -109,19 +115,6 @@ def _rigid_motions(atoms: ase.Atoms, root: np.ndarray) -> np.ndarray:
     left, size, _ = np.linalg.svd(weighted, full_matrices=False)
     # A straight molecule has two rotations, an atom none.
     return left[:, size > 1e-3 * size[0] / np.sqrt(len(atoms))]
-
-
-def _free_atoms(atoms: ase.Atoms) -> np.ndarray:
-    from ase.constraints import FixAtoms
-
-    free = np.ones(len(atoms), bool)
-    for constraint in atoms.constraints:
-        if not isinstance(constraint, FixAtoms):
-            raise ConfigError(f"The constraint {type(constraint).__name__} is not supported; FixAtoms is.")
-        free[constraint.get_indices()] = False
-    if not free.any():
-        raise ConfigError("All atoms are held: there is nothing that vibrates.")
-    return np.flatnonzero(free)
 
 
 def _signed_root(squares: np.ndarray) -> np.ndarray:

@@ -19,11 +19,12 @@ import numpy as np
 
 from leignn_jax.arguments import check_number
 from leignn_jax.device_neighbors import ListSizes, grown
-from leignn_jax.errors import ConfigError, SimulationError
+from leignn_jax.errors import ConfigError, SimulationError, StructureError
 from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import (
     State,
     System,
+    check_strain,
     draw_velocities,
     evaluate,
     make_lists,
@@ -37,6 +38,8 @@ from leignn_jax.simulation.ensembles import thermo, value_at
 log = logging.getLogger("leignn_jax")
 
 _GROWTHS = 20
+# Names under which other programs write velocities, each in its units.
+_OTHER_VELOCITIES = ("vel", "velo", "velocity", "velocities", "vx")
 
 # Why a replica stands still.
 REASONS = {
@@ -166,6 +169,7 @@ class Run:
 
 
 def start_state(model, system: System, structures, ensemble, kelvin, seed, skin, dtype) -> State:
+    _check_motion(system, structures, ensemble)
     size = system.numbers.shape[1]
     positions = jnp.asarray(padded_positions(structures, size), dtype)
     cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
@@ -182,7 +186,8 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     if not given.all() and kelvin is None:
         which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
         raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")
-    velocities = jnp.asarray(velocities, dtype) * system.mobile[..., None]
+    _tell_of_unread_velocities([atoms for atoms, has in zip(structures, given, strict=True) if not has])
+    velocities = jnp.asarray(velocities, dtype) * system.mobile
     if not given.all():
         drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
         velocities = jnp.where(given[:, None, None], velocities, drawn)
@@ -200,6 +205,32 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
         step=jnp.int32(0),
         neighbors=neighbors,
     )
+
+
+def _tell_of_unread_velocities(structures) -> None:
+    names = sorted({name for atoms in structures for name in _OTHER_VELOCITIES if name in atoms.arrays})
+    if names:
+        log.warning(
+            "Velocities are drawn: those in the column %s are not read, as they may be in any unit. Give them by "
+            "atoms.set_velocities, or as a column momenta in ASE's units.",
+            ", ".join(names),
+        )
+
+
+def _check_motion(system: System, structures, ensemble) -> None:
+    """ConfigError where nothing can move, or not as the ensemble moves it; StructureError for velocities of no numbers."""
+    for r, atoms in enumerate(structures):
+        name = "The structure" if len(structures) == 1 else f"Structure {r}"
+        if not np.asarray(system.mobile[r]).any():
+            raise ConfigError(f"{name}: its constraints hold every atom, so that nothing can move. Free some of them.")
+        wrong = np.flatnonzero(~np.isfinite(atoms.get_velocities()).all(1))
+        if len(wrong):
+            raise StructureError(
+                f"{name}: atom {wrong[0]} has a velocity that is no number. Take velocities out of the file, or draw them "
+                "anew (atoms.set_velocities)."
+            )
+    if ensemble.moves_cell:
+        check_strain(system)
 
 
 def centers(system: System, positions):

@@ -14,6 +14,8 @@ import ase.units
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -21,6 +23,7 @@ from leignn_jax.device_neighbors import ListSizes, NeighborList, allocate, large
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.pair_ops import PairLists
+from leignn_jax.simulation.constraints import free_components
 
 # Å/fs^2 that 1 eV/Å gives to 1 amu; eV per K; GPa per eV/Å^3.
 ACCELERATION = float(ase.units.fs**2)
@@ -45,7 +48,7 @@ class System:
 
     numbers: ``[replicas, atoms]`` int32, 0 for padding.
     masses: ``[replicas, atoms]`` amu, 1 for padding.
-    mobile: ``[replicas, atoms]`` 1, or 0 for padding and atoms held where they are.
+    mobile: ``[replicas, atoms, 3]`` 1, or 0 for padding and coordinates that are held.
     pbc: ``[replicas, 3]`` bool.
     held_momentum: ``[replicas]`` 1 where the total momentum is kept at zero and three degrees of freedom are missing.
     """
@@ -58,7 +61,7 @@ class System:
 
     def degrees_of_freedom(self) -> Float[Array, "replicas"]:
         """Number of velocity components that are free."""
-        return 3.0 * self.mobile.sum(-1) - 3.0 * self.held_momentum
+        return self.mobile.sum((-1, -2)) - 3.0 * self.held_momentum
 
 
 @struct.dataclass
@@ -109,7 +112,7 @@ class Thermo(NamedTuple):
 
 def kinetic_energy(system: System, velocities) -> Float[Array, "replicas"]:
     """``[replicas]`` eV of velocities in Å/fs."""
-    return 0.5 * (system.masses[..., None] * velocities**2 * system.mobile[..., None]).sum((-1, -2)) / ACCELERATION
+    return 0.5 * (system.masses[..., None] * velocities**2 * system.mobile).sum((-1, -2)) / ACCELERATION
 
 
 def temperature(system: System, velocities) -> Float[Array, "replicas"]:
@@ -127,7 +130,7 @@ def pressure_tensor(system: System, state: State, kT) -> Float[Array, "replicas 
 
     Where the total momentum is held at zero, its mean share ``kT`` [eV] is put back, so that an ideal gas has N kT / V.
     """
-    weighted = (system.masses * system.mobile)[..., None] * state.velocities / ACCELERATION
+    weighted = system.masses[..., None] * system.mobile * state.velocities / ACCELERATION
     kinetic = jnp.einsum("rai,raj->rij", weighted, state.velocities)
     held = (system.held_momentum * kT)[:, None, None] * jnp.eye(3, dtype=kinetic.dtype)
     return (kinetic + held) / volume(state.cell)[:, None, None] - state.stress
@@ -183,29 +186,26 @@ def move_to(model: EnergyModel, system: System, state: State, positions, cell) -
 
 
 def make_system(structures: list[ase.Atoms], dtype: Any, *, hold_momentum: bool = True) -> System:
-    """Arrays of these structures, padded to the largest; atoms in ``FixAtoms`` constraints are held.
+    """Arrays of these structures, padded to the largest, held where their constraints say.
 
     Raises:
-        ConfigError: another constraint than FixAtoms, or a mass that is not positive.
+        ConfigError: a constraint that :func:`free_components` refuses, or a mass that is no positive number.
     """
-    from ase.constraints import FixAtoms
-
     size = max(len(a) for a in structures)
     numbers = np.zeros((len(structures), size), np.int32)
-    masses, mobile = np.ones((len(structures), size)), np.zeros((len(structures), size))
+    masses, mobile = np.ones((len(structures), size)), np.zeros((len(structures), size, 3))
     held = np.zeros(len(structures))
     for r, atoms in enumerate(structures):
         count = len(atoms)
-        numbers[r, :count], masses[r, :count], mobile[r, :count] = atoms.numbers, atoms.get_masses(), 1.0
-        if (masses[r] <= 0).any():
+        numbers[r, :count], masses[r, :count] = atoms.numbers, atoms.get_masses()
+        wrong = np.flatnonzero(~(np.isfinite(masses[r]) & (masses[r] > 0)))
+        if len(wrong):
             raise ConfigError(
-                f"Atom {int(np.argmin(masses[r]))} has the mass {masses[r].min()} amu; give it a real one."
+                f"Atom {wrong[0]} has the mass {masses[r, wrong[0]]} amu; give it a real one (atoms.set_masses)."
             )
-        for constraint in atoms.constraints:
-            if not isinstance(constraint, FixAtoms):
-                raise ConfigError(f"The constraint {type(constraint).__name__} is not supported; FixAtoms is.")
-            mobile[r, constraint.get_indices()] = 0.0
-        held[r] = float(hold_momentum and mobile[r].sum() == count and count > 1)
+        free = free_components(atoms, center_held=hold_momentum)
+        mobile[r, :count] = free
+        held[r] = float(hold_momentum and free.all() and count > 1)
     return System(
         numbers=jnp.asarray(numbers),
         masses=jnp.asarray(masses, dtype),
@@ -213,6 +213,34 @@ def make_system(structures: list[ase.Atoms], dtype: Any, *, hold_momentum: bool 
         pbc=jnp.asarray(np.stack([np.asarray(a.pbc, bool) for a in structures])),
         held_momentum=jnp.asarray(held, dtype),
     )
+
+
+def check_strain(system: System) -> None:
+    """ConfigError where an atom is held along some axes only, which a cell that changes its shape would not respect."""
+    held = np.asarray(system.mobile).sum(-1)
+    r, atom = np.unravel_index(np.argmax((held > 0) & (held < 3)), held.shape)
+    if 0 < held[r, atom] < 3:
+        raise ConfigError(
+            f"Atom {atom} of structure {r} is held along some axes only, and the cell may change: hold it with FixAtoms, "
+            "which keeps its place relative to the cell, or keep the cell."
+        )
+
+
+def structure_of(start: ase.Atoms, state: Any, r: int, constant: float, moves_cell: bool) -> ase.Atoms:
+    """Replica r of a state as a structure: a copy of ``start`` at its positions, and cell where that moves, with energy
+    plus ``constant`` eV, forces and stress in its calculator where they are finite numbers."""
+    atoms, count = start.copy(), len(start)
+    atoms.calc = None
+    if moves_cell:
+        atoms.set_cell(np.asarray(state.cell[r], float))
+    atoms.set_positions(np.asarray(state.positions[r, :count], float), apply_constraint=False)
+    energy, forces = float(state.energy[r]) + constant, np.asarray(state.forces[r, :count], float)
+    results: dict[str, Any] = {"energy": energy, "free_energy": energy, "forces": forces}
+    if atoms.pbc.all():
+        results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(state.stress[r], float))
+    if all(np.isfinite(value).all() for value in results.values()):
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
 
 
 def padded_positions(structures: list[ase.Atoms], atoms: int) -> np.ndarray:
@@ -244,15 +272,15 @@ def draw_velocities(system: System, kelvin, key) -> Float[Array, "replicas atoms
     spread = jnp.sqrt(BOLTZMANN * jnp.asarray(kelvin, system.masses.dtype) * ACCELERATION)
     noise = normals(key, (*system.masses.shape[1:], 3), system.masses.dtype)
     velocities = jnp.broadcast_to(spread, system.masses.shape[:1])[:, None, None] * noise
-    velocities = velocities / jnp.sqrt(system.masses)[..., None] * system.mobile[..., None]
+    velocities = velocities / jnp.sqrt(system.masses)[..., None] * system.mobile
     return without_momentum(system, velocities)
 
 
 def without_momentum(system: System, velocities) -> Float[Array, "replicas atoms 3"]:
     """Velocities less that of the centre of mass, in replicas whose total momentum is held."""
-    weights = (system.masses * system.mobile)[..., None]
+    weights = system.masses[..., None] * system.mobile
     center = (weights * velocities).sum(1, keepdims=True) / jnp.maximum(weights.sum(1, keepdims=True), 1e-9)
-    return velocities - system.held_momentum[:, None, None] * center * system.mobile[..., None]
+    return velocities - system.held_momentum[:, None, None] * center * system.mobile
 
 
 def normals(key, shape: tuple[int, ...], dtype) -> Float[Array, "replicas ..."]:

@@ -30,7 +30,7 @@ from leignn_jax.files import make_folder
 from leignn_jax.interruption import stop_requests
 from leignn_jax.progress import ProgressBar, is_shown
 from leignn_jax.simulation.chunks import LIMITS, REASONS, Limits, Run, check_limits
-from leignn_jax.simulation.dynamics import EnergyModel
+from leignn_jax.simulation.dynamics import EnergyModel, structure_of
 from leignn_jax.simulation.ensembles import Ensemble, thermo
 from leignn_jax.simulation.folder import SimulationFolder
 from leignn_jax.simulation.settings import check_ensemble, make_ensemble
@@ -62,7 +62,7 @@ class Frames(NamedTuple):
 class Simulation(NamedTuple):
     """What a simulation leaves; lists have one entry per replica where several were given or asked for.
 
-    atoms: the last structure, with velocities.
+    atoms: the last structure, with velocities, and with energy, forces and stress in its calculator.
     trajectory: saved frames: :class:`Frames`, or a :class:`leignn_jax.simulation.trajectory.Trajectory` where it was
         written to a folder.
     thermo: arrays by name and unit, one value per logged step: ``step``, ``time_fs``, ``potential_energy_eV``,
@@ -105,7 +105,9 @@ def simulate(
     Args:
         potential: a :class:`leignn_jax.Potential`, or any :class:`leignn_jax.simulation.dynamics.EnergyModel`.
         atoms: one structure or several. Their velocities are taken where they have any, else drawn at ``temperature``.
-            Atoms in FixAtoms constraints are held.
+            Total momentum is taken out of them but under Langevin dynamics or where atoms are held. Masses are those of the
+            structure (``atoms.set_masses``). Constraints hold atoms as in
+            :func:`leignn_jax.simulation.constraints.free_components`.
         ensemble: a short name (see :func:`make_ensemble`) or an object of :mod:`leignn_jax.simulation.ensembles`.
         steps: in all; a resumed simulation goes on up to that many.
         timestep: fs.
@@ -276,13 +278,9 @@ def _store(run: Run, folder, kept, lines, frame, line) -> None:
 
 
 def _final_atoms(run: Run, r: int) -> ase.Atoms:
-    state, count = run.state, len(run.structures[r])
-    atoms = run.structures[r].copy()
-    atoms.calc = None
-    if run.ensemble.moves_cell:
-        atoms.set_cell(np.asarray(state.cell[r], float))
-    atoms.set_positions(np.asarray(state.positions[r, :count], float), apply_constraint=False)
-    atoms.set_velocities(np.asarray(state.velocities[r, :count], float) / ase.units.fs)
+    state, start = run.state, run.structures[r]
+    atoms = structure_of(start, state, r, float(run.references[r]), run.ensemble.moves_cell)
+    atoms.set_velocities(np.asarray(state.velocities[r, : len(start)], float) / ase.units.fs)
     return atoms
 
 

@@ -212,7 +212,7 @@ class Langevin(_VelocityVerlet):
         friction = jnp.broadcast_to(value_at(self.friction, _time(state, dt)), state.energy.shape)[:, None, None]
         keep = jnp.exp(-friction * dt)
         spread = jnp.sqrt((self.kT(state, dt) * ACCELERATION)[:, None, None] / system.masses[..., None])
-        velocities = keep * kicked.velocities + jnp.sqrt(1 - keep**2) * spread * noise * system.mobile[..., None]
+        velocities = keep * kicked.velocities + jnp.sqrt(1 - keep**2) * spread * noise * system.mobile
         given = kinetic_energy(system, velocities) - kinetic_energy(system, kicked.velocities)
         state = state.replace(velocities=velocities, exchanged=state.exchanged + given, key=key)
         return state, positions + 0.5 * dt * velocities
@@ -305,7 +305,7 @@ class CellRescaling(_VelocityVerlet):
         strain = jnp.swapaxes(jnp.broadcast_to(rotation, deformation.shape), 1, 2) @ deformation
 
         across = jnp.swapaxes(strain, 1, 2)
-        velocities = state.velocities @ jnp.linalg.inv(strain) * system.mobile[..., None]
+        velocities = state.velocities @ jnp.linalg.inv(strain) * system.mobile
         strained = state.replace(velocities=velocities, key=key)
         moved = move_to(model, system, strained, state.positions @ across, state.cell @ across)
 
@@ -377,7 +377,7 @@ def _kT(kelvin, state: State, dt):
 
 def _kicked(system: System, state: State, dt) -> State:
     """Velocities changed by the forces during ``dt`` fs."""
-    change = dt * ACCELERATION * state.forces / system.masses[..., None] * system.mobile[..., None]
+    change = dt * ACCELERATION * state.forces / system.masses[..., None] * system.mobile
     return state.replace(velocities=state.velocities + change)
 
 

@@ -19,7 +19,7 @@ from leignn_jax.device_neighbors import ListSizes
 from leignn_jax.errors import SimulationError
 from leignn_jax.files import make_folder, why_not_written, write_atomically
 from leignn_jax.simulation.chunks import Run
-from leignn_jax.simulation.dynamics import ACCELERATION, EnergyModel
+from leignn_jax.simulation.dynamics import ACCELERATION, EnergyModel, System
 from leignn_jax.simulation.ensembles import Ramp
 from leignn_jax.simulation.state import load_state, save_state
 from leignn_jax.simulation.thermo import ThermoLog
@@ -133,11 +133,17 @@ def _settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
         "log_every": log_every,
         "dtype": str(run.dtype),
         "skin": run.skin,
-        "held_atoms": np.argwhere((np.asarray(run.system.numbers) > 0) & (np.asarray(run.system.mobile) == 0)).tolist(),
+        "held_atoms": _held(run.system),
         "atomic_numbers": np.asarray(run.system.numbers).tolist() if run.system.numbers.size < 10000 else None,
         "acceleration": ACCELERATION,
         "potential (sha256 of its numbers)": _digest(run.model),
     }
+
+
+def _held(system: System) -> list[list[int]]:
+    """Replica, atom and axis of every coordinate that is held."""
+    real = np.asarray(system.numbers)[..., None] > 0
+    return np.argwhere(real & (np.asarray(system.mobile) == 0)).tolist()
 
 
 def _digest(model: EnergyModel) -> str:

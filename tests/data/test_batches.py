@@ -113,6 +113,18 @@ def test_mixed_frames_waste_less_with_more_shapes():
     assert three.padding < 0.7 * one.padding
 
 
+def test_two_to_five_hundred_atoms():
+    """A set of dimers and large cells: the arrays of a batch never outgrow the largest batch by much."""
+    atoms = np.array([2] * 200 + [64] * 40 + [500] * 4)
+    sizes = np.stack([atoms, atoms * 30, np.minimum(atoms - 1, 60)], axis=1)
+    batches = [epoch_order(len(atoms), 8, 0, e) for e in range(5)]
+    plan = plan_batches(sizes, batches)
+    largest = max(sizes[batch][:, 1].sum() for epoch in batches for batch in epoch)
+    assert len(plan.shapes) <= 4
+    assert max(shape.pairs for shape in plan.shapes) <= 1.1 * largest
+    assert plan.padding < 0.75 * plan_batches(sizes, batches, 1).padding
+
+
 def test_a_batch_that_was_not_planned_is_refused():
     plan = plan_batches(np.array([[4, 10, 3]] * 4), [np.array([[0, 1], [2, 3]])])
     with pytest.raises(DataError, match="none of the planned shapes"):

@@ -87,6 +87,15 @@ def test_vasp(tmp_path):
     np.testing.assert_allclose(labels.stress, -10 * 6.241509e-4 * np.eye(3), atol=1e-8)
 
 
+def test_deuterium_is_told(tmp_path):
+    (tmp_path / "heavy.extxyz").write_text("2\nProperties=species:S:1:pos:R:3\nD 0 0 0\nH 0 0 0.74\n")
+    with pytest.raises(FileFormatError, match=r"heavy\.extxyz: frame 0 .*'D'"):
+        read_frames(tmp_path / "heavy.extxyz")
+    text = "2\nProperties=species:S:1:pos:R:3:masses:R:1\nH 0 0 0 2.014\nH 0 0 0.74 1.008\n"
+    (tmp_path / "heavy.extxyz").write_text(text)
+    assert read_frames(tmp_path / "heavy.extxyz")[0].get_masses().tolist() == [2.014, 1.008]
+
+
 def test_md17(tmp_path):
     rng = np.random.default_rng(0)
     positions, forces = rng.normal(size=(5, 3, 3)), rng.normal(size=(5, 3, 3))

@@ -250,6 +250,6 @@ def test_what_has_no_phonons():
     pair_held = Atoms("Ar2", [[0, 0, 0], [0, 0, 3.7]], constraint=FixAtoms([0, 1]))
     with pytest.raises(ConfigError, match="held"):
         normal_modes(MODEL, pair_held)
-    pair_held.set_constraint(FixedPlane(0, (0, 0, 1)))
+    pair_held.set_constraint(FixedPlane(0, (0, 1, 1)))
     with pytest.raises(ConfigError, match="FixedPlane"):
         normal_modes(MODEL, pair_held)
