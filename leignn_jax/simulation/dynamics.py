@@ -17,9 +17,18 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from leignn_jax.device_neighbors import ListSizes, NeighborList, allocate, largest, plan_sizes, update
+from leignn_jax.device_neighbors import (
+    ListSizes,
+    NeighborList,
+    allocate,
+    largest,
+    lattice_vectors,
+    plan_sizes,
+    update_near,
+)
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
+from leignn_jax.neighbors import near_origin
 from leignn_jax.pair_ops import PairLists
 
 # Å/fs^2 that 1 eV/Å gives to 1 amu; eV per K; GPa per eV/Å^3.
@@ -31,7 +40,12 @@ REPLICA = "replica"
 
 
 class EnergyModel(Protocol):
-    """What can be simulated: a pytree with a cutoff in Å and a pure function from a graph to energy, forces, stress."""
+    """What can be simulated: a pytree with a cutoff in Å and a pure function from a graph to energy, forces, stress.
+
+    Atoms that get far come back by whole lattice vectors along periodic directions, and structures start near the origin:
+    what a model says must not depend on which image of an atom it sees, nor, unless it has an attribute
+    ``conserves_momentum`` that is False, on where along open directions the structure is.
+    """
 
     @property
     def cutoff(self) -> float: ...
@@ -65,7 +79,8 @@ class System:
 class State:
     """Everything that a simulation changes. A pytree.
 
-    positions: ``[replicas, atoms, 3]`` Å, never wrapped.
+    positions: ``[replicas, atoms, 3]`` Å, at most about a cell outside of the cell; see :func:`unwrapped`.
+    images: ``[replicas, atoms, 3]`` int32, whole lattice vectors taken off the positions since the start.
     velocities: ``[replicas, atoms, 3]`` Å/fs.
     cell: ``[replicas, 3, 3]`` Å, rows.
     energy: ``[replicas]`` eV. forces: ``[replicas, atoms, 3]`` eV/Å. stress: ``[replicas, 3, 3]`` eV/Å^3, ASE's sign.
@@ -77,6 +92,7 @@ class State:
     """
 
     positions: Any
+    images: Any
     velocities: Any
     cell: Any
     energy: Any
@@ -170,13 +186,39 @@ def joined_graph(system: System, neighbors: NeighborList, positions, cell) -> Gr
 
 
 def move_to(model: EnergyModel, system: System, state: State, positions, cell) -> State:
-    """The state at other positions and cell, with lists renewed where needed, and energy, forces and stress there."""
-    renew = jax.vmap(lambda n, r, c: update(n, r, c, axis=REPLICA), axis_name=REPLICA)
-    neighbors = renew(state.neighbors, positions, cell)
+    """The state at other positions and cell, with lists renewed where needed, and energy, forces and stress there.
+
+    Atoms that have gone far are taken back by whole lattice vectors where their list is renewed, and these are counted.
+    """
+    renew = jax.vmap(lambda n, r, c: update_near(n, r, c, axis=REPLICA), axis_name=REPLICA)
+    neighbors, taken = renew(state.neighbors, positions, cell)
+    positions = positions - lattice_vectors(taken, cell)
     energy, forces, stress = evaluate(model, system, neighbors, positions, cell)
     return state.replace(
-        positions=positions, cell=cell, energy=energy, forces=forces, stress=stress, neighbors=neighbors
+        positions=positions,
+        images=state.images + taken,
+        cell=cell,
+        energy=energy,
+        forces=forces,
+        stress=stress,
+        neighbors=neighbors,
     )
+
+
+def unwrapped(state: State) -> Float[Array, "replicas atoms 3"]:
+    """Positions in Å along the atoms' ways since the start; where they have gone far rounded as their dtype is."""
+    return state.positions + lattice_vectors(state.images, state.cell)
+
+
+def displacement(start: State, state: State) -> Float[Array, "replicas atoms 3"]:
+    """Å that the atoms have gone from ``start`` to ``state``; rounded by the way they went, not by where they are."""
+    between = state.positions - start.positions + lattice_vectors(state.images - start.images, state.cell)
+    return between + lattice_vectors(start.images, state.cell - start.cell)
+
+
+def with_images(state: State, images) -> State:
+    """The same state with its positions less other whole lattice vectors, ``images`` [replicas, atoms, 3] int32."""
+    return state.replace(positions=state.positions - lattice_vectors(images - state.images, state.cell), images=images)
 
 
 # ------------------------------------------------------------------------------------------------------------------- start
@@ -215,12 +257,38 @@ def make_system(structures: list[ase.Atoms], dtype: Any, *, hold_momentum: bool 
     )
 
 
-def padded_positions(structures: list[ase.Atoms], atoms: int) -> np.ndarray:
-    """``[replicas, atoms, 3]`` Å; padding lies at the origin."""
-    out = np.zeros((len(structures), atoms, 3))
+class Origins(NamedTuple):
+    """Where structures are from which a simulation starts near the origin: what a user sees is positions + these, float64.
+
+    images: ``[replicas, atoms, 3]`` int64, whole lattice vectors. center: ``[replicas, 1, 3]`` Å.
+    """
+
+    images: np.ndarray
+    center: np.ndarray
+
+    def seen(self, positions, images, cell) -> np.ndarray:
+        """``[..., replicas, atoms, 3]`` Å of positions, images and cell of a :class:`State`; on the host."""
+        whole = self.images + np.asarray(images)
+        return np.asarray(positions, np.float64) + (whole @ np.asarray(cell, np.float64) + self.center)
+
+
+def start_positions(model: EnergyModel, structures: list[ase.Atoms], atoms: int) -> tuple[np.ndarray, Origins]:
+    """``[replicas, atoms, 3]`` Å in float64, near the origin, and from where they were taken; padding lies at the origin.
+
+    Raises:
+        StructureError: as :func:`leignn_jax.neighbors.check_structure`.
+    """
+    positions, images = np.zeros((len(structures), atoms, 3)), np.zeros((len(structures), atoms, 3), np.int64)
+    center = np.zeros((len(structures), 1, 3))
+    anywhere = getattr(model, "conserves_momentum", True)
     for r, one in enumerate(structures):
-        out[r, : len(one)] = one.positions
-    return out
+        cell, count = np.asarray(one.cell), slice(len(one))
+        near = near_origin(one.positions, cell, np.asarray(one.pbc, bool))
+        if not anywhere:
+            near = near._replace(center=np.zeros(3))
+        positions[r, count] = one.positions - near.offsets(cell)
+        images[r, count], center[r] = near.images, near.center
+    return positions, Origins(images, center)
 
 
 def make_lists(

@@ -48,7 +48,7 @@ from leignn_jax.simulation.dynamics import (
     evaluate,
     make_lists,
     make_system,
-    padded_positions,
+    start_positions,
     volume,
 )
 
@@ -148,9 +148,12 @@ def relax(
     with jax.enable_x64(dtype == "float64"), stop_requests() as stop:
         system = make_system(structures, np.dtype(dtype), hold_momentum=False)
         goal = Goal(*(jnp.asarray(x, dtype) for x in (max_force, max_stress / GIGAPASCAL, pressure / GIGAPASCAL)))
-        state, lines = _descend(model, system, structures, goal, cell, steps, np.dtype(dtype), skin, progress, stop)
+        near, origins = start_positions(model, structures, system.numbers.shape[1])
+        state, lines = _descend(
+            model, system, structures, near, goal, cell, steps, np.dtype(dtype), skin, progress, stop
+        )
         state = jax.device_get(state.replace(neighbors=None))
-    result = _result(structures, state, lines, references, cell, stop.signal)
+    result = _result(structures, origins, state, lines, references, cell, stop.signal)
     if out is not None:
         _write(Path(out), result)
     return Relaxation(*(x[0] for x in result)) if single else result
@@ -364,9 +367,9 @@ def _start(model, system, neighbors, positions, cell_vectors, goal, *, cell):
     return state.replace(status=arrival(system, state, goal, cell)), _line(system, state, goal, cell)
 
 
-def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress, stop):
+def _descend(model, system, structures, near, goal, cell, steps, dtype, skin, progress, stop):
     """The last state, and lines of the history [steps, replicas]."""
-    positions = jnp.asarray(padded_positions(structures, system.numbers.shape[1]), dtype)
+    positions = jnp.asarray(near, dtype)
     cells = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
 
     def lists_at(positions, cells, sizes=None):
@@ -403,15 +406,17 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
     return state, {k: np.concatenate([x[k] for x in lines]) for k in lines[0]}
 
 
-def _result(structures, state, lines, references, cell, early) -> Relaxation:
+def _result(structures, origins, state, lines, references, cell, early) -> Relaxation:
     found, reasons, histories = [], [], []
+    cells = state.cell if cell else np.stack([np.asarray(a.cell) for a in structures])
+    positions = origins.seen(state.positions, 0, cells)
     for r, start in enumerate(structures):
         count, status = len(start), int(state.status[r])
         atoms = start.copy()
         atoms.calc = None
         if cell:
             atoms.set_cell(np.asarray(state.cell[r], float))
-        atoms.set_positions(np.asarray(state.positions[r, :count], float), apply_constraint=False)
+        atoms.set_positions(positions[r, :count], apply_constraint=False)
         energy = float(state.energy[r]) + references[r]
         values = {"energy": energy, "free_energy": energy, "forces": np.asarray(state.forces[r, :count], float)}
         if atoms.pbc.all():

@@ -21,7 +21,7 @@ from leignn_jax.files import digest, remove_leftovers, why_not_written, write_at
 
 log = logging.getLogger("leignn_jax")
 
-FORMAT = "leignn_jax.simulation_state/1"
+FORMAT = "leignn_jax.simulation_state/2"
 
 
 def save_state(path: str | Path, tree: Any, meta: dict[str, Any]) -> None:
