@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph
@@ -243,12 +243,48 @@ def update(
         positions: Å. cell: Å, None for the list's own.
         axis: name of a vmapped axis whose members are renewed together, so that none is where none needs it.
     """
+    positions, cell, need = _due(neighbors, positions, cell, axis)
+    return jax.lax.cond(need, lambda n: renewed(n, positions, cell), lambda n: n, neighbors)
+
+
+def update_near(
+    neighbors: NeighborList,
+    positions: Float[Array, "atoms 3"],
+    cell: Float[Array, "3 3"] | None = None,
+    axis: str | None = None,
+) -> tuple[NeighborList, Int[Array, "atoms 3"]]:
+    """As :func:`update`; a new list is that of atoms taken back into the cell if they were more than one cell outside.
+
+    Also returns the whole lattice vectors that its positions are less than those given, int32, zero where the list holds
+    on: so positions stay near the origin, where float32 rounds little, and the caller counts what was taken off.
+    """
+    positions, cell, need = _due(neighbors, positions, cell, axis)
+
+    def anew(old):
+        lattice = _lattice(old, cell)
+        _, whole = _fractional(jnp, positions, lattice, old.box[3], old.pbc)
+        # What is no number, or would fill the counter, is of an exploded structure: it stays where it is.
+        far = (jnp.abs(whole) > 1) & (jnp.abs(whole) < 2**30)
+        images = jnp.where(far, whole, 0).astype(jnp.int32)
+        return renewed(old, positions - lattice_vectors(images, cell), cell), images
+
+    return jax.lax.cond(need, anew, lambda n: (n, jnp.zeros(positions.shape, jnp.int32)), neighbors)
+
+
+def lattice_vectors(images: Int[Array, "... atoms 3"], cell: Float[Array, "... 3 3"]) -> Float[Array, "... atoms 3"]:
+    """``images @ cell`` Å, of many cells as exact as of one: no device multiplies in fewer digits."""
+    whole = images.astype(cell.dtype)
+    return sum(whole[..., :, d, None] * cell[..., None, d, :] for d in range(3))  # pyright: ignore[reportReturnType]
+
+
+def _due(neighbors: NeighborList, positions, cell, axis: str | None):
+    """Positions and cell that no gradient passes through, and whether a list must be made anew for them."""
     positions = jax.lax.stop_gradient(positions)
     now: Array = jax.lax.stop_gradient(neighbors.cell if cell is None else cell)
     need = ~_holds(neighbors, positions, now)
     if axis is not None:
         need = jax.lax.pmax(need.astype(jnp.int32), axis) > 0
-    return jax.lax.cond(need, lambda n: renewed(n, positions, now), lambda n: n, neighbors)
+    return positions, now, need
 
 
 def _holds(neighbors: NeighborList, positions, cell):

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from leignn_jax.arguments import check_atoms
 from leignn_jax.errors import StructureError
-from leignn_jax.neighbors import Pairs, find_pairs
+from leignn_jax.neighbors import Pairs, find_pairs, near_origin
 from leignn_jax.pair_ops import PairLists, pair_difference
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Graph:
     def from_ase(atoms: ase.Atoms, cutoff: float, dtype: DTypeLike = np.float32) -> Graph:
         """The graph of one structure, unpadded, with NumPy arrays; raises as :func:`leignn_jax.neighbors.find_pairs`.
 
+        Positions are those of ``atoms``, or where these are far from the origin those of
+        :func:`leignn_jax.neighbors.near_origin`: the same structure, of which float32 rounds nothing away.
+
         Args:
             atoms: any cell and periodicity; its arrays are read, never changed.
             cutoff: Å; all images closer than this count.
@@ -55,8 +58,9 @@ class Graph:
         """
         numbers = np.asarray(check_atoms(atoms).numbers, np.int32)
         cell, pbc = np.asarray(atoms.cell), np.asarray(atoms.pbc, bool)
-        pairs = find_pairs(atoms.positions, cell, pbc, cutoff)
-        return Graph.from_pairs(atoms.positions, numbers, cell, pbc, pairs, dtype)
+        positions = near_origin(atoms.positions, cell, pbc).positions
+        pairs = find_pairs(positions, cell, pbc, cutoff)
+        return Graph.from_pairs(positions, numbers, cell, pbc, pairs, dtype)
 
     @staticmethod
     def from_pairs(positions, numbers, cell, pbc, pairs: Pairs, dtype: DTypeLike = np.float32) -> Graph:

@@ -11,19 +11,73 @@ from leignn_jax.errors import StructureError
 
 # Closer than this is two atoms written at the same place, not chemistry.
 OVERLAP = 0.01
-# Å from the origin: float64 has a millionth of an Å left there.
-FARTHEST = 1e10
 # More neighbours than this are a wrong unit or a wrong cutoff: solids have about a thousand within 13 Å.
 MOST_NEIGHBORS = 10_000
 # Where there are more cells, vesin makes them larger, and where one direction has none left it divides by zero.
 _MOST_CELLS = 1e5
+# Å: farther out float64 rounds by more than 1e-4 Å.
+FARTHEST = 5e11
+# Å from the origin, up to which float32 rounds by less than 1e-6 Å.
+_NEAR = 10.0
+
+
+class Near(NamedTuple):
+    """Positions near the origin, and what was taken off the given ones: positions + images @ cell + center.
+
+    positions: ``[atoms, 3]`` float64, Å.
+    images: ``[atoms, 3]`` int64, whole lattice vectors, zero along open directions.
+    center: ``[3]`` float64, Å, zero along periodic directions.
+    """
+
+    positions: Float[np.ndarray, "atoms 3"]
+    images: Int[np.ndarray, "atoms 3"]
+    center: Float[np.ndarray, "3"]
+
+    def offsets(self, cell: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "atoms 3"]:
+        """What was taken off each atom, Å, in a ``cell`` [Å] that may have changed since."""
+        return self.images @ np.asarray(cell, np.float64) + self.center
+
+
+def near_origin(
+    positions: Float[np.ndarray, "atoms 3"],
+    cell: Float[np.ndarray, "3 3"],
+    pbc: Bool[np.ndarray, "3"],
+    *,
+    keep: bool = True,
+) -> Near:
+    """Positions of the same structure as float32 can hold them, whose rounding grows with the distance from the origin.
+
+    An atom more than one cell outside of the cell comes back into it by whole lattice vectors, along periodic directions;
+    along open ones a structure farther away than it is wide loses its center. All others keep the positions that they
+    have to the bit, unless ``keep`` is False: then all atoms are put into the cell, and the center at the origin.
+
+    Args:
+        positions, cell, pbc: as :func:`find_pairs`.
+        keep: what is near already.
+
+    Raises:
+        StructureError: as :func:`check_structure`.
+    """
+    positions, cell = np.ascontiguousarray(positions, np.float64), np.ascontiguousarray(cell, np.float64)
+    check_structure(positions, cell, pbc)
+    if len(positions) == 0:
+        return Near(positions, np.zeros((0, 3), np.int64), np.zeros(3))
+    lattice = completed_lattice(cell, pbc)
+    along = positions @ np.linalg.inv(lattice)
+    whole, low, high = np.floor(along), along.min(0), along.max(0)
+    middle, width = 0.5 * (low + high), np.maximum(high - low, _NEAR)
+    cells, widths = (1, width) if keep else (0, 0.0)
+    images = np.where(pbc & (np.abs(whole) > cells), whole, 0.0).astype(np.int64)
+    center = np.where(~pbc & (np.abs(middle) > widths), middle, 0.0) @ lattice
+    taken = Near(positions, images, center)
+    return taken._replace(positions=positions - taken.offsets(cell))
 
 
 class Pairs(NamedTuple):
     """Undirected pairs; the vector of pair p is positions[senders] + shifts @ cell - positions[receivers].
 
     receivers, senders: ``[pairs]`` int32, receivers <= senders, sorted.
-    shifts: ``[pairs, 3]`` int32, whole lattice vectors added to the sender.
+    shifts: ``[pairs, 3]`` int32, whole lattice vectors added to the sender; int64 where atoms are 2^31 cells apart.
     distances: ``[pairs]`` float64, Å.
     """
 
@@ -45,38 +99,32 @@ def find_pairs(
     some directions or all zero where none is.
 
     Raises:
-        StructureError: a position is not finite or too far from the origin, a periodic cell can't be inverted, two atoms
-            overlap, the cutoff is not positive, or there would be more than ``MOST_NEIGHBORS`` neighbours per atom.
+        StructureError: as :func:`check_structure`; two atoms overlap, the cutoff is not positive, or there would be more
+            than ``MOST_NEIGHBORS`` neighbours per atom.
     """
     from vesin import NeighborList
 
-    positions = np.ascontiguousarray(positions, np.float64)
-    cell = np.ascontiguousarray(cell, np.float64)
-    check_structure(positions, cell, pbc)
     if (
         isinstance(cutoff, bool)
         or not isinstance(cutoff, int | float | np.number)
         or not (np.isfinite(cutoff) and cutoff > 0)
     ):
         raise StructureError(f"The cutoff must be a positive number of Å, not {cutoff!r:.60}.")
-    if len(positions) == 0:
+    # vesin wants atoms near the cell: the whole vectors taken off for the search are counted into the shifts.
+    near = near_origin(positions, cell, pbc, keep=False)
+    if len(near.positions) == 0:
         empty = np.zeros(0, np.int32)
         return Pairs(empty, empty, np.zeros((0, 3), np.int32), np.zeros(0))
-    lattice = completed_lattice(cell, pbc)
-    # vesin wants atoms near the cell: wrap for the search, then count the whole vectors taken off into the shifts.
-    moved = np.where(pbc, np.floor(positions @ np.linalg.inv(lattice)), 0.0)
-    if np.abs(moved).max() > 2**30:
-        raise StructureError(
-            f"Atom {int(np.abs(moved).max(1).argmax())} is {np.abs(moved).max():.2g} cells away from the cell. Check the "
-            "file, or wrap it (atoms.wrap())."
-        )
-    wrapped, box, radius = _searchable(positions - moved @ lattice, lattice, pbc, float(cutoff))
+    lattice = completed_lattice(np.asarray(cell, np.float64), pbc)
+    wrapped, box, radius = _searchable(near.positions, lattice, pbc, float(cutoff))
     search = NeighborList(cutoff=radius, full_list=False)
     i, j, shifts, distances = search.compute(wrapped, box, pbc, quantities="ijSd")
     if radius > cutoff:
         i, j, shifts, distances = (x[distances < cutoff] for x in (i, j, shifts, distances))
     i, j = i.astype(np.int64), j.astype(np.int64)
-    shifts = np.rint(shifts + moved[i] - moved[j]).astype(np.int32)
+    shifts = shifts.astype(np.int64) + near.images[i] - near.images[j]
+    if np.abs(shifts).max(initial=0) < 2**31:
+        shifts = shifts.astype(np.int32)
 
     flip = i > j
     i, j = np.where(flip, j, i), np.where(flip, i, j)
@@ -171,8 +219,8 @@ def check_structure(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) ->
     far = np.flatnonzero((np.abs(positions) > FARTHEST).any(axis=1))
     if len(far):
         raise StructureError(
-            f"Atom {far[0]} is at {positions[far[0]]} Å: so far from the origin coordinates have lost their digits. Check "
-            "the file, or move the atoms back near the origin."
+            f"Atom {far[0]} is at {positions[far[0]].tolist()} Å: so far from the origin numbers are rounded by more than "
+            "1e-4 Å. Check the file and its units (Å), or the step that made the structure (an exploded simulation?)."
         )
     if not np.isfinite(cell).all():
         raise StructureError(f"The cell holds a number that is not finite: {cell.tolist()}.")

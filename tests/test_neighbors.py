@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from leignn_jax.errors import StructureError
-from leignn_jax.neighbors import OVERLAP, check_structure, find_pairs
+from leignn_jax.neighbors import FARTHEST, OVERLAP, check_structure, find_pairs, near_origin
 
 PERIODICITIES = [(True, True, True), (True, True, False), (False, True, True), (False, False, True), (False,) * 3]
 
@@ -297,9 +297,61 @@ def test_a_crowd_is_refused_before_the_search(name):
 
 def test_positions_that_have_lost_their_digits_are_refused():
     for far in (1e30, -1e14):
-        with pytest.raises(StructureError, match=r"Atom 1 .*digits"):
+        with pytest.raises(StructureError, match=r"Atom 1 .*so far from the origin"):
             pairs_of(Atoms("H2", positions=[[0, 0, 0], [far, 0, 0]]), 5.0)
-        with pytest.raises(StructureError, match=r"Atom 1 .*digits"):
+        with pytest.raises(StructureError, match=r"Atom 1 .*so far from the origin"):
             pairs_of(Atoms("H2", positions=[[0, 0, 0], [far, 0, 0]], cell=[5] * 3, pbc=True), 5.0)
     with pytest.raises(StructureError, match="cell"):
         pairs_of(Atoms("H2", positions=[[0, 0, 0], [1, 0, 0]], cell=[1e30] * 3, pbc=True), 5.0)
+
+
+# --------------------------------------------------------------------------------------------------- far from the origin
+
+
+@pytest.mark.parametrize("pbc", PERIODICITIES)
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_far_comes_near_and_the_rest_stays(pbc, keep):
+    atoms = random_structure(3, 12, pbc)
+    far = atoms.positions + np.array([3e8, -7e8, 1e9])
+    far[:3] += (np.array([[10**6, 0, 0], [0, -(10**5), 0], [7, 8, 9]]) * pbc) @ atoms.cell.array
+    near = near_origin(far, atoms.cell.array, atoms.pbc, keep=keep)
+    assert np.abs(near.positions).max() < 60
+    assert not near.images[:, ~atoms.pbc].any()
+    np.testing.assert_allclose(near.positions + near.offsets(atoms.cell.array), far, rtol=1e-15)
+    # Whole lattice vectors and one common shift along what is open.
+    np.testing.assert_allclose(near.center @ np.linalg.pinv(atoms.cell.array[atoms.pbc]), 0, atol=1e-6)
+    wrapped = near_origin(atoms.positions, atoms.cell.array, atoms.pbc, keep=False).positions
+    inside = wrapped + (np.random.default_rng(0).integers(-1, 1, (12, 3)) * pbc) @ atoms.cell.array
+    again = near_origin(inside, atoms.cell.array, atoms.pbc, keep=keep)
+    np.testing.assert_allclose(again.positions, inside if keep else wrapped, rtol=0, atol=0 if keep else 1e-12)
+
+
+def test_nothing_is_far_of_no_atoms():
+    assert len(near_origin(np.zeros((0, 3)), np.eye(3), np.ones(3, bool)).positions) == 0
+
+
+@pytest.mark.parametrize("pbc", PERIODICITIES)
+def test_pairs_of_a_structure_moved_far_away_are_the_same(pbc):
+    atoms = random_structure(4, 20, pbc)
+    expected = pairs_of(atoms, 4.0)
+    atoms.positions += [1e9, -3e8, 7e8]
+    found = pairs_of(atoms, 4.0)
+    np.testing.assert_allclose(np.sort(found.distances), np.sort(expected.distances), atol=1e-6)
+
+
+def test_shifts_beyond_32_bits():
+    cell = np.eye(3) * 2.0
+    positions = np.array([[0.2, 0.2, 0.2], [1.2, 0.2, 0.2 + 2.0 * 3e9]])
+    pairs = find_pairs(positions, cell, np.ones(3, bool), 1.5)
+    assert pairs.shifts.dtype == np.int64
+    vectors = positions[pairs.senders] + pairs.shifts @ cell - positions[pairs.receivers]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), pairs.distances, atol=1e-5)
+
+
+@pytest.mark.parametrize("pbc", [True, False])
+def test_farther_than_numbers_reach_is_refused(pbc):
+    atoms = bulk("Si", cubic=True)
+    atoms.pbc = pbc
+    atoms.positions[5, 1] = 2 * FARTHEST
+    with pytest.raises(StructureError, match=r"Atom 5 is at \[.*1000000000000.0.*\] Å: so far from the origin"):
+        pairs_of(atoms, 5.0)

@@ -4,7 +4,8 @@
 meta.json                 format, cutoff, what the frames come from, elements, shortest distance of each two of them in Å;
                           of each array type, shape, sha256
 atom_offsets, numbers     ``[frames + 1]``, ``[atoms]``: the atoms of frame i are those from offset i to offset i + 1
-positions, forces         ``[atoms, 3]`` float64, Å and eV/Å; forces are 0 where ``present`` says that there are none
+positions, forces         ``[atoms, 3]`` float64, Å and eV/Å, positions by :func:`leignn_jax.neighbors.near_origin`; forces
+                          are 0 where ``present`` says that there are none
 cell, pbc                 ``[frames, 3, 3]`` Å, ``[frames, 3]``
 energy, stress            ``[frames]`` eV, as it was read; ``[frames, 3, 3]`` eV/Å^3
 present                   ``[frames, 3]``: energy, forces, stress
@@ -218,10 +219,10 @@ def _rows(atoms: ase.Atoms, labels: Labels, graph: Graph) -> dict[str, np.ndarra
     real = graph.pair_mask
     shifts = graph.shifts[real]
     if np.abs(shifts).max(initial=0) > np.iinfo(np.int16).max:
-        raise StructureError("An atom is more than 32767 cells away from another: wrap the positions into the cell.")
+        raise StructureError("A pair is more than 32767 cells apart: the cell is too skew; reduce it.")
     return {
         "numbers": atoms.numbers,
-        "positions": atoms.positions,
+        "positions": graph.positions,
         "forces": np.zeros((len(atoms), 3)) if labels.forces is None else labels.forces,
         "cell": np.asarray(atoms.cell),
         "pbc": np.asarray(atoms.pbc),
@@ -367,7 +368,10 @@ class Store(Sequence[Batch]):
         )
 
     def frame(self, i: int) -> tuple[ase.Atoms, Labels]:
-        """Frame i as it was written: its atoms with the labels in their calculator, and the labels."""
+        """Frame i: its atoms with the labels in their calculator, and the labels.
+
+        Atoms are where they were written, or, far from the origin, by whole lattice vectors or their center nearer to it.
+        """
         i = self._index(i)
         a, rows = self._arrays, self._rows("atom_offsets", i)
         atoms = ase.Atoms(

@@ -41,8 +41,8 @@ def pressure(system: System, state: State) -> Float[Array, "replicas"]:
 
 
 def positions(system: System, state: State) -> Float[Array, "replicas atoms 3"]:
-    """Å, not wrapped."""
-    return state.positions
+    """Å, not wrapped, from where :func:`leignn_jax.differentiable.start` put the atoms."""
+    return dynamics.unwrapped(state)
 
 
 def velocities(system: System, state: State) -> Float[Array, "replicas atoms 3"]:
@@ -55,7 +55,7 @@ def squared_displacement(start: State) -> Callable[[System, State], Float[Array,
 
     def observe(system: System, state: State):
         real = (system.numbers > 0).astype(state.energy.dtype)
-        moved = ((state.positions - start.positions) ** 2).sum(-1)
+        moved = (dynamics.displacement(start, state) ** 2).sum(-1)
         return (moved * real).sum(-1) / real.sum(-1)
 
     return observe

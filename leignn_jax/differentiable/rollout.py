@@ -66,6 +66,9 @@ def start(
 ) -> tuple[System, State]:
     """System and state to begin with; on the host. Velocities as in :func:`leignn_jax.simulate`.
 
+    Positions are those of ``atoms``; where these are far from the origin, those of
+    :func:`leignn_jax.neighbors.near_origin`, and what is seen of the rollout is from there.
+
     Args:
         model: a potential or another model; energies of a rollout are without the constants of a potential.
         atoms: one structure or several side by side.
@@ -93,7 +96,7 @@ def start(
             model.check_elements(one.numbers)
     model = without_constants(model)
     system = make_system(structures, np.dtype(dtype), hold_momentum=ensemble.holds_momentum)
-    state = start_state(model, system, structures, ensemble, temperature, seed, skin, np.dtype(dtype))
+    state, _ = start_state(model, system, structures, ensemble, temperature, seed, skin, np.dtype(dtype))
     if sizes is not None:
         old = state.neighbors
         lists = make_lists(

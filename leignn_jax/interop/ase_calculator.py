@@ -13,7 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from leignn_jax.arguments import check_dtype, check_number
 from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph, bucket
-from leignn_jax.neighbors import check_structure, find_pairs
+from leignn_jax.neighbors import check_structure, find_pairs, near_origin
 from leignn_jax.potential import Potential, check_finite, check_potential, compute
 
 
@@ -41,6 +41,8 @@ class LEIGNNCalculator(Calculator):
 
     def _forget(self) -> None:
         self._listed: ase.Atoms | None = None
+        # Å, from the positions of the list's graph to those of the atoms, which may be far from the origin.
+        self._offsets = np.zeros((0, 3))
         self._graph: Graph | None = None
         self._sizes = (0, 0, 0)
         # From the check of what has changed to the copy of a result nobody else may come between.
@@ -89,8 +91,10 @@ class LEIGNNCalculator(Calculator):
         check_structure(atoms.positions, cell, pbc)
         if self._graph is None or self._outdated(atoms):
             self.network.check_elements(atoms.numbers)
-            pairs = find_pairs(atoms.positions, cell, pbc, self.network.cutoff + self.skin)
-            graph = Graph.from_pairs(atoms.positions, atoms.numbers, cell, pbc, pairs, self.dtype)
+            near = near_origin(atoms.positions, cell, pbc)
+            self._offsets = near.offsets(cell)
+            pairs = find_pairs(near.positions, cell, pbc, self.network.cutoff + self.skin)
+            graph = Graph.from_pairs(near.positions, atoms.numbers, cell, pbc, pairs, self.dtype)
             wanted = (bucket(graph.shape[0], 4), bucket(graph.shape[1], 16), bucket(graph.shape[2], 4))
             # A list that shrinks a little keeps the larger program; one that shrinks by half is another system.
             keep = all(w <= have <= 2 * w for w, have in zip(wanted, self._sizes, strict=True))
@@ -99,7 +103,7 @@ class LEIGNNCalculator(Calculator):
             self._listed = atoms.copy()
             return self._graph
         positions = np.zeros_like(self._graph.positions)
-        positions[: len(atoms)] = atoms.positions
+        positions[: len(atoms)] = atoms.positions - self._offsets
         return self._graph.replace(positions=positions)
 
     def _outdated(self, atoms: ase.Atoms) -> bool:

@@ -57,7 +57,7 @@ from leignn_jax.simulation.dynamics import (
     evaluate,
     make_lists,
     make_system,
-    padded_positions,
+    start_positions,
     structure_of,
     volume,
 )
@@ -162,9 +162,12 @@ def relax(
         if cell:
             check_strain(system)
         goal = Goal(*(jnp.asarray(x, dtype) for x in (max_force, max_stress / GIGAPASCAL, pressure / GIGAPASCAL)))
-        state, lines = _descend(model, system, structures, goal, cell, steps, np.dtype(dtype), skin, progress, stop)
+        near, origins = start_positions(model, structures, system.numbers.shape[1])
+        state, lines = _descend(
+            model, system, structures, near, goal, cell, steps, np.dtype(dtype), skin, progress, stop
+        )
         state = jax.device_get(state.replace(neighbors=None))
-    result = _result(structures, state, lines, references, cell, stop.signal)
+    result = _result(structures, origins, state, lines, references, cell, stop.signal)
     if out is not None:
         _write(Path(out), result)
     return Relaxation(*(x[0] for x in result)) if single else result
@@ -378,9 +381,9 @@ def _start(model, system, neighbors, positions, cell_vectors, goal, *, cell):
     return state.replace(status=arrival(system, state, goal, cell)), _line(system, state, goal, cell)
 
 
-def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress, stop):
+def _descend(model, system, structures, near, goal, cell, steps, dtype, skin, progress, stop):
     """The last state, and lines of the history [steps, replicas]."""
-    positions = jnp.asarray(padded_positions(structures, system.numbers.shape[1]), dtype)
+    positions = jnp.asarray(near, dtype)
     cells = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
 
     def lists_at(positions, cells, sizes=None):
@@ -418,11 +421,13 @@ def _descend(model, system, structures, goal, cell, steps, dtype, skin, progress
     return state, {k: np.concatenate([x[k] for x in lines]) for k in lines[0]}
 
 
-def _result(structures, state, lines, references, cell, early) -> Relaxation:
+def _result(structures, origins, state, lines, references, cell, early) -> Relaxation:
     found, reasons, histories = [], [], []
+    cells = state.cell if cell else np.stack([np.asarray(a.cell) for a in structures])
+    positions = origins.seen(state.positions, 0, cells)
     for r, start in enumerate(structures):
-        status = int(state.status[r])
-        found.append(structure_of(start, state, r, float(references[r]), bool(cell)))
+        count, status = len(start), int(state.status[r])
+        found.append(structure_of(start, state, r, positions[r, :count], float(references[r]), bool(cell)))
         last = slice(0, int(state.step[r]) + 1)
         history = {k: v[last, r].astype(np.float64) for k, v in lines.items()}
         history["energy"] += references[r]

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.arguments import check_number
-from leignn_jax.device_neighbors import ListSizes, grown
+from leignn_jax.device_neighbors import ListSizes, grown, lattice_vectors
 from leignn_jax.errors import ConfigError, SimulationError, StructureError
 from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import (
+    Origins,
     State,
     System,
     check_strain,
@@ -29,8 +30,10 @@ from leignn_jax.simulation.dynamics import (
     evaluate,
     make_lists,
     make_system,
-    padded_positions,
+    start_positions,
     temperature,
+    unwrapped,
+    with_images,
     without_momentum,
 )
 from leignn_jax.simulation.ensembles import thermo, value_at
@@ -48,6 +51,10 @@ REASONS = {
     3: "an atom moved farther than max_step in one step",
     4: "an atom is farther than max_distance from where the system was",
 }
+
+
+# Of a state, what a frame is made of.
+SAVED = ("positions", "images", "velocities", "forces", "cell", "energy", "step")
 
 
 class Limits(NamedTuple):
@@ -90,7 +97,7 @@ class Run:
         hold = ensemble.holds_momentum and getattr(model, "conserves_momentum", True)
         self.system = make_system(structures, dtype, hold_momentum=hold)
         self.timestep = jnp.asarray(timestep, dtype)
-        self.state = start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
+        self.state, self.origins = start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
         self.center = centers(self.system, self.state.positions)
         self.stopped = jnp.zeros(len(structures), jnp.int32)
         self.stopped_at = jnp.full(len(structures), -1, jnp.int32)
@@ -112,6 +119,15 @@ class Run:
             system.numbers, positions, cell, system.pbc, self.model.cutoff, self.skin, self.dtype, sizes
         )
         self.state = self.state.replace(neighbors=neighbors)
+
+    def seen(self, positions, images, cell) -> tuple[np.ndarray, np.ndarray]:
+        """Positions as the user sees them, in float64, and the cell that they belong to; of states or frames.
+
+        A cell that the ensemble does not move is the one that was given: far out its rounding to float32 would show.
+        """
+        given = np.stack([np.asarray(atoms.cell) for atoms in self.structures])
+        cell = np.asarray(cell, np.float64) if self.ensemble.moves_cell else np.broadcast_to(given, np.shape(cell))
+        return self.origins.seen(positions, images, cell), cell
 
     def advance(self, limits: Limits, last_step: int, log_every: int, logs: int, frames: int):
         """One chunk: its frames and log lines."""
@@ -168,10 +184,12 @@ class Run:
         )
 
 
-def start_state(model, system: System, structures, ensemble, kelvin, seed, skin, dtype) -> State:
+def start_state(model, system: System, structures, ensemble, kelvin, seed, skin, dtype) -> tuple[State, Origins]:
+    """The state that a simulation begins with, and from where its positions were taken."""
     _check_motion(system, structures, ensemble)
     size = system.numbers.shape[1]
-    positions = jnp.asarray(padded_positions(structures, size), dtype)
+    near, origins = start_positions(model, structures, size)
+    positions = jnp.asarray(near, dtype)
     cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
     where = (system.numbers, positions, cell, system.pbc, model.cutoff, skin, dtype)
     neighbors = make_lists(*where)
@@ -192,8 +210,9 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
         drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
         velocities = jnp.where(given[:, None, None], velocities, drawn)
     energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
-    return State(
+    state = State(
         positions=positions,
+        images=jnp.zeros(positions.shape, jnp.int32),
         velocities=without_momentum(system, velocities),
         cell=cell,
         energy=energy,
@@ -205,6 +224,7 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
         step=jnp.int32(0),
         neighbors=neighbors,
     )
+    return state, origins
 
 
 def _tell_of_unread_velocities(structures) -> None:
@@ -266,7 +286,8 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doome
         def keep(new, old):
             return jnp.where(good.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        # Lists are never wrong wherever they were made, and need no selection.
+        # Lists are never wrong wherever they were made, and need no selection; positions are by the images of the list.
+        state = with_images(state, after.images)
         fields = ("positions", "velocities", "cell", "energy", "forces", "stress", "bath", "exchanged")
         kept = {name: jax.tree.map(keep, getattr(after, name), getattr(state, name)) for name in fields}
         return after.replace(**kept), stopped, stopped_at
@@ -286,7 +307,7 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doome
         end = (start // (log_every * logs) + 1) * log_every * logs
         carry, lines = jax.lax.scan(partial(line, end=end), carry, None, length=logs)
         state = carry[0]
-        saved = {name: getattr(state, name) for name in ("positions", "velocities", "forces", "cell", "energy", "step")}
+        saved = {name: getattr(state, name) for name in SAVED}
         return carry, ({**saved, "moved": state.step > start, "stopped": carry[1]}, lines)
 
     after, (saved, lines) = jax.lax.scan(frame, before, None, length=frames)
@@ -302,9 +323,10 @@ def broken(system: System, before: State, after: State, center, limits: Limits):
     # A strain moves far atoms far: only what goes beyond it counts.
     unit, solid = jnp.eye(3, dtype=after.cell.dtype), system.pbc.all(-1)[:, None, None]
     stretch = jnp.linalg.solve(jnp.where(solid, before.cell, unit), jnp.where(solid, after.cell, unit))
-    moved = jnp.where(real, after.positions - before.positions @ stretch, 0.0)
+    ahead = lattice_vectors(after.images - before.images, after.cell)
+    moved = jnp.where(real, after.positions - before.positions @ stretch + ahead, 0.0)
     fast = (moved**2).sum(-1).max(-1) > limits.step**2
-    away = jnp.where(real & ~system.pbc[:, None], after.positions - center[:, None], 0.0)
+    away = jnp.where(real & ~system.pbc[:, None], unwrapped(after) - center[:, None], 0.0)
     far = (away**2).sum(-1).max(-1) > limits.distance**2
     hot = temperature(system, after.velocities) > limits.temperature
     reason = jnp.where(far, 4, 0)

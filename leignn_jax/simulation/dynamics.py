@@ -19,9 +19,18 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from flax import struct
 from jaxtyping import Array, Float
 
-from leignn_jax.device_neighbors import ListSizes, NeighborList, allocate, largest, plan_sizes, update
+from leignn_jax.device_neighbors import (
+    ListSizes,
+    NeighborList,
+    allocate,
+    largest,
+    lattice_vectors,
+    plan_sizes,
+    update_near,
+)
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
+from leignn_jax.neighbors import near_origin
 from leignn_jax.pair_ops import PairLists
 from leignn_jax.simulation.constraints import free_components
 
@@ -34,7 +43,12 @@ REPLICA = "replica"
 
 
 class EnergyModel(Protocol):
-    """What can be simulated: a pytree with a cutoff in Å and a pure function from a graph to energy, forces, stress."""
+    """What can be simulated: a pytree with a cutoff in Å and a pure function from a graph to energy, forces, stress.
+
+    Atoms that get far come back by whole lattice vectors along periodic directions, and structures start near the origin:
+    what a model says must not depend on which image of an atom it sees, nor, unless it has an attribute
+    ``conserves_momentum`` that is False, on where along open directions the structure is.
+    """
 
     @property
     def cutoff(self) -> float: ...
@@ -68,7 +82,8 @@ class System:
 class State:
     """Everything that a simulation changes. A pytree.
 
-    positions: ``[replicas, atoms, 3]`` Å, never wrapped.
+    positions: ``[replicas, atoms, 3]`` Å, at most about a cell outside of the cell; see :func:`unwrapped`.
+    images: ``[replicas, atoms, 3]`` int32, whole lattice vectors taken off the positions since the start.
     velocities: ``[replicas, atoms, 3]`` Å/fs.
     cell: ``[replicas, 3, 3]`` Å, rows.
     energy: ``[replicas]`` eV. forces: ``[replicas, atoms, 3]`` eV/Å. stress: ``[replicas, 3, 3]`` eV/Å^3, ASE's sign.
@@ -80,6 +95,7 @@ class State:
     """
 
     positions: Any
+    images: Any
     velocities: Any
     cell: Any
     energy: Any
@@ -173,13 +189,39 @@ def joined_graph(system: System, neighbors: NeighborList, positions, cell) -> Gr
 
 
 def move_to(model: EnergyModel, system: System, state: State, positions, cell) -> State:
-    """The state at other positions and cell, with lists renewed where needed, and energy, forces and stress there."""
-    renew = jax.vmap(lambda n, r, c: update(n, r, c, axis=REPLICA), axis_name=REPLICA)
-    neighbors = renew(state.neighbors, positions, cell)
+    """The state at other positions and cell, with lists renewed where needed, and energy, forces and stress there.
+
+    Atoms that have gone far are taken back by whole lattice vectors where their list is renewed, and these are counted.
+    """
+    renew = jax.vmap(lambda n, r, c: update_near(n, r, c, axis=REPLICA), axis_name=REPLICA)
+    neighbors, taken = renew(state.neighbors, positions, cell)
+    positions = positions - lattice_vectors(taken, cell)
     energy, forces, stress = evaluate(model, system, neighbors, positions, cell)
     return state.replace(
-        positions=positions, cell=cell, energy=energy, forces=forces, stress=stress, neighbors=neighbors
+        positions=positions,
+        images=state.images + taken,
+        cell=cell,
+        energy=energy,
+        forces=forces,
+        stress=stress,
+        neighbors=neighbors,
     )
+
+
+def unwrapped(state: State) -> Float[Array, "replicas atoms 3"]:
+    """Positions in Å along the atoms' ways since the start; where they have gone far rounded as their dtype is."""
+    return state.positions + lattice_vectors(state.images, state.cell)
+
+
+def displacement(start: State, state: State) -> Float[Array, "replicas atoms 3"]:
+    """Å that the atoms have gone from ``start`` to ``state``; rounded by the way they went, not by where they are."""
+    between = state.positions - start.positions + lattice_vectors(state.images - start.images, state.cell)
+    return between + lattice_vectors(start.images, state.cell - start.cell)
+
+
+def with_images(state: State, images) -> State:
+    """The same state with its positions less other whole lattice vectors, ``images`` [replicas, atoms, 3] int32."""
+    return state.replace(positions=state.positions - lattice_vectors(images - state.images, state.cell), images=images)
 
 
 # ------------------------------------------------------------------------------------------------------------------- start
@@ -226,14 +268,14 @@ def check_strain(system: System) -> None:
         )
 
 
-def structure_of(start: ase.Atoms, state: Any, r: int, constant: float, moves_cell: bool) -> ase.Atoms:
-    """Replica r of a state as a structure: a copy of ``start`` at its positions, and cell where that moves, with energy
-    plus ``constant`` eV, forces and stress in its calculator where they are finite numbers."""
+def structure_of(start: ase.Atoms, state: Any, r: int, positions, constant: float, moves_cell: bool) -> ase.Atoms:
+    """Replica r of a state as a structure: a copy of ``start`` at ``positions`` [atoms, 3] Å, and cell where that moves,
+    with energy plus ``constant`` eV, forces and stress in its calculator where they are finite numbers."""
     atoms, count = start.copy(), len(start)
     atoms.calc = None
     if moves_cell:
         atoms.set_cell(np.asarray(state.cell[r], float))
-    atoms.set_positions(np.asarray(state.positions[r, :count], float), apply_constraint=False)
+    atoms.set_positions(positions, apply_constraint=False)
     energy, forces = float(state.energy[r]) + constant, np.asarray(state.forces[r, :count], float)
     results: dict[str, Any] = {"energy": energy, "free_energy": energy, "forces": forces}
     if atoms.pbc.all():
@@ -243,12 +285,38 @@ def structure_of(start: ase.Atoms, state: Any, r: int, constant: float, moves_ce
     return atoms
 
 
-def padded_positions(structures: list[ase.Atoms], atoms: int) -> np.ndarray:
-    """``[replicas, atoms, 3]`` Å; padding lies at the origin."""
-    out = np.zeros((len(structures), atoms, 3))
+class Origins(NamedTuple):
+    """Where structures are from which a simulation starts near the origin: what a user sees is positions + these, float64.
+
+    images: ``[replicas, atoms, 3]`` int64, whole lattice vectors. center: ``[replicas, 1, 3]`` Å.
+    """
+
+    images: np.ndarray
+    center: np.ndarray
+
+    def seen(self, positions, images, cell) -> np.ndarray:
+        """``[..., replicas, atoms, 3]`` Å of positions, images and cell of a :class:`State`; on the host."""
+        whole = self.images + np.asarray(images)
+        return np.asarray(positions, np.float64) + (whole @ np.asarray(cell, np.float64) + self.center)
+
+
+def start_positions(model: EnergyModel, structures: list[ase.Atoms], atoms: int) -> tuple[np.ndarray, Origins]:
+    """``[replicas, atoms, 3]`` Å in float64, near the origin, and from where they were taken; padding lies at the origin.
+
+    Raises:
+        StructureError: as :func:`leignn_jax.neighbors.check_structure`.
+    """
+    positions, images = np.zeros((len(structures), atoms, 3)), np.zeros((len(structures), atoms, 3), np.int64)
+    center = np.zeros((len(structures), 1, 3))
+    anywhere = getattr(model, "conserves_momentum", True)
     for r, one in enumerate(structures):
-        out[r, : len(one)] = one.positions
-    return out
+        cell, count = np.asarray(one.cell), slice(len(one))
+        near = near_origin(one.positions, cell, np.asarray(one.pbc, bool))
+        if not anywhere:
+            near = near._replace(center=np.zeros(3))
+        positions[r, count] = one.positions - near.offsets(cell)
+        images[r, count], center[r] = near.images, near.center
+    return positions, Origins(images, center)
 
 
 def make_lists(

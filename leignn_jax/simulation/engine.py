@@ -29,7 +29,7 @@ from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder
 from leignn_jax.interruption import stop_requests
 from leignn_jax.progress import ProgressBar, is_shown
-from leignn_jax.simulation.chunks import LIMITS, REASONS, Limits, Run, check_limits
+from leignn_jax.simulation.chunks import LIMITS, REASONS, SAVED, Limits, Run, check_limits
 from leignn_jax.simulation.dynamics import EnergyModel, structure_of
 from leignn_jax.simulation.ensembles import Ensemble, thermo
 from leignn_jax.simulation.folder import SimulationFolder
@@ -48,7 +48,8 @@ _MOST_LINES = 100_000
 
 class Frames(NamedTuple):
     """Saved frames of one system: ``step`` [frames], ``time`` [frames] fs, ``positions``, ``velocities`` and ``forces``
-    [frames, atoms, 3] in Å, Å/fs and eV/Å, ``cell`` [frames, 3, 3] Å, ``energy`` [frames] eV."""
+    [frames, atoms, 3] in Å, Å/fs and eV/Å, ``cell`` [frames, 3, 3] Å, ``energy`` [frames] eV. Positions are not wrapped;
+    they, cell and energy are float64."""
 
     step: np.ndarray
     time: np.ndarray
@@ -215,7 +216,7 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     if interrupted is not None and done < steps:
         remedy = "" if folder is None else "; resume (--resume) goes on from there"
         log.warning("Stopped by a signal at step %d of %d%s.", done, steps, remedy)
-    final = [_final_atoms(run, r) for r in range(len(run.structures))]
+    final = _final_atoms(run)
     if folder is not None:
         folder.finish(run, summary, final)
         trajectory = [read_trajectory(p / "trajectory.h5") for p in folder.parts]
@@ -237,7 +238,7 @@ def _facts(run: Run, rate: float | None) -> str:
 def _present(run: Run):
     """The state as a chunk of one frame."""
     state = run.state
-    saved = {name: getattr(state, name) for name in ("positions", "velocities", "forces", "cell", "energy", "step")}
+    saved = {name: getattr(state, name) for name in SAVED}
     one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(saved))
     return {**one, "moved": np.ones(1, bool), "stopped": np.zeros((1, len(run.structures)), np.int32)}
 
@@ -252,6 +253,7 @@ def _present_line(run: Run):
 def _store(run: Run, folder, kept, lines, frame, line) -> None:
     """Give frames and lines that are new, of replicas that have not stopped, to the folder or to memory."""
     dt = float(run.timestep)
+    positions, cell = run.seen(frame["positions"], frame["images"], frame["cell"])
     for r, atoms in enumerate(run.structures):
         chosen = frame["moved"] & (frame["stopped"][:, r] == 0)
         step = frame["step"][chosen].astype(np.int64)
@@ -259,8 +261,9 @@ def _store(run: Run, folder, kept, lines, frame, line) -> None:
         one = {
             "step": step,
             "time": step * dt,
-            **{k: frame[k][chosen, r, :count] for k in ("positions", "velocities", "forces")},
-            "cell": frame["cell"][chosen, r],
+            "positions": positions[chosen, r, :count],
+            **{k: frame[k][chosen, r, :count] for k in ("velocities", "forces")},
+            "cell": cell[chosen, r],
             "energy": frame["energy"][chosen, r].astype(np.float64) + run.references[r],
         }
         chosen = line["moved"] & (line["stopped"][:, r] == 0)
@@ -277,11 +280,15 @@ def _store(run: Run, folder, kept, lines, frame, line) -> None:
             folder.append(r, one, row)
 
 
-def _final_atoms(run: Run, r: int) -> ase.Atoms:
-    state, start = run.state, run.structures[r]
-    atoms = structure_of(start, state, r, float(run.references[r]), run.ensemble.moves_cell)
-    atoms.set_velocities(np.asarray(state.velocities[r, : len(start)], float) / ase.units.fs)
-    return atoms
+def _final_atoms(run: Run) -> list[ase.Atoms]:
+    state, final = run.state, []
+    positions, _ = run.seen(state.positions, state.images, state.cell)
+    for r, start in enumerate(run.structures):
+        count, constant = len(start), float(run.references[r])
+        atoms = structure_of(start, state, r, positions[r, :count], constant, run.ensemble.moves_cell)
+        atoms.set_velocities(np.asarray(state.velocities[r, :count], float) / ase.units.fs)
+        final.append(atoms)
+    return final
 
 
 def _summary(run: Run, done, steps, first, began, measured, interrupted) -> dict[str, Any]:

@@ -99,6 +99,8 @@ class SimulationFolder:
                 raise SimulationError(
                     f"{self.path}: was run with {name} = {meta.get(name)}, not {value}. Resume with the same settings."
                 )
+        # The user's coordinates may need more digits than the simulation's.
+        run.origins = tree.pop("origins")
         tree = jax.tree.map(jnp.asarray, tree)
         sizes = meta["sizes"]
         sizes = ListSizes(**{**sizes, "bins": tuple(sizes["bins"]), "reach": tuple(sizes["reach"])})
@@ -113,6 +115,7 @@ def _restartable(run: Run) -> dict[str, Any]:
     neighbors = run.state.neighbors
     return {
         "state": run.state.replace(neighbors=None),
+        "origins": run.origins,
         "list_positions": neighbors.positions,
         "list_cell": neighbors.cell,
         "stopped": run.stopped,

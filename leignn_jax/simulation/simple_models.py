@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from leignn_jax.device_neighbors import lattice_vectors
 from leignn_jax.graph import Graph
 from leignn_jax.models.leignn import pair_geometry
 from leignn_jax.models.radial import polynomial_envelope
@@ -52,8 +53,9 @@ class LennardJones:
 class HarmonicWells:
     """Every atom in a well of its own, ``stiffness |r - center|^2 / 2``: frequencies and averages are known exactly.
 
-    stiffness: eV/Å^2. centers: ``[atoms, 3]`` Å, the same for every replica. cutoff: Å, of lists that nothing is taken
-    from. Wells do not move with the atoms: the total momentum is not conserved.
+    stiffness: eV/Å^2. centers: ``[atoms, 3]`` Å, the same for every replica; along periodic directions a well is there
+    in every cell, and an atom in the nearest. cutoff: Å, of lists that nothing is taken from. Wells do not move with the
+    atoms: the total momentum is not conserved.
     """
 
     stiffness: Any
@@ -65,7 +67,13 @@ class HarmonicWells:
         """Energy and forces; there is no stress."""
         centers = jnp.asarray(self.centers, graph.positions.dtype)
         centers = jnp.tile(centers, (graph.positions.shape[0] // centers.shape[0], 1))
-        away = jnp.where(graph.atom_mask[:, None], graph.positions - centers, 0.0)
+        away = graph.positions - centers
+        # In units of the lattice, which nothing is taken off along open directions.
+        lattice = jnp.where(graph.pbc[:, :, None], graph.cell, jnp.eye(3, dtype=away.dtype))
+        units = jnp.einsum("ai,aij->aj", away, jnp.linalg.inv(lattice)[graph.graph_index])
+        whole = jnp.where(graph.pbc[graph.graph_index], jnp.round(jax.lax.stop_gradient(units)), 0.0)
+        away = away - lattice_vectors(whole[:, None], lattice[graph.graph_index])[:, 0]
+        away = jnp.where(graph.atom_mask[:, None], away, 0.0)
         each = 0.5 * self.stiffness * (away**2).sum(-1)
         return Prediction(
             energy=graph.sum_atoms(each),

@@ -22,7 +22,7 @@ from leignn_jax.safetensors_file import json_of, pack, unpack
 
 log = logging.getLogger("leignn_jax")
 
-FORMAT = "leignn_jax.simulation_state/1"
+FORMAT = "leignn_jax.simulation_state/2"
 
 
 def save_state(path: str | Path, tree: Any, meta: dict[str, Any]) -> None:

@@ -208,7 +208,8 @@ class TrajectoryWriter:
     path: such as ``trajectory.h5``; parts of an unfinished one are in ``trajectory.parts`` beside it.
     atoms: the system; numbers, masses, periodic directions and, where ``append`` gets none, the cell.
     resume_step: go on with the file there, after dropping the frames of later steps.
-    dtype: of positions, velocities and forces on disk; by default float32, or that of the file there.
+    dtype: of velocities and forces on disk; by default float32, or that of the file there. Positions, which may have gone
+        far, are float64, as cells and energies.
 
     Raises:
         SimulationError: there is a trajectory already and no ``resume_step``, or it is of another system, lacks frames
@@ -229,7 +230,8 @@ class TrajectoryWriter:
         self.path = Path(path)
         self._atoms = atoms
         self._system = h5md.System.of(atoms)
-        self._dtype = np.dtype(np.float32 if dtype is None else dtype)
+        chosen = np.dtype(np.float32 if dtype is None else dtype)
+        self._dtypes = {"positions": np.dtype(np.float64), "velocities": chosen, "forces": chosen}
         self._flush_seconds = flush_seconds
         self._part_bytes = part_bytes
         try:
@@ -237,10 +239,11 @@ class TrajectoryWriter:
         except OSError as error:
             raise self._disk_error(error) from error
         if self._layout is not None:
-            found = self._layout.dtypes["positions"]
-            if dtype is not None and found != self._dtype:
-                raise SimulationError(f"{self.path}: holds {found}, not {self._dtype}. Resume without dtype.")
-            self._dtype = found
+            there = {name: found for name, found in self._layout.dtypes.items() if name in self._dtypes}
+            for name in there.keys() - {"positions"}:
+                if dtype is not None and there[name] != chosen:
+                    raise SimulationError(f"{self.path}: holds {there[name]}, not {chosen}. Resume without dtype.")
+            self._dtypes |= there
         self._last = self._durable = None if self._layout is None else self._last_step(self._layout)
         self._error: SimulationError | None = None
         self._closed = False
@@ -346,9 +349,9 @@ class TrajectoryWriter:
             cell = np.broadcast_to(self._atoms.cell.array, (*steps.shape, 3, 3))
         given = {
             "time": (time, np.dtype(np.float64)),
-            "positions": (positions, self._dtype),
-            "velocities": (velocities, self._dtype),
-            "forces": (forces, self._dtype),
+            "positions": (positions, self._dtypes["positions"]),
+            "velocities": (velocities, self._dtypes["velocities"]),
+            "forces": (forces, self._dtypes["forces"]),
             "cell": (cell, np.dtype(np.float64)),
             "energy": (energy, np.dtype(np.float64)),
         }

@@ -27,6 +27,7 @@ from leignn_jax.data.labels import read_labels
 from leignn_jax.data.store import Store, _hash_file, _hash_of, cached_store, write_store
 from leignn_jax.data.table import tabulate
 from leignn_jax.errors import DataError, ElementError, FileFormatError, StructureError
+from leignn_jax.neighbors import near_origin
 from leignn_jax.training.dataset import hash_path
 
 REFERENCES = {"H": -13.6, "C": -1030.123456789, "O": -2040.7, "Cu": -3.5, "Na": 0.1}
@@ -82,7 +83,8 @@ def test_a_store_is_memory_bit_for_bit(tmp_path):
         assert_same_batch(store[i], examples[i])
         read, found = store.frame(i)
         assert (read.numbers == atoms.numbers).all()
-        assert (read.positions == atoms.positions).all()
+        near = near_origin(atoms.positions, np.asarray(atoms.cell), atoms.pbc)
+        assert (read.positions == near.positions).all()
         assert (np.asarray(read.cell) == np.asarray(atoms.cell)).all()
         assert (read.pbc == atoms.pbc).all()
         for x, y in zip(found, labels, strict=True):
@@ -94,6 +96,22 @@ def test_a_store_is_memory_bit_for_bit(tmp_path):
     other = dict.fromkeys(REFERENCES, 0.001)
     assert_same_batch(store.with_references(other)[3], example(*frames[3], 4.5, other))
     assert_same_batch(store[3], examples[3])
+
+
+def test_frames_from_far_away_are_those_from_near(tmp_path):
+    near = copper(3)
+    far = [atoms.copy() for atoms in near]
+    for atoms, other in zip(far, near, strict=True):
+        atoms.calc = other.calc
+    far[1].positions[0] += 10**8 * far[1].cell[0]
+    far[2].positions += [1e9, 7e8, -3e8]
+    write_store(tmp_path / "near", labelled(near), 4.0)
+    write_store(tmp_path / "far", labelled(far), 4.0)
+    found, expected = Store(tmp_path / "far", REFERENCES), Store(tmp_path / "near", REFERENCES)
+    for i in range(3):
+        one, other = (np.asarray(store[i].graph.vectors()) for store in (found, expected))
+        np.testing.assert_allclose(np.sort(np.abs(one), 0), np.sort(np.abs(other), 0), atol=2e-6)
+        assert_same_batch(found[i], example(*labelled(far)[i], 4.0, REFERENCES))
 
 
 def test_a_store_of_lone_atoms(tmp_path):
@@ -125,10 +143,10 @@ def test_errors_name_the_frame_and_leave_nothing(tmp_path):
     frames[1].positions[1] = frames[1].positions[0]
     with pytest.raises(StructureError, match="f: frame 1: Atoms 0 and 1"):
         write_store(tmp_path / "s", labelled(frames), 4.0, name="f")
-    far = copper(1)
-    far[0].positions[0] += 40000 * far[0].cell[0]
-    with pytest.raises(StructureError, match="wrap the positions"):
-        write_store(tmp_path / "s", labelled(far), 4.0)
+    skew = copper(1)
+    skew[0].cell[1] += 40000 * skew[0].cell[0]
+    with pytest.raises(StructureError, match="too skew"):
+        write_store(tmp_path / "s", labelled(skew), 4.0)
     with pytest.raises(DataError, match="no frames"):
         write_store(tmp_path / "s", [], 4.0)
     assert list(tmp_path.iterdir()) == []

@@ -16,10 +16,10 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixCom, FixedLine, FixedPlane, FixScaled, Hookean
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
-from leignn_jax.properties.vibrations import normal_modes, phonons
 
 import leignn_jax as leignn
 from leignn_jax.errors import StructureError
+from leignn_jax.properties.vibrations import normal_modes, phonons
 
 POTENTIAL = leignn.load_potential("si")
 CONSTRAINTS = [

@@ -26,7 +26,7 @@ from leignn_jax.simulation.dynamics import (
     kinetic_energy,
     make_lists,
     make_system,
-    padded_positions,
+    start_positions,
     temperature,
 )
 from leignn_jax.simulation.ensembles import (
@@ -56,7 +56,7 @@ def begin(model, structures, ensemble, kelvin, *, seed=0, skin=0.5, hold_momentu
     """System and state in float64."""
     system = make_system(structures, np.float64, hold_momentum=hold_momentum and ensemble.holds_momentum)
     count = system.numbers.shape[1]
-    positions = jnp.asarray(padded_positions(structures, count))
+    positions = jnp.asarray(start_positions(model, structures, count)[0])
     cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]))
     # All lists are made in room enough for a crystal to get warm in.
     several = [plan_sizes(a.positions, np.asarray(a.cell), a.pbc, model.cutoff + skin) for a in structures]
@@ -69,7 +69,10 @@ def begin(model, structures, ensemble, kelvin, *, seed=0, skin=0.5, hold_momentu
     energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
     bath, zero = ensemble.start(system, cell), jnp.zeros(len(structures))
-    state = State(positions, velocities, cell, energy, forces, stress, bath, zero, keys, jnp.int32(0), neighbors)
+    images = jnp.zeros(positions.shape, jnp.int32)
+    state = State(
+        positions, images, velocities, cell, energy, forces, stress, bath, zero, keys, jnp.int32(0), neighbors
+    )
     return system, state
 
 
