@@ -49,7 +49,7 @@ def near_origin(
 
     An atom more than one cell outside of the cell comes back into it by whole lattice vectors, along periodic directions;
     along open ones a structure farther away than it is wide loses its center. All others keep the positions that they
-    have to the bit, unless ``keep`` is False: then all atoms are put into the cell, and the center at the origin.
+    have to the bit, unless ``keep`` is False: then all atoms are put into the cell.
 
     Args:
         positions, cell, pbc: as :func:`find_pairs`.
@@ -66,9 +66,8 @@ def near_origin(
     along = positions @ np.linalg.inv(lattice)
     whole, low, high = np.floor(along), along.min(0), along.max(0)
     middle, width = 0.5 * (low + high), np.maximum(high - low, _NEAR)
-    cells, widths = (1, width) if keep else (0, 0.0)
-    images = np.where(pbc & (np.abs(whole) > cells), whole, 0.0).astype(np.int64)
-    center = np.where(~pbc & (np.abs(middle) > widths), middle, 0.0) @ lattice
+    images = np.where(pbc & (np.abs(whole) > (1 if keep else 0)), whole, 0.0).astype(np.int64)
+    center = np.where(~pbc & (np.abs(middle) > width), middle, 0.0) @ lattice
     taken = Near(positions, images, center)
     return taken._replace(positions=positions - taken.offsets(cell))
 
