@@ -164,14 +164,19 @@ def main():
     wanted = sys.argv[1:]
     every = sorted(p.name for p in DATA.iterdir() if (p / "train.extxyz.xz").exists())
     file = HERE / "results.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
-    for name in wanted or [s for s in every if s not in results]:
+
+    def done():
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    for name in wanted or [s for s in every if s not in done()]:
         started = time.perf_counter()
-        results[name] = run_set(name)
+        rows = run_set(name)
         counts = {}
-        for row in results[name].values():
+        for row in rows.values():
             counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
         print(f"{name}: {counts}, {time.perf_counter() - started:.0f} s", flush=True)
+        # Read again: another process may do other sets meanwhile.
+        results = {**done(), name: rows}
         write({s: results[s] for s in every if s in results})
 
 

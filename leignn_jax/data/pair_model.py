@@ -53,6 +53,13 @@ class Features(NamedTuple):
     virial: np.ndarray
 
 
+class ForceModel(NamedTuple):
+    """A basis and its ``[size]`` coefficients."""
+
+    basis: Basis
+    coefficients: np.ndarray
+
+
 class _Term(NamedTuple):
     """Some functions: their columns, their energies, the pairs that hold them and the slopes ``[rows, columns]`` there."""
 
@@ -79,8 +86,9 @@ def features(atoms: ase.Atoms, basis: Basis) -> Features:
     return out
 
 
-def model_forces(atoms: ase.Atoms, basis: Basis, coefficients: np.ndarray) -> np.ndarray:
+def model_forces(atoms: ase.Atoms, model: ForceModel) -> np.ndarray:
     """``[atoms, 3]`` eV/Å, what the features times the coefficients are, without the matrix."""
+    basis, coefficients = model
     pairs, vectors = _pairs(atoms, basis)
     pull = np.zeros(len(pairs.distances))
     for term in _terms(atoms, pairs, basis):
@@ -161,7 +169,9 @@ def fit_forces(frames: Sequence[Features], forces: Sequence[np.ndarray]) -> np.n
     """
     labels = [f.ravel() for f in forces]
     squares = np.array([np.mean(f**2) for f in labels])
-    usual = float(np.median(squares[squares > 1e-4 * np.median(squares[squares > 0])])) if squares.any() else 1.0
+    # Of frames that are not at rest, whose forces are noise, and without the few largest.
+    kept = squares[squares <= np.quantile(squares, 0.95)]
+    usual = max(float(np.median(squares)), 0.1 * float(kept.mean())) or max(float(squares.max()), 1e-12)
     scale = np.array([1 / (f.size * (square + usual)) for f, square in zip(labels, squares, strict=True)])
     weight = np.ones(len(labels))
     coefficients = np.zeros(frames[0].forces.shape[1])

@@ -35,7 +35,6 @@ _TENS = (10.0, 0.1, 100.0, 0.01)
 # In squares of standard deviations: what an explanation must gain to be worth a word, and to be taken for certain.
 SUSPECT, CERTAIN = 8.0, 25.0
 _KNOWN, _TWICE, _ROUND = 3.0, 4.0, 5.0  # price of a factor: a unit, its inverse, a power of ten
-_ONLY_CERTAIN_ABOVE = 1.6
 
 
 class Change(NamedTuple):
@@ -113,7 +112,9 @@ def explain(evidence: Sequence[Evidence], volume: float | None, atoms: float) ->
     spoken = [label for label in LABELS if powers[label].any()]
     of = {label: candidates(label, volume, atoms) for label in spoken}
     nothing = cost(())
-    tried = [(cost((c,)) + price, (c,)) for label in spoken for c, price in of[label]]
+    tried: list[tuple[float, tuple[Change, ...]]] = [
+        (cost((c,)) + price, (c,)) for label in spoken for c, price in of[label]
+    ]
     if nothing - min(t[0] for t in tried) > 0.5 * SUSPECT and min(t[0] for t in tried) > SUSPECT:
         for one, other in itertools.combinations(spoken, 2):
             for (c, price), (d, second) in itertools.product(of[one], of[other]):
