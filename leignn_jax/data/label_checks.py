@@ -40,7 +40,7 @@ from leignn_jax.data.statistics import compare_forces, find_extremes
 from leignn_jax.data.table import FrameTable
 from leignn_jax.data.units import Evidence, explain
 
-_FIT_ATOMS, _FIT_FRAMES = 10_000, 200
+_FIT_ATOMS, _FIT_FRAMES = 8_000, 150
 _PAIR_ATOMS, _PAIR_FRAMES = 40_000, 400
 _MATRIX = 4e6  # atoms times coefficients that matrices are made for
 _AGREES = 0.6  # the cosine of forces with a model that may speak

@@ -72,18 +72,22 @@ class _Term(NamedTuple):
 def features(atoms: ase.Atoms, basis: Basis) -> Features:
     """Energy, forces and virial of one frame as matrices on the coefficients; elements must be those of ``basis``."""
     pairs, vectors = _pairs(atoms, basis)
-    out = Features(np.zeros(basis.size), np.zeros((3 * len(atoms), basis.size)), np.zeros((9, basis.size)))
-    for columns, energy, rows, slopes in _terms(atoms, pairs, basis):
-        out.energy[columns] += energy
-        u = vectors[rows] / pairs.distances[rows, None]
-        # +1 on the receiver, which a growing energy pulls to the sender, -1 on the sender.
-        ends = np.concatenate([pairs.receivers[rows], pairs.senders[rows]])
-        signs = np.repeat([1.0, -1.0], len(rows))
-        to_atoms = sparse.csr_matrix((signs, (ends, np.tile(np.arange(len(rows)), 2))), shape=(len(atoms), len(rows)))
-        for axis in range(3):
-            out.forces[axis::3, columns] += to_atoms @ (u[:, axis, None] * slopes)
-        out.virial[:, columns] += (vectors[rows][:, :, None] * u[:, None, :]).reshape(-1, 9).T @ slopes
-    return out
+    count, atom_count = len(pairs.distances), len(atoms)
+    energy, slopes = np.zeros(basis.size), np.zeros((count, basis.size))
+    for term in _terms(atoms, pairs, basis):
+        energy[term.columns] += term.energy
+        slopes[term.rows, term.columns] += term.slopes
+    u = vectors / pairs.distances[:, None]
+    # +1 on the receiver, which a growing energy pulls to the sender, -1 on the sender.
+    ends = np.concatenate([pairs.receivers, pairs.senders])
+    signs = np.repeat([1.0, -1.0], count)
+    forces = np.empty((atom_count, 3, basis.size))
+    for axis in range(3):
+        data = signs * np.tile(u[:, axis], 2)
+        to_atoms = sparse.csr_matrix((data, (ends, np.tile(np.arange(count), 2))), shape=(atom_count, count))
+        forces[:, axis] = to_atoms @ slopes
+    virial = (vectors[:, :, None] * u[:, None, :]).reshape(-1, 9).T @ slopes
+    return Features(energy, forces.reshape(3 * atom_count, basis.size), virial)
 
 
 def model_forces(atoms: ase.Atoms, model: ForceModel) -> np.ndarray:
