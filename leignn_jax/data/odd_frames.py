@@ -126,7 +126,7 @@ def odd_forces(
             continue
         frames = tuple(map(int, np.sort(number[rows_of])))
         factor = float(np.exp(np.median(off[rows_of])) * np.sign(np.median(cosine[rows_of])))
-        if sign is None and 1 < factor < 20:
+        if sign is None and 1 < factor < 12:
             frames = tuple(i for i in frames if shell(get(i)[0]).reduced.min(initial=np.inf) > nearest)
         if not frames:
             continue

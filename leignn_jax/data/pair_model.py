@@ -190,5 +190,5 @@ def fit_forces(frames: Sequence[Features], forces: Sequence[np.ndarray]) -> np.n
         coefficients = np.linalg.solve(scaled, right / size) / size
         missed = np.array([np.sum((f - x.forces @ coefficients) ** 2) for x, f in zip(frames, labels, strict=True)])
         ratio = missed * scale
-        weight = 1 / (1 + (ratio / (4 * max(float(np.median(ratio)), 1e-9))) ** 2)
+        weight = 1 / (1 + (ratio / (2 * max(float(np.median(ratio)), 1e-9))) ** 2)
     return coefficients
