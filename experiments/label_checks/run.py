@@ -2,13 +2,14 @@
 
     python experiments/label_checks/run.py                 # all sets; what results.json holds already is kept
     python experiments/label_checks/run.py water lips      # these, anew
+    python experiments/label_checks/run.py water --scaling "forces × 0.001"
 
 Writes results.json and results.md.
 """
 
+import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def judge(found, label, factor, frames):
     return "another label" if any(f.certain and not f.frames for f in found) else "missed"
 
 
-def run_set(name):
+def run_set(name, scalings):
     train, other = load(name, "train"), load(name, "val", "test")[:400]
     started = time.perf_counter()
     table = tabulate(train)
@@ -112,7 +113,8 @@ def run_set(name):
     rms = np.nan_to_num(np.sqrt(table.forces_square / (3 * table.atoms)))
     moving = np.flatnonzero((rms >= np.median(rms)) & (rms >= 0.5 * (table.forces_rms() or 0)) & (table.atoms > 4))
     two = sorted(int(i) for i in rng.choice(moving if len(moving) > 1 else len(train), 2, replace=False))
-    for title, (label, factor, where) in SCALINGS.items():
+    for title in scalings:
+        label, factor, where = SCALINGS[title]
         has = label == "positions" or getattr(train[0][1], label) is not None
         if not has:
             rows[title] = {"verdict": "no label", "says": []}
@@ -161,22 +163,26 @@ def write(results):
 
 
 def main():
-    wanted = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*")
+    parser.add_argument("--scaling", action="append", choices=SCALINGS, help="only this one, of sets done before")
+    options = parser.parse_args()
     every = sorted(p.name for p in DATA.iterdir() if (p / "train.extxyz.xz").exists())
     file = HERE / "results.json"
 
     def done():
         return json.loads(file.read_text()) if file.exists() else {}
 
-    for name in wanted or [s for s in every if s not in done()]:
+    for name in options.sets or [s for s in every if s not in done()]:
         started = time.perf_counter()
-        rows = run_set(name)
+        rows = run_set(name, options.scaling or SCALINGS)
         counts = {}
         for row in rows.values():
             counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
         print(f"{name}: {counts}, {time.perf_counter() - started:.0f} s", flush=True)
         # Read again: another process may do other sets meanwhile.
-        results = {**done(), name: rows}
+        results = done()
+        results[name] = {**results[name], **rows} if options.scaling else rows
         write({s: results[s] for s in every if s in results})
 
 

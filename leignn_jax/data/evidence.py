@@ -164,7 +164,7 @@ def _bond(key: tuple[int, int], values: np.ndarray) -> Bond | None:
 
 def stiffness_ratio(found: Sequence[Bond]) -> tuple[Ratio, Bond] | None:
     """k r^3 over what is usual, with the bond that says so best; None where no force follows the length of a bond."""
-    clear = [b for b in found if b.count >= 50 and abs(b.correlation) > _clear(b)]
+    clear = [b for b in found if b.count >= 50 and abs(b.correlation) > 0.5]
     if not clear:
         return None
     with_hydrogen = [b for b in clear if b.elements[0] == 1 and b.elements[1] > 1 and abs(b.correlation) > 0.7]
@@ -176,12 +176,10 @@ def stiffness_ratio(found: Sequence[Bond]) -> tuple[Ratio, Bond] | None:
     # Weighted median.
     order = np.argsort(values)
     middle = order[int(np.searchsorted(np.cumsum(count[order]), count.sum() / 2))]
-    return Ratio(float(values[middle]) / 45.0, 0.7, int(count[middle])), clear[int(middle)]
-
-
-def _clear(bond: Bond) -> float:
-    """The correlation that is needed: more where bonds look soft, as they do in relaxed structures of no force at all."""
-    return 0.5 if abs(bond.stiffness) * bond.length**3 > 9.0 else 0.8
+    bond, ratio = clear[int(middle)], float(values[middle]) / 45.0
+    # Relaxed structures have soft bonds by accident, since they have no forces: a hint at most.
+    sigma = 2.5 if abs(ratio) < 0.2 and abs(bond.correlation) < 0.8 else 0.7
+    return Ratio(ratio, sigma, bond.count if sigma < 1 else 0), bond
 
 
 class Works(NamedTuple):

@@ -140,8 +140,8 @@ def find_outliers(table: FrameTable) -> list[Outlier]:
     rms = np.sqrt(table.forces_square / (3 * table.atoms))
     there = np.isfinite(rms)
     if there.any():
-        # Not the median: crystals at rest and melts stand in one set, and one in twenty may be of another kind.
-        usual = float(np.quantile(rms[there], 0.95, method="lower"))
+        # Not the median: crystals at rest and melts stand in one set, and one in twenty frames may be of another kind.
+        usual = float(np.quantile(rms[there], 0.95 if there.sum() >= 40 else 0.6, method="lower"))
         for i in np.flatnonzero(there & (rms > _FORCES_RATIO * max(usual, 0.05))):
             found.append(Outlier(int(i), f"force RMS {rms[i]:.3g} eV/Å, hardly another has {usual:.3g}", "forces"))
     per_atom = table.energy / table.atoms
