@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leignn_jax.data.batches import BatchPlan, epoch_order, plan_batches
+from leignn_jax.data.findings import Finding
+from leignn_jax.data.label_checks import compare, examine
 from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import DEFAULT_KEYS, Keys, Labels, label_names
-from leignn_jax.data.readers import iter_frames
 from leignn_jax.data.statistics import Statistics, describe, find_duplicates
 from leignn_jax.data.table import tabulate
 from leignn_jax.neighbors import find_pairs
@@ -26,7 +27,9 @@ class DataFacts(NamedTuple):
     path: where.
     statistics: of the set.
     plan: of its batches; its compilations are as many as its shapes.
+    findings: labels that look wrong, by themselves.
     shared: pairs of frames that stand in both sets, None without another set.
+    findings_against: labels of the other set that don't go with this one's, None without another set.
     distances: ``[pairs]`` Å, of some frames.
     labels: of every frame.
     sizes: atoms of every frame.
@@ -36,7 +39,9 @@ class DataFacts(NamedTuple):
     path: str
     statistics: Statistics
     plan: BatchPlan
+    findings: list[Finding]
     shared: list[tuple[int, int]] | None
+    findings_against: list[Finding] | None
     distances: np.ndarray
     labels: list[Labels]
     sizes: np.ndarray
@@ -44,10 +49,13 @@ class DataFacts(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
+        against = None if self.findings_against is None else [one.to_dict() for one in self.findings_against]
         return {
             "path": self.path,
             **self.statistics.to_dict(),
             "label_names": self.names,
+            "findings": [one.to_dict() for one in self.findings],
+            "findings_against": against,
             "shared_with_other_set": self.shared,
             "plan": {
                 "shapes": [s._asdict() for s in self.plan.shapes],
@@ -85,6 +93,11 @@ class DataFacts(NamedTuple):
             ("duplicates", _some([f"{i} = {j}" for i, j in s.duplicates])),
             ("outliers", _some([f"frame {o.frame}: {o.reason}" for o in s.outliers])),
         ]
+        rows += [("units and signs", _say(one)) for one in self.findings] or [
+            ("units and signs", "nothing looks wrong")
+        ]
+        if self.findings_against is not None:
+            rows += [("the other set", _say(one)) for one in self.findings_against]
         if self.shared is not None:
             rows.append(("frames in both sets", _some([f"{i} = {j}" for i, j in self.shared])))
         shapes = "; ".join(
@@ -97,6 +110,10 @@ class DataFacts(NamedTuple):
             ("array per layer", f"{plan.shapes[-1].pairs * 3 * 128 * 4 / 2**20:.1f} MiB of filters at 128 features"),
         ]
         return rows
+
+
+def _say(finding: Finding) -> str:
+    return f"{'CERTAINLY WRONG' if finding.certain else 'suspected'}: {finding.text()}"
 
 
 def _some(items: list[str]) -> str:
@@ -128,13 +145,27 @@ def inspect_data(
             distances.append(pairs.distances)
     table = np.array(sizes)
     plan = plan_batches(table, [epoch_order(len(frames), batch_size, 0, e) for e in range(_EPOCHS)])
-    shared = None
+    own = list(zip(frames, labels, strict=True))
+    facts = tabulate(own)
+    examined = examine(own.__getitem__, facts)
+    shared = findings = None
     if against is not None:
-        bare = Labels(None, None, None)
-        others = tabulate((atoms, bare) for atoms in iter_frames(against, units=units))
-        shared = find_duplicates(tabulate((atoms, bare) for atoms in frames), others)
+        others = list(iter_labelled(against, units=units, keys=keys))
+        of_others = tabulate(others)
+        shared = find_duplicates(facts, of_others)
+        findings = [*examine(others.__getitem__, of_others).findings]
+        findings += compare(examined, facts, others.__getitem__, of_others)
     return DataFacts(
-        str(path), describe(frames, labels, cutoff), plan, shared, np.concatenate(distances), labels, table[:, 0], names
+        path=str(path),
+        statistics=describe(frames, labels, cutoff),
+        plan=plan,
+        findings=examined.findings,
+        shared=shared,
+        findings_against=findings,
+        distances=np.concatenate(distances),
+        labels=labels,
+        sizes=table[:, 0],
+        names=names,
     )
 
 

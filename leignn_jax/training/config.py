@@ -41,7 +41,8 @@ class DataSettings(_Section):
     keys: other names of energy, forces, stress.
     reference_energies: "fit" by least squares, "isolated" from ``isolated_atoms``, or numbers in eV by symbol.
     batch_size: frames per batch; accumulate: batches per update.
-    allow_unusual: train although labels look like another unit's.
+    allow: labels to take as they are although they can't be in eV and Å ("positions", "forces", "energy", "stress"), and
+        "duplicates", structures that stand in train and in another set; what is not named here stops the training.
     cache: folder for the frames and their neighbours on disk, for sets larger than memory or slow to read. Each file
         becomes a store in a folder of its own, named by the content of the file, cutoff, units and keys, and built again
         where one of these changes or the store is damaged. Results are the same to the last bit. None: in memory.
@@ -60,7 +61,7 @@ class DataSettings(_Section):
     isolated_atoms: Path | None = None
     batch_size: Count = 8
     accumulate: Count = 1
-    allow_unusual: bool = False
+    allow: list[Literal["positions", "forces", "energy", "stress", "duplicates"]] = []
     cache: Path | None = None
 
 

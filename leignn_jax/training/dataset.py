@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,15 +26,19 @@ from leignn_jax.data.batches import (
     sizes_of,
 )
 from leignn_jax.data.distances import Shortest, shortest_distances
+from leignn_jax.data.findings import Finding
+from leignn_jax.data.label_checks import Examined, compare, examine
 from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import Labels
 from leignn_jax.data.references import fit_reference_energies, isolated_atom_energies
-from leignn_jax.data.statistics import check_frames, compare_sets, find_duplicates
+from leignn_jax.data.statistics import check_labels, find_duplicates
 from leignn_jax.data.store import Store, cached_store
 from leignn_jax.data.table import FrameTable, tabulate
 from leignn_jax.errors import ConfigError, DataError, ElementError
 from leignn_jax.progress import count_frames
 from leignn_jax.training.config import DataSettings
+
+log = logging.getLogger(__name__)
 
 
 class Names(Sequence[str]):
@@ -98,7 +103,7 @@ class Splits(NamedTuple):
 def load_frames(
     path: Path, data: DataSettings, cutoff: float, sha256: str | None = None, progress: bool | None = False
 ) -> Frames:
-    """Frames of one file with checked labels.
+    """Frames of one file with their labels.
 
     Args:
         path: a file or folder.
@@ -115,15 +120,18 @@ def load_frames(
         watch = partial(count_frames, doing=f"Reading {path.name} into the cache", show=progress)
         source = cached_store(data.cache, path, sha256, cutoff, units=data.units, keys=keys, watch=watch)
         table = source.table
-    frames = Frames(path, source, np.arange(len(source)), table)
-    if not data.allow_unusual:
-        some = (frames.frame(i)[0] for i in range(0, frames.size, max(1, frames.size // 50)))
-        check_frames(table, frames.names, some)
-    return frames
+    return Frames(path, source, np.arange(len(source)), table)
 
 
-def load_splits(data: DataSettings, cutoff: float, progress: bool | None = False) -> Splits:
-    """All sets that the settings name, checked against each other; ``cutoff`` and ``progress`` as in load_frames.
+def load_splits(data: DataSettings, cutoff: float, progress: bool | None = False, with_stress: bool = True) -> Splits:
+    """All sets that the settings name, checked by themselves and against each other.
+
+    Labels that look wrong are warned of, and refused where it is certain (:mod:`leignn_jax.data.label_checks`).
+
+    Args:
+        data: which.
+        cutoff, progress: as in load_frames.
+        with_stress: whether stress is trained on; a wrong one is else only warned of.
 
     Raises:
         ConfigError: no train file.
@@ -136,14 +144,22 @@ def load_splits(data: DataSettings, cutoff: float, progress: bool | None = False
     hashes = {name: hash_path(path) for name, path in files.items() if path is not None}
 
     def load(name: str, path: Path) -> Frames:
-        return load_frames(path, data, cutoff, hashes[name], progress)
+        frames = load_frames(path, data, cutoff, hashes[name], progress)
+        check_labels(frames.table, frames.names)
+        return frames
+
+    def heed(findings: Sequence[Finding], frames: Frames) -> None:
+        _heed(findings, frames.names, data, with_stress)
 
     train = load("train", data.train)
+    examined, of_train = examine(train.frame, train.table), train.table
+    heed(examined.findings, train)
     if data.max_frames is not None:
         train = train.take(range(min(data.max_frames, train.size)))
     held_out: list[int] = []
     if data.validation is not None:
         validation = load("validation", data.validation)
+        heed(_judge(validation, examined, of_train), validation)
     else:
         count = train.size
         if count < 2:
@@ -153,11 +169,40 @@ def load_splits(data: DataSettings, cutoff: float, progress: bool | None = False
         held_out = sorted(int(i) for i in chosen[:size])
         validation = train.take(held_out)
         train = train.take(sorted(int(i) for i in chosen[size:]))
-    test = load("test", data.test) if data.test is not None else None
+    test = None
+    if data.test is not None:
+        test = load("test", data.test)
+        heed(_judge(test, examined, of_train), test)
     for name, other in (("validation", validation), ("test", test)):
         if other is not None:
             _check_against(train, other, name, data)
     return Splits(train, validation, test, held_out, hashes)
+
+
+def _judge(other: Frames, train: Examined, of_train: FrameTable) -> list[Finding]:
+    """What looks wrong with a set by itself, and against train."""
+    return [
+        *examine(other.frame, other.table).findings,
+        *compare(train, of_train, other.frame, other.table),
+    ]
+
+
+def _heed(findings: Sequence[Finding], names: Names, data: DataSettings, with_stress: bool) -> None:
+    """Warn of what looks wrong, and raise DataError for what is certain, not allowed and of use."""
+    refused = [
+        one
+        for one in findings
+        if one.certain and one.label not in data.allow and (with_stress or one.label != "stress")
+    ]
+    if refused:
+        said = " ".join(f"{one.text(names)}." for one in refused[:3])
+        labels = ",".join(sorted({one.label for one in refused}))
+        raise DataError(
+            f"{said} Say what the units are (data.units), mend the file or take the frames out, or overrule this by "
+            f"data.allow=[{labels}]."
+        )
+    for one in findings:
+        log.warning("%s. Is it right?", one.text(names))
 
 
 def _check_against(train: Frames, other: Frames, name: str, data: DataSettings) -> None:
@@ -167,14 +212,13 @@ def _check_against(train: Frames, other: Frames, name: str, data: DataSettings) 
         raise ElementError(
             f"{first}: holds {', '.join(found)}, which no frame of train holds: nothing could be learned about it."
         )
-    if not data.allow_unusual:
-        compare_sets(train.table, other.table, "train", name)
+    if "duplicates" not in data.allow:
         twice = find_duplicates(train.table, other.table)
         if twice:
             i, j = twice[0]
             raise DataError(
                 f"{other.names[j]} is the same structure as {train.names[i]} ({len(twice)} such): the {name} error would "
-                "flatter. Take them out of one file, or set data.allow_unusual=true."
+                "flatter. Take them out of one file, or set data.allow=[duplicates]."
             )
 
 
@@ -193,8 +237,7 @@ def references_for(train: Frames, data: DataSettings) -> dict[str, float]:
     elif data.reference_energies == "isolated":
         if data.isolated_atoms is None:
             raise ConfigError("data.isolated_atoms: name the file of isolated atoms.")
-        loose = data.model_copy(update={"allow_unusual": True})
-        frames = load_frames(data.isolated_atoms, loose, cutoff=0.0)
+        frames = load_frames(data.isolated_atoms, data, cutoff=0.0)
         isolated = [frames.frame(i) for i in range(frames.size)]
         without = [name for name, (_, one) in zip(frames.names, isolated, strict=True) if one.energy is None]
         if without:

@@ -112,7 +112,7 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
     data = config.data
     given = None if config.run.start_from is None else load_potential(config.run.start_from)
     cutoff = config.cutoff() if given is None else given.cutoff
-    splits = load_splits(data, cutoff, progress)
+    splits = load_splits(data, cutoff, progress, with_stress=config.loss.kinds().with_stress)
     elements = splits.train.table.present()
     if given is not None:
         potential = given

@@ -1,4 +1,4 @@
-"""Reference energies, statistics, and the checks that refuse labels of another unit."""
+"""Reference energies, statistics, and the largest labels that are taken."""
 
 import ase
 import numpy as np
@@ -11,7 +11,14 @@ from leignn_jax.data.inspect import inspect_data, plot_data
 from leignn_jax.data.labels import Labels, read_labels
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.data.references import fit_reference_energies, isolated_atom_energies, reference_energy
-from leignn_jax.data.statistics import check_frames, compare_sets, describe, find_duplicates, find_outliers
+from leignn_jax.data.statistics import (
+    check_labels,
+    compare_forces,
+    describe,
+    find_duplicates,
+    find_extremes,
+    find_outliers,
+)
 from leignn_jax.data.table import tabulate
 from leignn_jax.errors import DataError
 
@@ -21,7 +28,7 @@ def table_of(frames):
 
 
 def labelled(frames):
-    return table_of(frames), [f"file: frame {i}" for i in range(len(frames))], frames
+    return table_of(frames), [f"file: frame {i}" for i in range(len(frames))]
 
 
 def with_energies(frames, energies):
@@ -87,45 +94,41 @@ def test_duplicates():
     assert find_duplicates(table_of(frames), table_of([moved, frames[2]])) == [(2, 1)]
 
 
-def test_a_frame_in_another_unit_is_found():
+def test_a_frame_of_another_size_is_found():
     frames = copper(6)
+    assert find_extremes(table_of(frames)) == []
     frames[4] = scaled(frames[4], 100.0)
     assert [o.frame for o in find_outliers(table_of(frames))] == [4]
-    with pytest.raises(DataError, match=r"file: frame 4: force RMS .*data\.units"):
-        check_frames(*labelled(frames))
+    (found,) = find_extremes(table_of(frames))
+    assert (found.label, found.frames, found.certain) == ("forces", (4,), True)
+    assert "force RMS" in found.text()
 
 
-def test_a_set_in_another_unit_is_found():
+def test_a_set_of_another_size_is_found():
     frames = copper(6)
-    check_frames(*labelled(frames))
-    with pytest.raises(DataError, match="RMS over the set"):
-        check_frames(*labelled([scaled(a, 100.0) for a in frames]))
-    small = []
-    for atoms in frames:
-        copy = atoms.copy()
-        copy.set_cell(atoms.cell / 10, scale_atoms=True)
-        copy.calc = atoms.calc
-        small.append(copy)
-    with pytest.raises(DataError, match="don't seem to be in Å"):
-        check_frames(*labelled(small))
-    with pytest.raises(DataError, match=r"forces' RMS is .* in train"):
-        compare_sets(table_of(frames), table_of([scaled(a, 100) for a in frames]), "train", "test")
+    large = [scaled(a, 100.0) for a in frames]
+    (found,) = find_extremes(table_of(large))
+    assert (found.label, found.frames) == ("forces", ())
+    (found,) = compare_forces(table_of(frames), table_of(large))
+    assert found.factor == pytest.approx(100.0)
+    assert compare_forces(table_of(frames), table_of(copper(6, seed=1))) == []
 
 
 def test_energies_of_another_calculation_are_found():
     frames = copper(8)
     frames[3].calc.results["energy"] -= 1e4
-    with pytest.raises(DataError, match="file: frame 3: energy"):
-        check_frames(*labelled(frames))
+    found = find_extremes(table_of(frames))
+    assert {one.label for one in found} == {"energy"}
+    assert found[0].frames == (3,)
 
 
 def test_frames_without_labels():
     frames = copper(3)
     del frames[1].calc.results["forces"]
     with pytest.raises(DataError, match="file: frame 1: has no forces, but 2 other"):
-        check_frames(*labelled(frames))
+        check_labels(*labelled(frames))
     with pytest.raises(DataError, match="no energy and no forces"):
-        check_frames(*labelled([a.copy() for a in frames]))
+        check_labels(*labelled([a.copy() for a in frames]))
 
 
 def test_inspect(tmp_path):
@@ -137,5 +140,7 @@ def test_inspect(tmp_path):
     text = dict(facts.lines())
     assert text["duplicates"] == "1: 0 = 9"
     assert facts.to_dict()["plan"]["padding"] < 0.5
+    assert facts.to_dict()["findings"] == facts.to_dict()["findings_against"] == []
+    assert text["units and signs"] == "nothing looks wrong"
     plot_data(facts, tmp_path / "data.png")
     assert (tmp_path / "data.png").read_bytes()[:4] == b"\x89PNG"
