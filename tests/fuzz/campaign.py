@@ -1,0 +1,157 @@
+"""Gives cases to workers, ends those that hang, starts new ones for those that died, and counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fuzz.cases import BAD, CLASSES, targets
+
+_TESTS = Path(__file__).parents[1]
+# Imports take seconds, and more on a busy machine.
+_START = 180.0
+
+
+class Worker:
+    """A process that answers cases."""
+
+    def __init__(self, seed: int):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")]),
+            "JAX_PLATFORMS": "cpu",
+            "MPLBACKEND": "agg",
+            # Programs are used once or twice: what counts is how soon they are there.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(_TESTS.parent / ".jax_cache"))
+        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by end)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fuzz.worker", str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+        )
+        if self._line(_START) is None:
+            raise RuntimeError(f"A worker does not start: {self._last_words()}")
+
+    def _line(self, seconds: float) -> str | None:
+        """The next line; None where the process is gone or over its time."""
+        out = self._process.stdout
+        assert out is not None
+        ready, _, _ = select.select([out], [], [], seconds)
+        # Answers are whole lines, one at a time.
+        return out.readline().decode() or None if ready else None
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()[-600:].decode(errors="replace")
+
+    def ask(self, identity: str, seconds: float) -> dict[str, Any]:
+        """What came of a case; the worker is gone where that is a crash or a hang."""
+        stream = self._process.stdin
+        assert stream is not None
+        begun = time.monotonic()
+        stream.write(f"{json.dumps(identity)}\n".encode())
+        stream.flush()
+        line = self._line(seconds)
+        taken = round(time.monotonic() - begun, 2)
+        if line is not None:
+            found = json.loads(line)
+            if found["class"] not in CLASSES:
+                raise RuntimeError(f"{identity} can't be made: {found['words']}")
+            return {**found, "seconds": taken}
+        try:
+            # The end of its answers comes a moment before its own.
+            code = self._process.wait(0.2 if taken >= seconds else 30.0)
+        except subprocess.TimeoutExpired:
+            self.end()
+            return {"case": identity, "class": "hung", "words": f"over {seconds:g} s", "seconds": taken}
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        words = f"{name}; {self._last_words().strip().splitlines()[:1]}"
+        self.end()
+        return {"case": identity, "class": "crashed", "words": words, "seconds": taken}
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """Kill it."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+def run(
+    cases: Sequence[str], *, seed: int = 0, workers: int = 1, tell: Callable[[dict[str, Any]], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """What came of these cases, in their order; ``tell`` hears of each as it ends."""
+    known = targets()
+    left = iter(list(enumerate(cases)))
+    found: list[dict[str, Any]] = [{}] * len(cases)
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        worker = None
+        try:
+            while True:
+                with lock:
+                    place, identity = next(left, (None, ""))
+                if place is None:
+                    return
+                if worker is None or not worker.alive:
+                    worker = Worker(seed)
+                one = worker.ask(identity, known[identity.split(":")[0]].seconds)
+                with lock:
+                    found[place] = one
+                    tell(one)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            if worker is not None and worker.alive:
+                worker.end()
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return found
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Classes by target, as Markdown."""
+    by_target: dict[str, Counter[str]] = {}
+    for one in found:
+        by_target.setdefault(one["case"].split(":")[0], Counter())[one["class"]] += 1
+    lines = [f"| target | cases | {' | '.join(CLASSES)} |", f"|---|{'---:|' * (len(CLASSES) + 1)}"]
+    total: Counter[str] = sum(by_target.values(), Counter())
+    for name, counts in [*by_target.items(), ("**all**", total)]:
+        lines.append(f"| {name} | {counts.total()} | {' | '.join(str(counts[c] or '') for c in CLASSES)} |")
+    return "\n".join(lines)
+
+
+def failures(found: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each case that came to no good end, and how to run it alone."""
+    return [
+        f"{one['case']}  {one['class']}: {one['words']}  [{one.get('what', '')}]  python tests/fuzz {one['case']}"
+        for one in found
+        if one["class"] in BAD
+    ]
