@@ -82,7 +82,21 @@ class Target(NamedTuple):
     told: tuple[type[BaseException], ...] = ()
 
 
-_ROOMS = ("data_files", "own_files", "settings", "calls", "analyses")
+_ROOMS = (
+    "data_text",
+    "data_arrays",
+    "data_libraries",
+    "labels",
+    "potentials",
+    "own_files",
+    "trajectories",
+    "settings",
+    "studies",
+    "command_line",
+    "structures",
+    "calls",
+    "analyses",
+)
 
 
 def targets() -> dict[str, Target]:
