@@ -42,6 +42,8 @@ class Worker:
             [sys.executable, "-m", "fuzz.worker", str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # Without a buffer, in which a second line would wait unseen.
+            bufsize=0,
             stderr=self._errors,
             env=environment,
         )
@@ -53,7 +55,6 @@ class Worker:
         out = self._process.stdout
         assert out is not None
         ready, _, _ = select.select([out], [], [], seconds)
-        # Answers are whole lines, one at a time.
         return out.readline().decode() or None if ready else None
 
     def _last_words(self) -> str:
@@ -66,24 +67,26 @@ class Worker:
         assert stream is not None
         begun = time.monotonic()
         stream.write(f"{json.dumps(identity)}\n".encode())
-        stream.flush()
-        line = self._line(seconds)
+        line, what = self._line(seconds), ""
+        if line is not None and isinstance(said := json.loads(line), str):
+            what, line = said, self._line(seconds)
         taken = round(time.monotonic() - begun, 2)
         if line is not None:
             found = json.loads(line)
             if found["class"] not in CLASSES:
                 raise RuntimeError(f"{identity} can't be made: {found['words']}")
             return {**found, "seconds": taken}
+        found = {"case": identity, "what": what, "seconds": taken}
         try:
             # The end of its answers comes a moment before its own.
             code = self._process.wait(0.2 if taken >= seconds else 30.0)
         except subprocess.TimeoutExpired:
             self.end()
-            return {"case": identity, "class": "hung", "words": f"over {seconds:g} s", "seconds": taken}
+            return {**found, "class": "hung", "words": f"over {seconds:g} s"}
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        words = f"{name}; {self._last_words().strip().splitlines()[:1]}"
+        words = name
         self.end()
-        return {"case": identity, "class": "crashed", "words": words, "seconds": taken}
+        return {**found, "class": "crashed", "words": words}
 
     @property
     def alive(self) -> bool:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from fuzz.cases import Target, difference, targets, trial_of
 MEMORY = 4 << 30
 
 
-def outcome(identity: str, seed: int, known: dict[str, Target]) -> dict[str, Any]:
-    """What comes of a case: its class, and words."""
+def outcome(identity: str, seed: int, known: dict[str, Target], tell: Callable[[str], None]) -> dict[str, Any]:
+    """What comes of a case: its class, and words; ``tell`` hears what it is before it is tried."""
     from leignn_jax.errors import LeignnError
 
     told = (LeignnError, FileNotFoundError, FileExistsError, *known[identity.split(":")[0]].told)
@@ -36,6 +37,7 @@ def outcome(identity: str, seed: int, known: dict[str, Target]) -> dict[str, Any
             # The fuzzer's own mistake, which must not look like the package's.
             return {"case": identity, "class": "not made", "words": traceback.format_exc()}
         found: dict[str, Any] = {"case": identity, "what": trial.what}
+        tell(trial.what)
         try:
             numbers = trial.use()
         except told as error:
@@ -77,9 +79,13 @@ def main(seed: int) -> None:
     logging.disable(logging.ERROR)
     known = targets()
     limit_memory(MEMORY)
-    print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
+
+    def say(one: Any) -> None:
+        print(json.dumps(one), file=answers, flush=True)
+
+    say("ready")
     for done, line in enumerate(sys.stdin):
-        print(json.dumps(outcome(json.loads(line), seed, known)), file=answers, flush=True)
+        say(outcome(json.loads(line), seed, known, say))
         if done % 100 == 99:
             gc.collect()
 
