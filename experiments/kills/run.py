@@ -43,7 +43,7 @@ print("go", flush=True)
 train_it({
     "data": {"train": train, "max_frames": 60, "batch_size": 5},
     "model": {"preset": "small", "features": 16},
-    "run": {"out": "run", "epochs": 60, "checkpoint_minutes": 0.0},
+    "run": {"out": "run", "epochs": 25, "checkpoint_minutes": 0.0},
 }, progress=False)
 """
 )
@@ -55,7 +55,7 @@ from leignn_jax import load_potential, simulate
 atoms = ase.build.bulk("Si", cubic=True, a=5.47)
 atoms.rattle(0.02, seed=0)
 print("go", flush=True)
-simulate(load_potential("si"), atoms, "{ensemble}", steps=6000, timestep=1.0, temperature=300.0, save_every=20, log_every=10,
+simulate(load_potential("si"), atoms, "{ensemble}", steps=3000, timestep=1.0, temperature=300.0, save_every=20, log_every=10,
          seed=3, out="run", resume=Path("run/state.safetensors").exists() or Path("run/state.previous.safetensors").exists(),
          checkpoint_minutes=0.0, progress=False)
 """

@@ -84,9 +84,8 @@ class Worker:
             self.end()
             return {**found, "class": "hung", "words": f"over {seconds:g} s"}
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        words = name
         self.end()
-        return {**found, "class": "crashed", "words": words}
+        return {**found, "class": "crashed", "words": name}
 
     @property
     def alive(self) -> bool:
