@@ -103,7 +103,8 @@ def _rdf() -> Any:
 def _calls() -> list[Call]:
     """Function, good arguments by name, bad values by name."""
     series = {"positions": _WALK, "numbers": _NUMBERS, "timestep": 1.0}
-    bad = {"positions": _series_bad(_WALK), "numbers": _labels_bad(_NUMBERS), "timestep": _TIMESTEP}
+    still = {"positions": _series_bad(_WALK), "numbers": _labels_bad(_NUMBERS)}
+    bad = {**still, "timestep": _TIMESTEP}
     speeds = {"velocities": _SPEED, "numbers": _NUMBERS, "timestep": 1.0}
     bad_speeds = {"velocities": _series_bad(_SPEED), "numbers": _labels_bad(_NUMBERS), "timestep": _TIMESTEP}
     masses = {"masses": _masses_bad(_MASSES)}
@@ -114,7 +115,7 @@ def _calls() -> list[Call]:
         (
             "radial_distribution",
             {"positions": _WALK, "numbers": _NUMBERS, "cell": _CELL, "r_max": 4.0, "bins": 40},
-            {**bad, "cell": _CELL_BAD, "pbc": _PBC_BAD, "r_max": [*_REACH, 1e9], "bins": [*_WHOLE, 10**12]},
+            {**still, "cell": _CELL_BAD, "pbc": _PBC_BAD, "r_max": [*_REACH, 1e9], "bins": [*_WHOLE, 10**12]},
         ),
         (
             "distance_distribution",

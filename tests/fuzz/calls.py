@@ -108,9 +108,9 @@ _SIMULATE = {
     "log_every": [*_COUNT, 2],
     "skin": [*_POSITIVE, 1e9],
     "dtype": _NO_DTYPE,
-    "max_temperature": damage.without(_POSITIVE, float("inf")),
-    "max_step": damage.without(_POSITIVE, float("inf")),
-    "max_distance": damage.without(_POSITIVE, float("inf")),
+    "max_temperature": damage.without(_POSITIVE, 0, float("inf")),
+    "max_step": damage.without(_POSITIVE, 0, float("inf")),
+    "max_distance": damage.without(_POSITIVE, 0, float("inf")),
     "checkpoint_minutes": damage.without(_POSITIVE, 0, float("inf")),
 }
 
