@@ -71,14 +71,14 @@ class Trial(NamedTuple):
 class Target(NamedTuple):
     """One kind of thing and the ways to break it, by name; each makes a trial in an empty folder.
 
-    share: how many of its cases come in one round of all targets. seconds: that one may take. told: exceptions that are
+    share: how many of its cases come in one round of all targets. seconds: that one may compute. told: exceptions that are
         words there beside the package's own.
     """
 
     name: str
     attacks: Mapping[str, Callable[[random.Random, Path], Trial]]
     share: int = 3
-    seconds: float = 20.0
+    seconds: float = 30.0
     told: tuple[type[BaseException], ...] = ()
 
 
