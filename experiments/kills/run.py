@@ -185,6 +185,13 @@ def without_times(path: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if "second" not in k and "time" not in k} for row in csv.DictReader(file)]
 
 
+def unmeasured(values: Any) -> Any:
+    """A nest of results without what is measured in seconds."""
+    if not isinstance(values, dict):
+        return values
+    return {k: unmeasured(v) for k, v in values.items() if "second" not in k and k != "ns_per_day"}
+
+
 def leftovers(folder: Path) -> list[str]:
     """Temporary files and folders that nobody took away."""
     return sorted(p.name for p in folder.rglob("*") if p.name.startswith(".") or "orbax-checkpoint-tmp" in p.name)
@@ -195,7 +202,7 @@ def of_training(folder: Path) -> dict[str, Any]:
     return {
         **numbers_of_potentials(run),
         "metrics.csv": without_times(run / "metrics.csv"),
-        "metrics.json": json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else None,
+        "metrics.json": unmeasured(json.loads((run / "metrics.json").read_text())),
         "leftovers": leftovers(run),
     }
 
@@ -225,12 +232,8 @@ def of_store(folder: Path) -> dict[str, Any]:
 
 def of_quickstart(folder: Path) -> dict[str, Any]:
     tour = folder / "tour"
-    summary = json.loads((tour / "summary.json").read_text())
-    for part in summary.values():
-        part.pop("seconds")
-        part.pop("ns_per_day", None)
     return {
-        "summary.json": summary,
+        "summary.json": unmeasured(json.loads((tour / "summary.json").read_text())),
         **numbers_of_potentials(tour),
         "study/results.csv": without_times(tour / "study" / "results.csv"),
         "report.html": (tour / "report.html").exists(),
