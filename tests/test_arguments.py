@@ -29,7 +29,7 @@ NO_NUMBER = [
 ]
 
 
-@pytest.mark.parametrize("value", NO_NUMBER, ids=repr)
+@pytest.mark.parametrize("value", NO_NUMBER, ids=lambda value: repr(value).split(" at ")[0])
 def test_what_is_no_number(value):
     with pytest.raises(ConfigError, match="speed must be a positive number, not "):
         arguments.check_number("speed", value, positive=True)

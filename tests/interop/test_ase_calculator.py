@@ -19,7 +19,8 @@ from ase.optimize import BFGS, FIRE
 
 import leignn_jax as leignn
 from leignn_jax.errors import StructureError
-from leignn_jax.properties.vibrations import normal_modes, phonons
+from leignn_jax.properties.phonons import phonons
+from leignn_jax.properties.vibrations import normal_modes
 
 POTENTIAL = leignn.load_potential("si")
 CONSTRAINTS = [
