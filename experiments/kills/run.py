@@ -43,7 +43,7 @@ print("go", flush=True)
 train_it({
     "data": {"train": train, "max_frames": 60, "batch_size": 5},
     "model": {"preset": "small", "features": 16},
-    "run": {"out": "run", "epochs": 25, "checkpoint_minutes": 0.0},
+    "run": {"out": "run", "epochs": 10, "checkpoint_minutes": 0.0},
 }, progress=False)
 """
 )
