@@ -16,7 +16,7 @@ from leignn_jax.data.units import candidates
 
 Get = Callable[[int], tuple[ase.Atoms, Labels]]
 
-_LOOK_ATOMS = 40_000
+_LOOK_ATOMS = 64_000
 
 
 def force_cosine(model: np.ndarray, forces: np.ndarray) -> float:
@@ -84,9 +84,8 @@ def odd_forces(
     there = np.flatnonzero((rms > 0) & (table.atoms > 2))
     if len(there) < 8:
         return []
-    usual = float(np.median(rms[there]))
     # The strangest first, the rest by chance, up to what a few seconds allow.
-    strange = np.abs(np.log(rms[there] / usual))
+    strange = np.abs(np.log(rms[there] / np.median(rms[there])))
     order = np.random.default_rng(0).permutation(len(there))
     order = np.concatenate([np.argsort(-strange)[:50], order])
     order = there[order[np.sort(np.unique(order, return_index=True)[1])]]
@@ -108,7 +107,9 @@ def odd_forces(
         )
     number, cosine, ratio, size, count = np.array(rows).reshape(-1, 5).T
     # Where the model foretells next to nothing, by symmetry or at rest, it says nothing.
-    kept = np.isfinite(cosine) & (size > 0.3 * np.sqrt(np.mean(size**2)))
+    # Beyond the distances that it was fitted to, it may foretell anything.
+    usual = np.sqrt(np.mean(size[size <= np.quantile(size, 0.95)] ** 2)) if len(size) else 0.0
+    kept = np.isfinite(cosine) & (size > 0.3 * usual)
     number, cosine, ratio, count = (x[kept] for x in (number, cosine, ratio, count))
     if len(number) < 8:
         return []
