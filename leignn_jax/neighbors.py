@@ -153,7 +153,7 @@ def _searchable(positions, lattice, pbc, cutoff: float):
     if _cells(widths, radius).prod() > _MOST_CELLS:
         positions, lattice = _compacted(positions, lattice, pbc, cutoff)
         widths = _widths(positions, lattice, pbc)
-    _refuse_crowd(positions, widths, pbc, cutoff)
+    _refuse_crowd(positions, lattice, widths, pbc, cutoff)
     cells = _cells(widths, radius)
     if cells.min() * np.cbrt(_MOST_CELLS / cells.prod()) < 2:
         # Flat or drawn out: vesin's own enlargement would leave no cell across.
@@ -192,9 +192,10 @@ def _compacted(positions, lattice, pbc, cutoff: float):
     return places @ (lattice / heights[:, None]), shorter
 
 
-def _refuse_crowd(positions, widths, pbc, cutoff: float) -> None:
-    shares = 2 * cutoff / np.where(pbc, widths, np.maximum(widths, 2 * cutoff))
-    expected = np.pi / 6 * len(positions) * shares.prod()
+def _refuse_crowd(positions, lattice, widths, pbc, cutoff: float) -> None:
+    # Atoms in a sphere of the cutoff; open directions, whose vectors have length one, at least as wide as that.
+    volume = abs(np.linalg.det(lattice)) * np.where(pbc, 1.0, np.maximum(widths, 2 * cutoff)).prod()
+    expected = np.pi / 6 * len(positions) * (2 * cutoff) ** 3 / volume
     if len(positions) > MOST_NEIGHBORS:
         # Atoms of one cube are all within the cutoff of each other.
         cubes = np.floor((positions - positions.min(0)) / (cutoff / np.sqrt(3))).astype(np.int64)
