@@ -137,7 +137,7 @@ def test_relax_simulate_and_time(run, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_CHUNK_STEPS", 10)
     command = ["relax", potential, start, "--steps", 3, "--dtype", "float32", "--out"]
     with monkeypatch.context() as patch:
-        interrupt_after(patch, relax._Bar, "_advance")
+        interrupt_after(patch, relax.ProgressBar, "update")
         done = leignn(*command, tmp_path / "early")
     assert done.code == 130
     assert done.err.splitlines()[-1].endswith(f"leignn relax {potential} {tmp_path / 'early' / 'relaxed.extxyz'} ...")

@@ -1,5 +1,6 @@
 """The store: equal to memory bit for bit, whole or not there, and never a wrong number from a damaged one."""
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -357,8 +358,16 @@ def test_two_processes_build_at_once(source, tmp_path):
 def peak_of(folder, count):
     """Most memory that converting frames and one epoch of their batches hold, in bytes."""
     few = labelled(copper(20, sizes=((2, 1, 1),)))
+
+    def frames():
+        for i in range(count):
+            # What is in circles waits for the collector and is not held.
+            if i % 20 == 0:
+                gc.collect()
+            yield few[i % 20]
+
     tracemalloc.start()
-    write_store(folder, (few[i % 20] for i in range(count)), 4.0)
+    write_store(folder, frames(), 4.0)
     store = Store(folder, REFERENCES)
     plan = plan_batches(store.sizes, [epoch_order(len(store), 8, 0, 0)])
     for block in epoch_order(len(store), 8, 0, 0):

@@ -73,7 +73,7 @@ def check(folder: Path, seen: dict[str, int]) -> dict[str, int]:
         found["frames"] = len(frames)
         np.testing.assert_array_equal(frames.step, np.arange(1, len(frames) + 1))
         np.testing.assert_array_equal(frames.time, frames.step * 0.5)
-        np.testing.assert_array_equal(frames.positions, truth(frames.step).astype(np.float32))
+        np.testing.assert_array_equal(frames.positions, truth(frames.step))
         np.testing.assert_allclose(frames.forces, truth(frames.step), rtol=3e-7)
         np.testing.assert_array_equal(frames.energy, -frames.step)
     if (folder / "thermo.csv").exists():

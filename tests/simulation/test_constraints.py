@@ -293,7 +293,7 @@ def test_no_way_to_move():
     breathing = relax(ARGON, atoms, cell="isotropic", progress=False)
     assert breathing.converged
     assert breathing.steps > 0
-    with pytest.raises(StructureError, match="Structure 1 has no atoms"):
+    with pytest.raises(StructureError, match=r"atoms\[1\]: The structure has no atoms"):
         relax(ARGON, [argon(), ase.Atoms()], progress=False)
 
 
