@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ase.data import chemical_symbols
 
-from leignn_jax.errors import FileFormatError
+from leignn_jax.errors import ConfigError, FileFormatError
 from leignn_jax.models.config import VARIANTS, LEIGNNConfig, Variant
 from leignn_jax.models.leignn import init_params
 from leignn_jax.potential import Potential
@@ -81,17 +81,20 @@ def import_torch_checkpoint(
     unknown = [e for e in kept if e not in known]
     if unknown:
         raise FileFormatError(f"{path}: no embedding for {unknown}; it has {known[0]} to {known[-1]}.")
-    config = LEIGNNConfig(
-        elements=tuple(kept),
-        features=embedding.shape[1],
-        layers=layers,
-        num_radial=_matrix(weights, "message_layers.0.rbf_proj.weight", path).shape[1],
-        radial_basis="gaussian",
-        cutoff=cutoff,
-        smooth_cutoff=False,
-        direct_forces="out_forces.weight" in weights,
-        **VARIANTS[variant],
-    )
+    try:
+        config = LEIGNNConfig(
+            elements=tuple(kept),
+            features=embedding.shape[1],
+            layers=layers,
+            num_radial=_matrix(weights, "message_layers.0.rbf_proj.weight", path).shape[1],
+            radial_basis="gaussian",
+            cutoff=cutoff,
+            smooth_cutoff=False,
+            direct_forces="out_forces.weight" in weights,
+            **VARIANTS[variant],
+        )
+    except ConfigError as error:
+        raise FileFormatError(f"{path}: {error}") from error
     try:
         params = _convert(weights, config, path)
     except (IndexError, ValueError) as error:
