@@ -361,7 +361,7 @@ def peak_of(folder, count):
 
     def frames():
         for i in range(count):
-            # What is in circles waits for the collector and is not held.
+            # The neighbour library leaves circles at every call, which wait for the collector.
             if i % 20 == 0:
                 gc.collect()
             yield few[i % 20]

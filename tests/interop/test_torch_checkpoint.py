@@ -140,7 +140,7 @@ def weights_with(path: Path, **changes) -> Path:
         ({"atom_emb__embeddings__weight": np.full((10, 4), np.nan, np.float32)}, "holds NaN"),
         ({"message_layers__0__rbf_proj__weight": np.zeros((), np.float32)}, "not two axes"),
         ({"message_layers__1__x_proj__2__weight": np.zeros(3, np.float32)}, "do not fit together|has shape"),
-        ({"message_layers__999999999__x": np.zeros(3, np.float32)}, "no weight named|has shape|from 1 to 64"),
+        ({"message_layers__999999999__x": np.zeros(3, np.float32)}, "layers must be a whole number from 1 to 64"),
         ({"out_energy__0__bias": np.zeros((0, 4), np.float32)}, "has shape"),
     ],
 )
