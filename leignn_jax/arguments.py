@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leignn_jax.errors import ConfigError, StructureError
+from leignn_jax.errors import ConfigError, DataError, StructureError
 
 if TYPE_CHECKING:
     import ase
@@ -24,7 +24,7 @@ MOST_SEED = 2**32 - 1
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest of those known, or a full stop."""
-    close = difflib.get_close_matches(key, list(known), n=1)
+    close = difflib.get_close_matches(str(key), list(known), n=1)
     return f": did you mean {close[0]!r}?" if close else "."
 
 
@@ -115,6 +115,21 @@ def check_array(name: str, value: Any, shape: tuple[int | None, ...], kinds: str
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ConfigError(f"{name} must have the shape [{wanted}], not {list(array.shape)}.")
     return array
+
+
+def numbers_of(value: Any, what: str) -> np.ndarray:
+    """A value as float64; DataError, which calls it ``what``, where it is text, true or false, complex, ragged, a dict."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{what} is ragged or no numbers ({error}).") from error
+    if np.ma.is_masked(value):
+        raise DataError(f"{what} is masked where a number should stand.")
+    if isinstance(value, list | tuple) and any(isinstance(one, bool) for one in np.array(value, object).flat):
+        raise DataError(f"{what} holds true or false among its numbers.")
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{what} is {repr(value)[:60]}, not {'a number' if array.ndim == 0 else 'numbers'}.")
+    return array.astype(np.float64)
 
 
 def check_atoms(atoms: Any, name: str = "atoms") -> ase.Atoms:

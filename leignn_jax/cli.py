@@ -382,9 +382,10 @@ def _show(result: Any, json_file: str | None, text: str | None = None) -> None:
     as_json = json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False)
     typer.echo(as_json if text is None or json_file == "-" else text)
     if json_file not in (None, "-"):
+        from leignn_jax.arguments import check_path
         from leignn_jax.files import write_atomically
 
-        write_atomically(Path(json_file), f"{as_json}\n".encode())
+        write_atomically(check_path("--json", json_file), f"{as_json}\n".encode())
 
 
 def _plain(value: Any) -> Any:

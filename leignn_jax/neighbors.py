@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from leignn_jax.errors import StructureError
+from leignn_jax.arguments import check_array
+from leignn_jax.errors import ConfigError, StructureError
 
 # Closer than this is two atoms written at the same place, not chemistry.
 OVERLAP = 0.01
@@ -17,6 +18,8 @@ MOST_NEIGHBORS = 10_000
 _MOST_CELLS = 1e5
 # Å: farther out float64 rounds by more than 1e-4 Å.
 FARTHEST = 5e11
+# Å: beyond it no interaction is cut.
+_LONGEST = 1e6
 # Å from the origin, up to which float32 rounds by less than 1e-6 Å.
 _NEAR = 10.0
 
@@ -58,7 +61,7 @@ def near_origin(
     Raises:
         StructureError: as :func:`check_structure`.
     """
-    positions, cell = np.ascontiguousarray(positions, np.float64), np.ascontiguousarray(cell, np.float64)
+    positions, cell, pbc = _checked(positions, cell, pbc)
     check_structure(positions, cell, pbc)
     if len(positions) == 0:
         return Near(positions, np.zeros((0, 3), np.int64), np.zeros(3))
@@ -70,6 +73,21 @@ def near_origin(
     center = np.where(~pbc & (np.abs(middle) > width), middle, 0.0) @ lattice
     taken = Near(positions, images, center)
     return taken._replace(positions=positions - taken.offsets(cell))
+
+
+def _checked(positions, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float64 [atoms, 3] and [3, 3], bool [3], contiguous; StructureError where they are no such arrays."""
+    checked = []
+    for name, value, shape, kinds, dtype in (
+        ("positions", positions, (None, 3), "iuf", np.float64),
+        ("cell", cell, (3, 3), "iuf", np.float64),
+        ("pbc", pbc, (3,), "biu", bool),
+    ):
+        try:
+            checked.append(np.ascontiguousarray(check_array(name, value, shape, kinds), dtype))
+        except ConfigError as error:
+            raise StructureError(str(error)) from None
+    return tuple(checked)
 
 
 class Pairs(NamedTuple):
@@ -103,14 +121,12 @@ def find_pairs(
     """
     from vesin import NeighborList
 
-    if (
-        isinstance(cutoff, bool)
-        or not isinstance(cutoff, int | float | np.number)
-        or not (np.isfinite(cutoff) and cutoff > 0)
-    ):
-        raise StructureError(f"The cutoff must be a positive number of Å, not {cutoff!r:.60}.")
+    if isinstance(cutoff, bool) or not isinstance(cutoff, int | float | np.number) or not 0 < cutoff <= _LONGEST:
+        raise StructureError(
+            f"The cutoff must be a positive number of Å, and not beyond {_LONGEST:g}, not {cutoff!r:.60}."
+        )
     # vesin wants atoms near the cell: the whole vectors taken off for the search are counted into the shifts.
-    near = near_origin(positions, cell, pbc, keep=False)
+    near, pbc = near_origin(positions, cell, pbc, keep=False), np.asarray(pbc, bool)
     if len(near.positions) == 0:
         empty = np.zeros(0, np.int32)
         return Pairs(empty, empty, np.zeros((0, 3), np.int32), np.zeros(0))

@@ -85,10 +85,7 @@ class Potential:
             scale: eV; the force RMS of the data times 1 Å is a good one.
             metadata: facts to keep with the potential; plain JSON types.
         """
-        if not isinstance(config, LEIGNNConfig):
-            raise ConfigError(
-                f"config must be a LEIGNNConfig, such as leignn_jax.preset('small', elements=('Si',)), not {config!r:.60}."
-            )
+        _check_config(config)
         if not (isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
             raise ConfigError(f"key must be a random key, such as jax.random.key(0), not {key!r:.60}.")
         return cls.from_params(
@@ -106,8 +103,10 @@ class Potential:
         metadata: Mapping[str, Any] | None = None,
     ) -> Potential:
         """A potential with these network parameters; the other arguments as in :meth:`create`."""
+        _check_config(config)
         reference_energies = check_mapping("reference_energies", reference_energies)
         check_number("scale", scale)
+        check_number("energy_shift", energy_shift)
         for symbol, value in reference_energies.items():
             check_number(f"reference_energies of {symbol}", value)
         unknown = set(reference_energies) - set(config.elements)
@@ -121,7 +120,7 @@ class Potential:
             scale=np.asarray(scale, np.float64),
             energy_shift=np.asarray(energy_shift, np.float64),
             config=config,
-            metadata_json=json.dumps(check_mapping("metadata", metadata)),
+            metadata_json=_as_json("metadata", metadata),
         )
 
     def with_walls(self, begins: Mapping[tuple[str, str], float]) -> Potential:
@@ -367,7 +366,8 @@ class Potential:
         """Raise ElementError where an atomic number is not among the potential's elements."""
         unknown = np.flatnonzero(~np.isin(numbers, self.config.numbers))
         if len(unknown):
-            symbol = chemical_symbols[int(numbers[unknown[0]])]
+            number = int(numbers[unknown[0]])
+            symbol = chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"of atomic number {number}"
             raise ElementError(
                 f"Atom {unknown[0]} is {symbol}, which this potential has not seen; it knows "
                 f"{', '.join(self.config.elements)}. Use a potential trained on that element."
@@ -410,6 +410,20 @@ def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_in_words(one)}" for name, one in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_config(config: Any) -> None:
+    if not isinstance(config, LEIGNNConfig):
+        raise ConfigError(
+            f"config must be a LEIGNNConfig, such as leignn_jax.preset('small', elements=('Si',)), not {config!r:.60}."
+        )
+
+
+def _as_json(name: str, values: Any) -> str:
+    try:
+        return json.dumps(check_mapping(name, values))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} must be plain JSON, text, numbers, lists and dicts: {error}.") from error
 
 
 def check_potential(value: Any, name: str = "potential") -> Potential:

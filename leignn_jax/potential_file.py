@@ -197,7 +197,8 @@ def _check_shapes(
         lead = None if have is None or want is None else have[: max(0, len(have) - len(want))]
         if have is None or want is None or lead is None or (*lead, *want) != have or 0 in have:
             raise FileFormatError(f"{path}: array {name} has shape {have}, the model in its header needs {want}.")
-        members |= {lead} - {()}
+        # All of the network is of each member; constants may be of all of them together.
+        members |= {lead} if name in params else {lead} - {()}
     if len(members) > 1:
         raise FileFormatError(f"{path}: its arrays are of committees of different sizes: {sorted(members)}.")
     walls = others.get("walls")

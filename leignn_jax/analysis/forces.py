@@ -7,7 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from leignn_jax.errors import ConfigError, DataError
+from leignn_jax.arguments import check_number, check_whole, numbers_of
+from leignn_jax.errors import DataError
+
+# Of a histogram: more are a mistake, and memory.
+MOST_BINS = 1_000_000
 
 
 class ForceDistribution(NamedTuple):
@@ -50,9 +54,8 @@ def force_distribution(forces: ArrayLike, *, f_max: float | None = None, bins: i
     largest = float(magnitudes.max())
     if f_max is None:
         f_max = largest * (1 + 1e-9) or 1.0
-    if not (np.isfinite(f_max) and f_max > 0 and bins >= 1):
-        raise ConfigError(f"f_max must be a positive number of eV/Å and bins at least 1, not {f_max} and {bins}.")
-    edges = np.linspace(0.0, f_max, bins + 1)
+    f_max = check_number("f_max, in eV/Å,", f_max, positive=True)
+    edges = np.linspace(0.0, f_max, check_whole("bins", bins, 1, MOST_BINS) + 1)
     density = np.histogram(magnitudes, edges)[0] / (len(magnitudes) * np.diff(edges))
     rms = float(np.sqrt(np.mean(magnitudes**2)))
     return ForceDistribution(0.5 * (edges[1:] + edges[:-1]), edges, density, float(magnitudes.mean()), rms, largest)
@@ -75,7 +78,7 @@ def force_distance(first: ArrayLike, second: ArrayLike, *, bins: int = 200) -> F
 
 
 def _magnitudes(forces: ArrayLike) -> np.ndarray:
-    forces = np.asarray(forces, np.float64)
+    forces = numbers_of(forces, "The forces")
     if forces.ndim < 2 or forces.shape[-1] != 3 or forces.size == 0:
         raise DataError(f"Forces must be [..., 3], not {list(forces.shape)}.")
     magnitudes = np.linalg.norm(forces.reshape(-1, 3), axis=1)

@@ -13,7 +13,9 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import ArrayLike
 
-from leignn_jax.analysis.trajectory import as_cells, as_frames, as_numbers
+from leignn_jax.analysis.forces import MOST_BINS
+from leignn_jax.analysis.trajectory import as_cells, as_frames, as_numbers, as_pbc
+from leignn_jax.arguments import check_number, check_whole, numbers_of, shown
 from leignn_jax.errors import ConfigError, DataError, StructureError
 from leignn_jax.neighbors import find_pairs
 
@@ -136,7 +138,10 @@ def distance_distribution(
 
     positions = as_frames(positions, "positions")
     if select is not None:
-        positions = positions[:, np.asarray(select, bool)]
+        select = np.asarray(select)
+        if select.dtype != bool or select.shape != positions.shape[1:2]:
+            raise DataError(f"select must be bool [{positions.shape[1]}], one for each atom, not {shown(select)}.")
+        positions = positions[:, select]
     if positions.shape[1] < 2:
         raise DataError("A distribution of distances needs two atoms.")
     edges = _edges(r_max, bins)
@@ -167,10 +172,12 @@ def rdf_mae(first: Any, second: Any, edges: Any) -> Any:
     Raises:
         DataError: the curves have not one value for each bin.
     """
+    first, second, edges = (x if hasattr(x, "shape") else numbers_of(x, "A curve") for x in (first, second, edges))
     for curve in (first, second):
-        if curve.shape[-1] + 1 != len(edges):
+        if edges.ndim != 1 or curve.ndim == 0 or curve.shape[-1] + 1 != len(edges):
+            values = curve.shape[-1] if curve.ndim else 0
             raise DataError(
-                f"A curve of {curve.shape[-1]} values does not fit {len(edges)} edges of bins: compute both curves with "
+                f"A curve of {values} values does not fit {edges.size} edges of bins: compute both curves with "
                 "the same r_max and bins."
             )
     return (abs(first - second) * (edges[1:] - edges[:-1])).sum(-1)
@@ -188,11 +195,9 @@ class PairCounter:
         self._table[first, second] = self._table[second, first] = np.arange(len(first))
         self.symbols = [chemical_symbols[z] for z in elements]
         self.edges = _edges(r_max, bins)
-        self._pbc = np.broadcast_to(np.asarray(pbc, bool), 3).copy()
+        self._pbc = as_pbc(pbc)
         self._shells = 4 / 3 * np.pi * np.diff(self.edges**3)
-        if volume is not None and not (np.isfinite(volume) and volume > 0):
-            raise ConfigError(f"The volume must be a positive number of Å^3, not {volume}.")
-        self._volume = volume
+        self._volume = None if volume is None else check_number("volume, in Å^3,", volume, positive=True)
 
     def count(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Ordered pairs (first element, second element) of one frame, ``[kinds, bins]``."""
@@ -225,9 +230,8 @@ class PairCounter:
 
 
 def _edges(r_max: float, bins: int) -> np.ndarray:
-    if not (np.isfinite(r_max) and r_max > 0 and bins >= 1):
-        raise ConfigError(f"r_max must be a positive number of Å and bins at least 1, not {r_max} and {bins}.")
-    return np.linspace(0.0, r_max, bins + 1)
+    r_max = check_number("r_max, in Å,", r_max, positive=True)
+    return np.linspace(0.0, r_max, check_whole("bins", bins, 1, MOST_BINS) + 1)
 
 
 def _centres(edges: np.ndarray) -> np.ndarray:

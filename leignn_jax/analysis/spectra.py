@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from ase.data import atomic_masses, chemical_symbols
+from ase.data import chemical_symbols
 from numpy.typing import ArrayLike
 
 from leignn_jax.analysis.correlation import autocorrelation
-from leignn_jax.analysis.trajectory import as_frames, as_numbers
+from leignn_jax.analysis.trajectory import as_frames, as_masses, as_numbers, check_timestep
+from leignn_jax.arguments import check_choice, check_number, check_whole
 from leignn_jax.errors import ConfigError, DataError
 
 THZ_PER_INVERSE_FS = 1000.0
 WAVENUMBER_PER_INVERSE_FS = 1 / 2.99792458e-5  # cm^-1; the speed of light in cm/fs
 
+_MOST_PADDING = 10_000
 # Halves of windows: 1 at x = 0, the first lag, and 0 (or nearly) at x = 1, the last.
 _WINDOWS = {
     "hann": lambda x: 0.5 + 0.5 * np.cos(np.pi * x),
@@ -75,13 +77,12 @@ def vibrational_density_of_states(
     velocities = as_frames(velocities, "velocities")
     frames, atoms = velocities.shape[:2]
     numbers = as_numbers(numbers, atoms)
-    masses = atomic_masses[numbers] if masses is None else np.asarray(masses, np.float64)
-    if window not in _WINDOWS:
-        raise ConfigError(f"window: {window!r} is not known. One of {list(_WINDOWS)}.")
-    if padding < 1:
-        raise ConfigError(f"padding must be 1 or more, not {padding}.")
-    if not timestep > 0:
-        raise ConfigError(f"The time between frames must be a positive number of fs, not {timestep}.")
+    masses = as_masses(masses, atoms, numbers)
+    window, timestep = check_choice("window", window, _WINDOWS), check_timestep(timestep)
+    padding = check_whole("padding", padding, 1, _MOST_PADDING)
+    integral = 3 * atoms if integral is None else check_number("integral", integral, positive=True)
+    if max_lag is not None:
+        check_number("max_lag", max_lag, least=0.0, most=timestep * frames)
     lags = frames // 2 if max_lag is None else int(np.floor(max_lag / timestep * (1 + 1e-9))) + 1
     if not 2 <= lags <= frames:
         raise ConfigError(
@@ -103,7 +104,7 @@ def vibrational_density_of_states(
     spectrum = np.fft.rfft(even, axis=1).real
     frequency = np.arange(points + 1) / (2 * points * timestep)
     wavenumber = frequency * WAVENUMBER_PER_INVERSE_FS
-    spectrum *= (3 * atoms if integral is None else integral) / np.trapezoid(spectrum.sum(axis=0), wavenumber)
+    spectrum *= integral / np.trapezoid(spectrum.sum(axis=0), wavenumber)
     return DensityOfStates(
         wavenumber=wavenumber,
         frequency=frequency * THZ_PER_INVERSE_FS,

@@ -19,7 +19,8 @@ from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import ArrayLike
 
 from leignn_jax.analysis.rdf import PairCounter, RadialDistribution, rdf_mae
-from leignn_jax.analysis.trajectory import as_cells, as_frames, as_numbers
+from leignn_jax.analysis.trajectory import as_cells, as_frames, as_numbers, as_pbc, check_timestep
+from leignn_jax.arguments import check_mapping, check_number, numbers_of, shown
 from leignn_jax.errors import ConfigError, DataError, StructureError
 from leignn_jax.neighbors import check_structure, find_pairs
 
@@ -83,7 +84,9 @@ def rdf_instability(
     frames = len(positions)
     cells = as_cells(cell, frames)
     numbers = as_numbers(numbers, positions.shape[1])
-    pbc = np.broadcast_to(np.asarray(pbc, bool), 3).copy()
+    pbc = as_pbc(pbc)
+    if not isinstance(reference, RadialDistribution):
+        raise ConfigError(f"reference must be what radial_distribution gives, not {shown(reference)}.")
     edges = reference.edges
     counter = PairCounter(numbers, len(numbers), pbc, float(edges[-1]), len(edges) - 1, None)
     pairs = counter.distribution(reference.total, reference.partial, reference.neighbors).pairs
@@ -92,8 +95,8 @@ def rdf_instability(
             f"The trajectory has the element pairs {_names(pairs)}, the reference {_names(reference.pairs)}: give the "
             "reference of this system."
         )
-    if not (timestep > 0 and window > 0 and threshold > 0):
-        raise ConfigError(f"timestep, window and threshold must be positive: {timestep}, {window}, {threshold}.")
+    timestep, threshold = check_timestep(timestep), check_number("threshold, in Å,", threshold, positive=True)
+    window = check_number("window, in fs,", window, positive=True)
     length = max(1, round(window / timestep))
     if frames < length:
         raise DataError(
@@ -150,13 +153,12 @@ def bond_instability(
         DataError: shapes that don't fit, or a reference without bonds.
     """
     positions = as_frames(positions, "positions", finite=False)
-    reference = np.asarray(reference, np.float64)
+    reference = numbers_of(reference, "The reference")
     reference = as_frames(reference[None] if reference.ndim == 2 else reference, "reference")
     numbers = as_numbers(numbers, reference.shape[1])
     if positions.shape[1:] != reference.shape[1:]:
         raise DataError(f"The trajectory has {positions.shape[1]} atoms, the reference {reference.shape[1]}.")
-    if not (timestep > 0 and threshold > 0):
-        raise ConfigError(f"timestep and threshold must be positive: {timestep}, {threshold}.")
+    timestep, threshold = check_timestep(timestep), check_number("threshold, in Å,", threshold, positive=True)
     bonds = find_bonds(reference[0], numbers, slack=slack)
     if not len(bonds):
         raise DataError("The reference has no bonds: is it a molecule, and are its positions in Å?")
@@ -210,12 +212,14 @@ def distance_instability(
     positions = as_frames(positions, "positions", finite=False)
     cells = as_cells(cell, len(positions))
     numbers = as_numbers(numbers, positions.shape[1])
-    pbc = np.broadcast_to(np.asarray(pbc, bool), 3).copy()
-    if not (timestep > 0 and 0 <= tolerance < 1):
-        raise ConfigError(f"timestep must be positive and tolerance in [0, 1): {timestep}, {tolerance}.")
+    pbc = as_pbc(pbc)
+    timestep, tolerance = check_timestep(timestep), check_number("tolerance", tolerance, least=0.0, most=1.0)
     limits = np.zeros((len(chemical_symbols),) * 2)
-    for (a, b), distance in shortest.items():
-        i, j = chemical_symbols.index(a), chemical_symbols.index(b)
+    for pair, distance in check_mapping("shortest", shortest).items():
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(symbol in chemical_symbols[1:] for symbol in pair)):
+            raise ConfigError(f"shortest: {pair!r} is no pair of elements, such as ('H', 'O').")
+        i, j = (chemical_symbols.index(symbol) for symbol in pair)
+        distance = check_number(f"shortest of {pair[0]}-{pair[1]}, in Å,", distance, positive=True)
         limits[i, j] = limits[j, i] = (1 - tolerance) * distance
     check_structure(positions[0], cells[0], pbc)
     for frame, (here, box) in enumerate(zip(positions, cells, strict=True)):
@@ -246,8 +250,9 @@ def find_bonds(positions: ArrayLike, numbers: ArrayLike, *, slack: float = 0.6) 
         numbers: ``[atoms]`` atomic numbers.
         slack: Å.
     """
-    positions = np.asarray(positions, np.float64)
-    radii = covalent_radii[np.asarray(numbers)]
+    slack = check_number("slack, in Å,", slack, least=0.0)
+    positions = numbers_of(positions, "The positions")
+    radii = covalent_radii[as_numbers(numbers, len(positions))]
     pairs = find_pairs(positions, np.zeros((3, 3)), np.zeros(3, bool), float(2 * radii.max() + slack))
     near = pairs.distances < radii[pairs.receivers] + radii[pairs.senders] + slack
     return np.column_stack([pairs.receivers, pairs.senders])[near].astype(np.int64)

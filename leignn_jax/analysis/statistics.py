@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from leignn_jax.analysis.correlation import autocorrelation
+from leignn_jax.arguments import check_whole, numbers_of
 from leignn_jax.errors import ConfigError, DataError
 
 
@@ -34,7 +35,7 @@ def statistical_inefficiency(series: ArrayLike) -> float:
 
     Source: J. D. Chodera et al., J. Chem. Theory Comput. 3, 26 (2007), eq. 13.
     """
-    series = _as_series(series)
+    series = as_series(series)
     fluctuation = series - series.mean()
     variance = np.mean(fluctuation**2)
     # A constant whose mean is rounded is still a constant.
@@ -49,7 +50,7 @@ def statistical_inefficiency(series: ArrayLike) -> float:
 
 def mean_with_error(series: ArrayLike) -> Average:
     """Mean of ``[frames]`` with the error sqrt(g s^2 / N), g the statistical inefficiency and s^2 the variance."""
-    series = _as_series(series)
+    series = as_series(series)
     inefficiency = statistical_inefficiency(series)
     error = np.sqrt(series.var(ddof=1) * inefficiency / len(series))
     return Average(float(series.mean()), float(error), inefficiency, len(series) / inefficiency)
@@ -61,7 +62,7 @@ def block_average(series: ArrayLike, blocks: int = 10) -> Average:
     Right where a part is many correlation times long; the error itself is then uncertain by 1/sqrt(2 (blocks - 1)).
     Frames that don't fill the parts are left off at the start.
     """
-    series = _as_series(series)
+    series = as_series(series)
     means = split_blocks(series, blocks).mean(axis=1)
     error = means.std(ddof=1) / np.sqrt(blocks)
     variance = series.var(ddof=1)
@@ -71,16 +72,17 @@ def block_average(series: ArrayLike, blocks: int = 10) -> Average:
 
 def split_blocks(series: np.ndarray, blocks: int) -> np.ndarray:
     """``[frames, ...]`` as ``[blocks, frames // blocks, ...]``; what does not fill them is left off at the start."""
-    if not 2 <= blocks <= len(series):
+    if check_whole("blocks", blocks) < 2 or blocks > len(series):
         raise ConfigError(f"{len(series)} frames can't be split into {blocks} blocks: give from 2 to {len(series)}.")
     length = len(series) // blocks
     return series[len(series) - blocks * length :].reshape(blocks, length, *series.shape[1:])
 
 
-def _as_series(series: ArrayLike) -> np.ndarray:
-    series = np.asarray(series, np.float64)
-    if series.ndim != 1 or len(series) < 2:
-        raise DataError(f"A series must be [frames] with two frames or more, not {list(series.shape)}.")
+def as_series(series: ArrayLike, name: str = "series", least: int = 2) -> np.ndarray:
+    """float64 ``[frames]``; DataError for another shape, fewer than ``least`` frames, or a NaN."""
+    series = numbers_of(series, f"The {name}")
+    if series.ndim != 1 or len(series) < least:
+        raise DataError(f"The {name} must be [frames] with {least} frames or more, not {list(series.shape)}.")
     if not np.isfinite(series).all():
-        raise DataError(f"Frame {np.flatnonzero(~np.isfinite(series))[0]} of the series is not finite.")
+        raise DataError(f"Frame {np.flatnonzero(~np.isfinite(series))[0]} of the {name} is not finite.")
     return series

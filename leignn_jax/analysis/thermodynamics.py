@@ -8,8 +8,9 @@ import numpy as np
 from ase import units
 from numpy.typing import ArrayLike
 
-from leignn_jax.analysis.statistics import statistical_inefficiency
-from leignn_jax.analysis.trajectory import as_frames
+from leignn_jax.analysis.statistics import as_series, statistical_inefficiency
+from leignn_jax.analysis.trajectory import as_frames, as_masses, check_timestep
+from leignn_jax.arguments import check_whole, numbers_of
 from leignn_jax.errors import ConfigError, DataError
 
 GPA = 1 / units.GPa  # GPa of one eV/Å^3
@@ -48,8 +49,9 @@ class EnergyDrift(NamedTuple):
 def kinetic_energy(velocities: ArrayLike, masses: ArrayLike) -> np.ndarray:
     """``[frames]`` eV from velocities ``[frames, atoms, 3]`` in Å/fs and masses ``[atoms]`` in amu."""
     velocities = as_frames(velocities, "velocities")
+    masses = as_masses(masses, velocities.shape[1])
     # amu (Å/fs)^2 in eV: ASE's unit of time makes amu Å^2 / time^2 one eV.
-    return 0.5 * np.einsum("tai,tai,a->t", velocities, velocities, np.asarray(masses, np.float64)) / units.fs**2
+    return 0.5 * np.einsum("tai,tai,a->t", velocities, velocities, masses) / units.fs**2
 
 
 def temperature(velocities: ArrayLike, masses: ArrayLike, *, removed: int = 0) -> np.ndarray:
@@ -65,11 +67,11 @@ def temperature(velocities: ArrayLike, masses: ArrayLike, *, removed: int = 0) -
         ConfigError: nothing is left to move.
     """
     energy = kinetic_energy(velocities, masses)
-    freedom = 3 * len(np.asarray(masses)) - removed
-    if removed < 0 or freedom <= 0:
+    atoms = len(np.asarray(masses))
+    freedom = 3 * atoms - check_whole("removed", removed)
+    if freedom <= 0:
         raise ConfigError(
-            f"{removed} degrees of freedom can't be taken from the {3 * len(np.asarray(masses))} of "
-            f"{len(np.asarray(masses))} atoms: give 0 or more, and leave one."
+            f"{removed} degrees of freedom can't be taken from the {3 * atoms} of {atoms} atoms: leave one or more."
         )
     return 2 * energy / (freedom * units.kB)
 
@@ -84,14 +86,24 @@ def pressure(stress: ArrayLike, velocities: ArrayLike, masses: ArrayLike, volume
         masses: ``[atoms]`` amu.
         volume: one number or ``[frames]``, Å^3.
     """
-    stress = np.asarray(stress, np.float64)
+    stress = numbers_of(stress, "The stress")
     if stress.ndim == 3 and stress.shape[1:] == (3, 3):
         trace = np.trace(stress, axis1=1, axis2=2)
     elif stress.ndim == 2 and stress.shape[1] == 6:
         trace = stress[:, :3].sum(axis=1)
     else:
         raise DataError(f"The stress must be [frames, 3, 3] or [frames, 6], not {list(stress.shape)}.")
-    return 2 * kinetic_energy(velocities, masses) / (3 * np.asarray(volume, np.float64)) - trace / 3
+    kinetic, volume = kinetic_energy(velocities, masses), numbers_of(volume, "The volume")
+    if len(kinetic) != len(trace) or volume.shape not in ((), kinetic.shape):
+        raise DataError(
+            f"{len(kinetic)} frames of velocities, but {len(trace)} of stress and volumes {list(volume.shape)}: the volume "
+            "is one number or one for each frame."
+        )
+    if not (np.isfinite(volume) & (volume > 0)).all():
+        raise DataError("The volume must be positive numbers of Å^3.")
+    if not np.isfinite(trace).all():
+        raise DataError(f"The stress of frame {np.flatnonzero(~np.isfinite(trace))[0]} is not finite.")
+    return 2 * kinetic / (3 * volume) - trace / 3
 
 
 def thermo_log(
@@ -117,11 +129,13 @@ def thermo_log(
     if (stress is None) != (volume is None):
         raise ConfigError("The pressure needs both stress and volume: one of them is missing.")
     kinetic = kinetic_energy(velocities, masses)
-    potential = np.asarray(potential_energy, np.float64)
+    potential = numbers_of(potential_energy, "The potential energy")
     if potential.shape != kinetic.shape:
         raise DataError(f"{len(kinetic)} frames of velocities, but potential energies {list(potential.shape)}.")
+    if not np.isfinite(potential).all():
+        raise DataError(f"The potential energy of frame {np.flatnonzero(~np.isfinite(potential))[0]} is not finite.")
     return ThermoLog(
-        time=timestep * np.arange(len(kinetic)),
+        time=check_timestep(timestep) * np.arange(len(kinetic)),
         potential_energy=potential,
         kinetic_energy=kinetic,
         total_energy=potential + kinetic,
@@ -141,11 +155,8 @@ def energy_drift(energy: ArrayLike, atoms: int, timestep: float) -> EnergyDrift:
         atoms: how many.
         timestep: fs between frames.
     """
-    energy = np.asarray(energy, np.float64)
-    if energy.ndim != 1 or len(energy) < 3:
-        raise DataError(f"The energy must be [frames] with three frames or more, not {list(energy.shape)}.")
-    if not np.isfinite(energy).all():
-        raise DataError(f"The energy of frame {np.flatnonzero(~np.isfinite(energy))[0]} is not finite.")
+    energy, timestep = as_series(energy, "energy", least=3), check_timestep(timestep)
+    atoms = check_whole("atoms", atoms, 1)
     time = timestep * (np.arange(len(energy)) - (len(energy) - 1) / 2) / _FS_PER_NS
     centred = (energy - energy.mean()) / atoms
     spread = np.sum(time**2)

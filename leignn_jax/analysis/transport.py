@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from ase.data import atomic_masses, chemical_symbols
+from ase.data import chemical_symbols
 from numpy.typing import ArrayLike
 
 from leignn_jax.analysis.correlation import autocorrelation
 from leignn_jax.analysis.statistics import split_blocks
-from leignn_jax.analysis.trajectory import as_frames, as_numbers, element, without_drift
+from leignn_jax.analysis.trajectory import as_frames, as_masses, as_numbers, check_timestep, element, without_drift
+from leignn_jax.arguments import check_number, check_whole, shown
 from leignn_jax.errors import ConfigError, DataError
 
 FS_PER_PS = 1000.0
@@ -83,9 +84,9 @@ def mean_squared_displacement(
 
     Source: G. R. Kneller et al., Comput. Phys. Commun. 91, 191 (1995), for the FFT.
     """
-    positions, numbers, lags = _prepared(positions, numbers, timestep, max_lag, "positions")
+    positions, numbers, lags = _prepared(positions, numbers, timestep, max_lag, masses, "positions")
     if remove_drift:
-        positions = without_drift(positions, _masses(numbers, masses))
+        positions = without_drift(positions, as_masses(masses, len(numbers), numbers))
     return _curve(positions, numbers, timestep, lags, _displacement)
 
 
@@ -110,9 +111,9 @@ def velocity_autocorrelation(
         masses: ``[atoms]`` amu for the centre of mass; None is the elements' standard masses.
         max_lag: fs; None is all lags.
     """
-    velocities, numbers, lags = _prepared(velocities, numbers, timestep, max_lag, "velocities")
+    velocities, numbers, lags = _prepared(velocities, numbers, timestep, max_lag, masses, "velocities")
     if remove_drift:
-        velocities = without_drift(velocities, _masses(numbers, masses))
+        velocities = without_drift(velocities, as_masses(masses, len(numbers), numbers))
     curve = _curve(velocities, numbers, timestep, lags, _correlation)
     if not normalised:
         return curve
@@ -151,11 +152,12 @@ def diffusivity(
     Raises:
         ConfigError: the window holds fewer than two lags or is longer than a block.
     """
-    positions, numbers, _ = _prepared(positions, numbers, timestep, None, "positions")
+    positions, numbers, _ = _prepared(positions, numbers, timestep, None, masses, "positions")
     if remove_drift:
-        positions = without_drift(positions, _masses(numbers, masses))
+        positions = without_drift(positions, as_masses(masses, len(numbers), numbers))
     positions = _selected(positions, numbers, element)
-    first, last = _window(window, timestep, len(positions) // max(blocks, 1), blocks)
+    dimensions, blocks = check_whole("dimensions", dimensions, 1, 3), check_whole("blocks", blocks, 1)
+    first, last = _window(window, timestep, len(positions) // blocks, blocks)
     time = timestep * np.arange(first, last + 1)
 
     def fit(part):
@@ -192,11 +194,13 @@ def green_kubo_diffusivity(
         element, blocks, dimensions: as for :func:`diffusivity`.
         remove_drift, masses: as for :func:`velocity_autocorrelation`.
     """
-    velocities, numbers, _ = _prepared(velocities, numbers, timestep, None, "velocities")
+    velocities, numbers, _ = _prepared(velocities, numbers, timestep, None, masses, "velocities")
     if remove_drift:
-        velocities = without_drift(velocities, _masses(numbers, masses))
+        velocities = without_drift(velocities, as_masses(masses, len(numbers), numbers))
     velocities = _selected(velocities, numbers, element)
-    _, last = _window((0.0, cutoff), timestep, len(velocities) // max(blocks, 1), blocks)
+    dimensions, blocks = check_whole("dimensions", dimensions, 1, 3), check_whole("blocks", blocks, 1)
+    window = (0.0, check_number("cutoff, in fs,", cutoff, positive=True))
+    _, last = _window(window, timestep, len(velocities) // blocks, blocks)
 
     def integral(part):
         vacf = _correlation(part, last + 1) / part.shape[1]
@@ -240,22 +244,18 @@ def _curve(series, numbers, timestep, lags, function) -> TimeCurve:
     return TimeCurve(timestep * np.arange(lags), sums.sum(axis=0) / sizes.sum(), symbols, sums / sizes[:, None])
 
 
-def _prepared(series, numbers, timestep, max_lag, name) -> tuple[np.ndarray, np.ndarray, int]:
+def _prepared(series, numbers, timestep, max_lag, masses, name) -> tuple[np.ndarray, np.ndarray, int]:
     series = as_frames(series, name)
     numbers = as_numbers(numbers, series.shape[1])
-    if not (np.isfinite(timestep) and timestep > 0):
-        raise ConfigError(f"The time between frames must be a positive number of fs, not {timestep}.")
+    check_timestep(timestep)
+    as_masses(masses, series.shape[1], numbers)
     if max_lag is None:
         return series, numbers, len(series)
-    if not 0 <= max_lag <= timestep * (len(series) - 1) * (1 + 1e-9):
+    if not check_number("max_lag", max_lag, least=0.0) <= timestep * (len(series) - 1) * (1 + 1e-9):
         raise ConfigError(
             f"max_lag = {max_lag} fs is not within the trajectory, which is {timestep * (len(series) - 1):g} fs long."
         )
     return series, numbers, int(np.floor(max_lag / timestep * (1 + 1e-9))) + 1
-
-
-def _masses(numbers: np.ndarray, masses: ArrayLike | None) -> np.ndarray:
-    return atomic_masses[numbers] if masses is None else np.asarray(masses, np.float64)
 
 
 def _selected(series: np.ndarray, numbers: np.ndarray, symbol: str | None) -> np.ndarray:
@@ -264,9 +264,11 @@ def _selected(series: np.ndarray, numbers: np.ndarray, symbol: str | None) -> np
 
 def _window(window, timestep, frames, blocks) -> tuple[int, int]:
     """First and last lag in frames."""
-    first, last = (round(float(t) / timestep) for t in window)
-    if blocks < 1:
-        raise ConfigError(f"The number of blocks must be 1 or more, not {blocks}.")
+    if not isinstance(window, tuple | list | np.ndarray) or len(window) != 2:
+        raise ConfigError(
+            f"window must be the first and the last lag in fs, such as (1000, 5000), not {shown(window)}."
+        )
+    first, last = (round(check_number("a lag of the window, in fs,", t) / timestep) for t in window)
     if not 0 <= first < last:
         raise ConfigError(
             f"The window {window[0]:g} to {window[1]:g} fs holds fewer than two lags of {timestep:g} fs: widen it."

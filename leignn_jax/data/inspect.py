@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from leignn_jax.arguments import check_number, check_whole
 from leignn_jax.data.batches import BatchPlan, epoch_order, plan_batches
 from leignn_jax.data.findings import Finding
 from leignn_jax.data.label_checks import compare, examine
@@ -130,6 +131,8 @@ def inspect_data(
     keys: Keys | None = None,
 ) -> DataFacts:
     """Look at a file of frames; ``cutoff`` in Å, other arguments as in :func:`read_frames` and :func:`read_labels`."""
+    check_number("cutoff", cutoff, positive=True)
+    check_whole("batch_size", batch_size, 1)
     frames, labels, names = [], [], {label: {} for label in DEFAULT_KEYS}
     for atoms, one in iter_labelled(path, units=units, keys=keys):
         frames.append(atoms)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from leignn_jax.errors import DataError
+from leignn_jax.arguments import numbers_of, shown
+from leignn_jax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import ase
@@ -98,7 +99,12 @@ def label_names(atoms: ase.Atoms, keys: Keys | None = None) -> dict[str, str]:
 def places_of(label: str, keys: Keys | None) -> tuple[str, ...]:
     """The names under which a label is looked for."""
     wanted = (keys or {}).get(label)
-    return DEFAULT_KEYS[label] if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    if wanted is None:
+        return DEFAULT_KEYS[label]
+    names = (wanted,) if isinstance(wanted, str) else tuple(wanted) if isinstance(wanted, list | tuple) else ()
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"keys: the name of the {label} must be text or a list of texts, not {shown(wanted)}.")
+    return names
 
 
 def is_virial(key: str) -> bool:
@@ -162,17 +168,6 @@ def _checked(atoms, name: str, label: str, key: str, value: Any) -> Any:
         stress = -stress / atoms.cell.volume
     _sensible(name, what, stress, LARGEST["stress"])
     return stress
-
-
-def numbers_of(value: Any, what: str) -> np.ndarray:
-    """A value as float64; DataError, which calls it ``what``, where it is text, true or false, complex, ragged, a dict."""
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{what} is ragged or no numbers ({error}).") from error
-    if array.dtype.kind not in "iuf":
-        raise DataError(f"{what} is {repr(value)[:60]}, not {'a number' if array.ndim == 0 else 'numbers'}.")
-    return array.astype(np.float64)
 
 
 def _agree(label: str, one: Any, other: Any) -> bool:

@@ -430,7 +430,7 @@ def _check_files(folder: Path, meta: Mapping[str, Any]) -> None:
     remembered, now = {}, {}
     began = time.time_ns()
     note = folder / "checked.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads(note.read_bytes())
         remembered = found if isinstance(found, dict) else {}
     for key, facts in meta["arrays"].items():

@@ -29,6 +29,7 @@ from leignn_jax.arguments import (
     check_seed,
     check_structures,
     check_whole,
+    shown,
 )
 from leignn_jax.device_neighbors import ListSizes
 from leignn_jax.errors import ConfigError
@@ -89,6 +90,8 @@ def start(
     structures = check_structures(atoms)
     check_number("skin", skin, positive=True)
     check_seed(seed)
+    if sizes is not None and not isinstance(sizes, ListSizes):
+        raise ConfigError(f"sizes must be ListSizes, such as state.neighbors.sizes, not {shown(sizes)}.")
     ensemble = make_ensemble(ensemble, temperature, pressure)
     check_ensemble(ensemble, temperature, structures)
     if isinstance(model, Potential):

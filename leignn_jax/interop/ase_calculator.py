@@ -10,7 +10,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from leignn_jax.arguments import check_dtype, check_number
+from leignn_jax.arguments import check_atoms, check_dtype, check_number
 from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph, bucket
 from leignn_jax.neighbors import check_structure, find_pairs, near_origin
@@ -58,6 +58,8 @@ class LEIGNNCalculator(Calculator):
 
     def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True):
         """As ASE's own, for one thread at a time."""
+        if atoms is not None:
+            check_atoms(atoms)
         with self._one_at_a_time:
             return super().get_property(name, atoms, allow_calculation)
 

@@ -118,9 +118,16 @@ def _convert(weights: dict[str, np.ndarray], config: LEIGNNConfig, path: Path) -
         return {**out, "bias": w(f"{name}.bias")[part]} if bias else out
 
     def split(name, count, bias=True):
+        for kind in ("weight", "bias")[: 1 + bias]:
+            if len(w(f"{name}.{kind}")) != count * f:
+                raise FileFormatError(
+                    f"{path}: {name}.{kind} has {len(w(f'{name}.{kind}'))} rows, {count} times {f} features are needed."
+                )
         return [dense(name, slice(k * f, (k + 1) * f), bias=bias) for k in range(count)]
 
     def halves(name):
+        if w(f"{name}.weight").shape[1:] != (2 * f,):
+            raise FileFormatError(f"{path}: {name}.weight has not twice {f} features as columns.")
         return dense(name, columns=slice(0, f)), dense(name, columns=slice(f, 2 * f), bias=False)
 
     rows = [chemical_symbols.index(e) for e in config.elements]

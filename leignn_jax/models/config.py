@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ase.data import chemical_symbols
 
-from leignn_jax.arguments import check_choice, check_flag, check_number, check_whole, did_you_mean
+from leignn_jax.arguments import check_choice, check_flag, check_number, check_whole, did_you_mean, shown
 from leignn_jax.errors import ConfigError
 
 Variant = Literal["leignn", "vanilla_nmu", "vanilla"]
@@ -101,6 +102,8 @@ class LEIGNNConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LEIGNNConfig:
         """The config of these fields; an unknown key raises ConfigError with the nearest known one."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"The settings of a model must be a dict, not {shown(values)}.")
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:

@@ -54,12 +54,23 @@ def wrong_clock(step: np.ndarray, time: np.ndarray) -> str | None:
         i = int(back[0]) + 1
         return f"steps must grow, but after step {step[i - 1]} comes step {step[i]} (frame {i})"
     bad = np.flatnonzero(~np.isfinite(time))
+    slow = np.flatnonzero(np.diff(time) < 0)
+    if len(bad) == 0 and len(slow) > 0:
+        i = int(slow[0]) + 1
+        return f"times must grow, but after {time[i - 1]:g} fs comes {time[i]:g} fs (frame {i})"
     return f"the time of frame {bad[0]} (step {step[bad[0]]}) is {time[bad[0]]} fs" if len(bad) > 0 else None
+
+
+def wrong_cells(cell: np.ndarray, pbc: np.ndarray) -> str | None:
+    """What no cells [frames, 3, 3] are: not finite, or flat along the periodic directions [3]."""
+    volumes = np.abs(np.linalg.det(cell))
+    bad = np.flatnonzero(~np.isfinite(cell).all(axis=(1, 2)) | ((volumes == 0) & pbc.all()))
+    return f"the cell of frame {bad[0]} is {cell[bad[0]].tolist()}" if len(bad) > 0 else None
 
 
 def wrong_layout(parts: Sequence[Any], dtypes: Mapping[str, np.dtype]) -> str | None:
     """What no writer of ours says of a file: its parts (file, frames, total) and the dtype of each field."""
-    for name in ("step", "time", "positions"):
+    for name in ("step", "time", "positions", "cell"):
         if name not in dtypes:
             return f"it has no {name}"
     for name, dtype in dtypes.items():

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from leignn_jax.errors import FileFormatError, SimulationError
 from leignn_jax.files import remove_leftovers, why_not_written
 from leignn_jax.simulation import h5md
-from leignn_jax.simulation.h5md_checks import wrong_clock, wrong_system
+from leignn_jax.simulation.h5md_checks import wrong_cells, wrong_clock, wrong_system
 
 log = logging.getLogger("leignn_jax")
 
@@ -89,13 +89,23 @@ class Trajectory:
     @cached_property
     def cell(self) -> np.ndarray:
         """Lattice vectors as rows, Å [frames, 3, 3]; zeros where there is no cell."""
-        cell = self._read("cell")
-        return np.zeros((len(self), 3, 3)) if cell is None else cell
+        cell = self._need("cell")
+        problem = wrong_cells(cell, self.pbc)
+        if problem is not None:
+            raise FileFormatError(f"{self.path}: {problem}. It is damaged, or not written by leignn_jax.")
+        return cell
 
     @cached_property
     def energy(self) -> np.ndarray | None:
         """Potential energy, eV [frames]; None where it was not written."""
-        return self._read("energy")
+        energy = self._read("energy")
+        if energy is not None and not np.isfinite(energy).all():
+            frame = int(np.argmin(np.isfinite(energy)))
+            raise FileFormatError(
+                f"{self.path}: the energy of frame {frame} is {energy[frame]} eV. It is damaged, or not written by "
+                "leignn_jax."
+            )
+        return energy
 
     def pieces(self) -> Iterator[Trajectory]:
         """The frames in turn, in trajectories of a few MiB each: for files that are larger than the memory."""

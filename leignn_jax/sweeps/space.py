@@ -18,6 +18,7 @@ from leignn_jax.training.config import Seed, TrainConfig, make_config, read_yaml
 
 # Each has its own state on the device and its own line of the table.
 MOST_MEMBERS = 100_000
+_SMALLEST, _LARGEST = 1e-37, 1e18
 
 
 class Range(BaseModel):
@@ -33,6 +34,11 @@ class Range(BaseModel):
         given = [x for x in (self.uniform, self.log_uniform, self.integers) if x is not None]
         if len(given) != 1 or not given[0][0] < given[0][1]:
             raise ConfigError(f"space.{name}: give one of uniform, log_uniform, integers as [low, high], low < high.")
+        if not all(_SMALLEST <= abs(x) <= _LARGEST or (x == 0 and self.log_uniform is None) for x in given[0]):
+            raise ConfigError(
+                f"space.{name}: {list(given[0])} are not within {_SMALLEST:g} and {_LARGEST:g}, where single precision and "
+                "whole numbers end."
+            )
         if self.integers is not None:
             return int(rng.integers(self.integers[0], self.integers[1], endpoint=True))
         low, high = given[0]
@@ -96,6 +102,9 @@ def members(study: StudyConfig) -> list[tuple[dict[str, Any], TrainConfig]]:
     """All members: what each varies, and its whole config."""
     if not study.space:
         raise ConfigError("space: name at least one setting to vary, such as run.seed: [0, 1, 2, 3].")
+    empty = [name for name, choices in study.space.items() if choices == []]
+    if empty:
+        raise ConfigError(f"space.{empty[0]}: an empty list leaves no member; give one value or more.")
     if study.search == "grid":
         ranges = [name for name, choices in study.space.items() if isinstance(choices, Range)]
         if ranges:
@@ -130,6 +139,8 @@ def _set(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
         section, dot, key = name.partition(".")
         if not dot:
             raise ConfigError(f"space.{name}: write section.key, such as optimizer.learning_rate.")
+        if not isinstance(out.get(section, {}), Mapping):
+            raise ConfigError(f"base.{section}: {out[section]!r:.60} is no section of keys and values.")
         out[section] = {**out.get(section, {}), key: value}
     return out
 

@@ -52,7 +52,15 @@ class Checkpoints:
             create=False,
             multiprocessing_options=alone or ocp.options.MultiprocessingOptions(),
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._release()
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise TrainingError(
+                f"{self.folder}: its checkpoints can't be listed, the description of one is damaged ({reason}). Take that "
+                "one away, or start a new run."
+            ) from error
 
     def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
         """Write ``tree`` and ``meta`` (plain JSON) as checkpoint ``number``; TrainingError where the disk is full.
@@ -119,9 +127,12 @@ class Checkpoints:
             self.wait()
             self._manager.close()
         finally:
-            if self._handle is not None:
-                os.close(self._handle)
-                self._handle = None
+            self._release()
+
+    def _release(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
 def _hash_of(meta: dict[str, Any]) -> str:

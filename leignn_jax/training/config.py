@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from leignn_jax.arguments import MOST_SEED
+from leignn_jax.data.readers.units import unit_factors
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import PRESETS, VARIANTS, LEIGNNConfig, did_you_mean, preset
 from leignn_jax.training.loss import LossKinds, LossWeights
@@ -27,7 +28,15 @@ Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("true and false are no value of this setting")
+        return value
 
 
 class DataSettings(_Section):
@@ -63,6 +72,12 @@ class DataSettings(_Section):
     accumulate: Count = 1
     allow: list[Literal["positions", "forces", "energy", "stress", "duplicates"]] = []
     cache: Path | None = None
+
+    @field_validator("units")
+    @classmethod
+    def _known_units(cls, value: str | None) -> str | None:
+        unit_factors(value)
+        return value
 
 
 class LossSettings(_Section):
@@ -285,7 +300,10 @@ def read_yaml(path: Path) -> Any:
 
 def parse_yaml(text: str) -> Any:
     """The content of a YAML text; ConfigError where it is none, a key stands twice, or its aliases make it huge."""
-    loader = StrictLoader(text)
+    try:
+        loader = StrictLoader(text)
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(f"not readable as YAML: {error}") from error
     try:
         node = loader.get_single_node()
         if node is None:

@@ -13,7 +13,8 @@ import numpy as np
 from leignn_jax.arguments import check_dtype, check_flag, check_structures
 from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import Labels, read_labels
-from leignn_jax.errors import LeignnError
+from leignn_jax.data.readers.units import convert, unit_factors
+from leignn_jax.errors import DataError, LeignnError
 from leignn_jax.potential import Potential, check_potential
 
 
@@ -47,11 +48,12 @@ def evaluate(
     Args:
         potential: to be judged.
         data: a file or folder that :func:`leignn_jax.data.read_frames` reads, or a sequence of ``ase.Atoms``.
-        units, keys: as there and in :func:`leignn_jax.data.read_labels`.
+        units, keys: as there, also of frames, and in :func:`leignn_jax.data.read_labels`.
         dtype: of the arithmetic.
         direct: judge the direct head's forces instead of the energy's gradient.
 
     Raises:
+        DataError: no frame has a label.
         LeignnError: frames that can't be read or that hold another element; names file and frame.
     """
     check_potential(potential)
@@ -61,7 +63,9 @@ def evaluate(
         frames, file = iter_labelled(data, units=units, keys=keys), f"{data}: "
     else:
         given = enumerate(check_structures(data, "data"))
-        frames, file = ((atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in given), ""
+        factors = unit_factors(units)
+        frames = ((i, convert(atoms, *factors, keys)) for i, atoms in given)
+        frames, file = ((atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in frames), ""
 
     def checked() -> Iterator[tuple[ase.Atoms, Labels]]:
         for i, (atoms, labels) in enumerate(frames):
@@ -93,6 +97,11 @@ def compare(
             forces.append(np.stack([label.forces.ravel(), found.ravel()], axis=1))
         if label.stress is not None and np.isfinite(prediction.stress).all():
             stresses.append(np.stack([label.stress.ravel(), prediction.stress.ravel()], axis=1))
+    if not (energies or forces or stresses):
+        raise DataError(
+            f"None of the {count} frames has an energy, forces or a stress to compare with. Where they go by other names, "
+            "say so by keys."
+        )
     tables = {
         "energy": np.array(energies).reshape(-1, 2),
         "forces": np.concatenate(forces) if forces else np.zeros((0, 2)),

@@ -13,6 +13,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from ase import units
+from ase.data import atomic_numbers
 
 from fuzz.cases import ANYTHING, EITHER, REFUSE, SAME, Expect
 from fuzz.formats import (
@@ -214,7 +216,8 @@ def _remove(names: list[str], expect: Expect) -> Change:
 
 def _read_deepmd_again(path: Path) -> Numbers:
     types = (path / "type.raw").read_text()
-    if types.split() != ["0"] * 4 or (path / "type_map.raw").read_text().split() != ["Cu"]:
+    symbols = (path / "type_map.raw").read_text().split()
+    if types.split() != ["0"] * 4 or len(symbols) != 1 or symbols[0] not in atomic_numbers:
         raise NotExtendedXYZ("types")
     found: Numbers = []
     for part in sorted(path.glob("set.*")):
@@ -225,7 +228,7 @@ def _read_deepmd_again(path: Path) -> Numbers:
             cell = arrays["box"][i].reshape(3, 3)
             found.append(
                 {
-                    "numbers": np.full(4, 29),
+                    "numbers": np.full(4, atomic_numbers[symbols[0]]),
                     "positions": arrays["coord"][i].reshape(4, 3),
                     "cell": cell,
                     "pbc": np.ones(3, bool),
@@ -334,10 +337,18 @@ def _dataset(change: Callable[[random.Random, np.ndarray], np.ndarray], expect: 
 
 def _attribute(rng, file, group) -> Expect:
     where = rng.choice([file, group, group["energy"], group["forces"]])
-    where.attrs[rng.choice(["units", "unit"])] = rng.choice(
-        ["kcal/mol", "kcal/mol/angstrom", "Hartree", "hartree/bohr", "kJ/mol"]
-    )
-    return REFUSE
+    word = rng.choice(sorted(_IN_EV))
+    where.attrs[rng.choice(["units", "unit"])] = word
+    energy, length = _IN_EV[word]
+    factors = {"energy": energy, "forces": energy / length, "stress": energy / length**3}
+    factors |= {"positions": length, "cell": length}
+    right = [{k: v * factors.get(k, 1) if k in factors else v for k, v in one.items()} for one in numbers_of(metal())]
+    return EITHER.giving(right)
+
+
+# eV and Å of the units that a file says it is in; forces alone in some unit say it of all.
+_IN_EV = {"kcal/mol": (units.kcal / units.mol, 1.0), "kJ/mol": (units.kJ / units.mol, 1.0)}
+_IN_EV |= {"kcal/mol/angstrom": _IN_EV["kcal/mol"], "Hartree": (units.Ha, 1.0), "hartree/bohr": (units.Ha, units.Bohr)}
 
 
 def _hdf5_do(do: Callable[[random.Random, Any, Any], Any], expect: Expect):

@@ -92,7 +92,12 @@ def _first_line_number(rng: random.Random) -> str:
 
 _XYZ: dict[str, Change] = {
     "strange number": _strange_number,
-    "strange count": edit("4\n", _first_line_number, REFUSE),
+    "strange count": lines(
+        lambda rng, lines: lines.__setitem__(
+            rng.choice([i for i, line in enumerate(lines) if line == "4"]), _first_line_number(rng).rstrip("\n")
+        ),
+        REFUSE,
+    ),
     "energy of": edit(
         "energy=",
         lambda rng: rng.choice(["energy=T ", "energy=nan ", 'energy="1 2" ', "energy=x ", "energy= "]) + "x=",

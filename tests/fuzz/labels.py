@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from fuzz import damage
 from fuzz.cases import EITHER, REFUSE, SAME, Target, Trial
-from fuzz.formats import metal, use
+from fuzz.formats import metal
 
 
 def _labels(rng: random.Random, folder: Path) -> Trial:
@@ -130,6 +130,8 @@ def _heard(path: Path) -> str:
     import logging
 
     from leignn_jax.errors import DataError
+    from leignn_jax.training.config import DataSettings
+    from leignn_jax.training.dataset import load_splits
 
     heard: list[str] = []
     handler = logging.Handler(logging.WARNING)
@@ -138,7 +140,7 @@ def _heard(path: Path) -> str:
     logger.addHandler(handler)
     logging.disable(logging.NOTSET)
     try:
-        use(path)
+        load_splits(DataSettings(train=path), 4.0)
     finally:
         logging.disable(logging.ERROR)
         logger.removeHandler(handler)

@@ -67,6 +67,8 @@ _POSITIVE = functools.partial(real, 0, open_low=True)
 _FRACTION = functools.partial(real, 0, 1)
 
 
+_ALLOWED = ("positions", "forces", "energy", "stress", "duplicates")
+
 # Written down anew, not taken from the package. Seeds of jax.random.key are of 32 bits or 64; those of NumPy not negative.
 TRAINING: dict[str, Kind] = {
     "recipe": name("default", "published"),
@@ -76,7 +78,9 @@ TRAINING: dict[str, Kind] = {
     "data.max_frames": maybe(count(1, [3])),
     "data.batch_size": count(1, [2]),
     "data.accumulate": count(1, [2]),
-    "data.allow_unusual": TRUTH,
+    "data.allow": Kind(
+        lambda x: isinstance(x, list) and all(isinstance(one, str) and one in _ALLOWED for one in x), [["forces"], []]
+    ),
     "data.units": maybe(name("eV/angstrom", "kcal/mol/angstrom", "hartree/bohr")),
     "loss.energy": name("l1", "l2", "huber"),
     "loss.forces": name("l1", "l2", "huber", "norm"),
@@ -176,6 +180,9 @@ def _as_number(value: Any) -> Any:
 
 def allowed(kind: Kind, value: Any, key: str = "") -> Expect | None:
     """None where a value is as it should be; else what is allowed of a use of it."""
+    # Seeds have ends that are the random generators' own.
+    if key.endswith("seed") and isinstance(value, int) and not isinstance(value, bool) and not 0 <= value < 2**32:
+        return ANYTHING
     if kind.fits(value):
         return ANYTHING if key in _HUGE and _real(value) and value > 1000 else None
     if (
@@ -188,10 +195,13 @@ def allowed(kind: Kind, value: Any, key: str = "") -> Expect | None:
         return ANYTHING
     if isinstance(value, str) and value and kind.fits(_as_number(value)):
         return ANYTHING
-    if key == "run.seed" and value == -1 and not isinstance(value, bool):
-        return ANYTHING
     # What one may say for true and false is YAML's and pydantic's matter.
     return ANYTHING if kind is TRUTH and value in (0, 1, "1", "yes", 1.0, "x"[:0]) and value != "" else REFUSE
+
+
+def _as_float(value: Any) -> Any:
+    """A whole number beyond 64 bits is a real one where it is right."""
+    return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -230,7 +240,7 @@ def _training_value(rng: random.Random, folder: Path) -> Trial:
     key = rng.choice(sorted(TRAINING))
     value = rng.choice([*STRANGE, *TRAINING[key].good])
     right = value
-    expect = allowed(TRAINING[key], value, key) or SAME.giving(right)
+    expect = allowed(TRAINING[key], value, key) or SAME.giving(_as_float(right))
     return Trial(lambda: _use_training(_nested(key, value), key=key), expect, what=f"{key}={value!r:.60}")
 
 
@@ -248,7 +258,7 @@ def _override(rng: random.Random, folder: Path) -> Trial:
         read = yaml.safe_load(text)
     except yaml.YAMLError:
         return Trial(lambda: _use_training({}, [f"{key}={text}"], key), REFUSE, what=f"{key}={text:.60}")
-    expect = allowed(TRAINING[key], read, key) or SAME.giving(read)
+    expect = allowed(TRAINING[key], read, key) or SAME.giving(_as_float(read))
     return Trial(lambda: _use_training({}, [f"{key}={text}"], key), expect, what=f"{key}={text:.60}")
 
 

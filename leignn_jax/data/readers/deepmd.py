@@ -23,6 +23,13 @@ def read_deepmd(path: Path) -> Iterator[ase.Atoms]:
         parts = sorted(folder.glob("set.*"))
         if not parts:
             raise FileFormatError(f"{folder}: has no folder set.000 of frames.")
+        files = [{file.name for file in part.glob("*.npy")} for part in parts]
+        for part, have in zip(parts, files, strict=True):
+            lost = sorted(set.union(*files) - have)
+            if lost:
+                raise FileFormatError(
+                    f"{part}: has no {lost[0]}, which other sets of {folder} have; is a file missing?"
+                )
         for part in parts:
             yield from _read_part(part, numbers, periodic)
 
@@ -37,6 +44,8 @@ def _numbers(types: Path, map_file: Path) -> np.ndarray:
     unknown = [s for s in symbols if s not in atomic_numbers or s == "X"]
     if unknown:
         raise FileFormatError(f"{map_file}: {unknown[0]!r} is not an element's symbol.")
+    if len(set(symbols)) < len(symbols):
+        raise FileFormatError(f"{map_file}: names an element twice; the numbers of type.raw need one each.")
     words = types.read_text(encoding="utf-8-sig").split()
     for atom, word in enumerate(words):
         if not (word.isascii() and word.isdigit() and int(word[:9]) < len(symbols)):

@@ -21,7 +21,7 @@ from leignn_jax.data.readers.jsons import read_json
 from leignn_jax.data.readers.md17 import read_md17
 from leignn_jax.data.readers.s2ef import read_s2ef
 from leignn_jax.data.readers.text import UNPACK
-from leignn_jax.data.readers.units import UNITS, convert
+from leignn_jax.data.readers.units import UNITS, convert, unit_factors
 from leignn_jax.errors import ConfigError, DataError, FileFormatError
 
 PICKLED = (".lmdb", ".pkl", ".pickle", ".pt", ".pth", ".p")
@@ -64,8 +64,7 @@ def iter_frames(path: str | os.PathLike, *, units: str | None = None, keys: Keys
         DataError: a file without frames. The last two come when the frame is reached.
     """
     path = check_path("path", path)
-    if units is not None and (not isinstance(units, str) or units not in UNITS):
-        raise ConfigError(f"units: {units!r} is not known. One of {list(UNITS)}.")
+    unit_factors(units)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")
     return _iter_checked(path, _reader(path), UNITS[units or _own_units(path)], keys)

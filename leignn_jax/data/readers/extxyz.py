@@ -95,7 +95,7 @@ def _atoms(block: Sequence[str]) -> ase.Atoms:
     cell, pbc = _cell_of_vectors(vectors) if vectors else _cell(info)
     said = info.pop("Properties", None)
     columns = parse_properties(_BARE if said is None else said)
-    fields = _fields(rows, columns, strict=said is not None)
+    fields = _fields(rows, columns, strict=said is not None or "Lattice" in comment)
     arrays = {column.name: _array(fields, column) for column in columns} if count else {}
     if not block[-1].endswith("\n") and not vectors and count:
         _check_end(fields, columns[-1])

@@ -6,7 +6,7 @@ import ase
 import numpy as np
 import numpy.typing as npt
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 from scipy.spatial import cKDTree
 
 from leignn_jax.data.labels import DEFAULT_KEYS
@@ -17,6 +17,8 @@ HEAVIEST = len(chemical_symbols) - 1
 _FARTHEST, _WIDEST, _MOST_MASS = 1e10, 1e6, 1e4
 # Å: no two nuclei are nearer at rest; or at all; most neighbours are nearer than the third.
 _NEAREST, _OVERLAP, _NEIGHBOUR = 0.65, 0.3, 3.5
+# Of the sum of covalent radii: no bond is shorter than the first; those of real structures are within the other two.
+_SQUEEZED, _SHORTEST_BOND, _LONGEST_BOND = 0.5, 0.7, 2.0
 
 
 def frame(numbers, positions, *, cell=None, pbc=None, energy=None, forces=None, stress=None, info=None) -> ase.Atoms:
@@ -41,6 +43,11 @@ def check_structure(atoms: ase.Atoms) -> None:
     _check_atoms("position", atoms.positions, (np.abs(atoms.positions) <= _FARTHEST).all(1), f"within {_FARTHEST:g} Å")
     if not (np.abs(np.asarray(atoms.cell)) <= _WIDEST).all():
         raise DataError(f"the cell is {np.asarray(atoms.cell).tolist()}, not finite or wider than {_WIDEST:g} Å.")
+    flat = np.flatnonzero(atoms.pbc & ~np.asarray(atoms.cell).any(axis=1))
+    if len(flat):
+        raise DataError(
+            f"it is periodic along vector {flat[0]} of the cell, which is zero. Give the cell, or say pbc=F."
+        )
     shapes = {"masses": (), "momenta": (3,), "initial_magmoms": None, "initial_charges": None}
     for name, row in shapes.items():
         array = atoms.arrays.get(name)
@@ -69,17 +76,38 @@ def _check_swapped(atoms: ase.Atoms) -> None:
     """Positions that overlap and sum to nothing, as forces do, beside forces that lie like atoms, are each other's."""
     results = {} if atoms.calc is None else atoms.calc.results
     forces = next((s[k] for k in DEFAULT_KEYS["forces"] for s in (results, atoms.arrays) if s.get(k) is not None), None)
-    if forces is None or len(atoms) < 2 or np.shape(forces) != (len(atoms), 3) or not np.isfinite(forces).all():
+    if forces is None or len(atoms) < 2 or np.shape(forces) != (len(atoms), 3) or not _are_finite(forces):
         return
+    forces = np.asarray(forces, np.float64)
     found = _nearest(atoms.positions).min()
+    squeezed = _bonds(atoms.positions, atoms.numbers).min() < _SQUEEZED
+    lying = _bonds(forces, atoms.numbers)
+    if squeezed and lying.min() > _SHORTEST_BOND and np.median(lying) < _LONGEST_BOND:
+        raise DataError(_swapped(found, _nearest(forces).min()))
     if found > _NEAREST or (found > _OVERLAP and not (_balanced(atoms.positions) and not _balanced(forces))):
         return
-    other = _nearest(np.asarray(forces))
+    other = _nearest(forces)
     if other.min() > _NEAREST and np.median(other) < _NEIGHBOUR:
-        raise DataError(
-            f"positions and forces look swapped: as positions are read, two atoms are {found:.2f} Å apart, while the forces "
-            f"lie like atoms, {other.min():.2f} and more apart. Are their columns named rightly?"
-        )
+        raise DataError(_swapped(found, other.min()))
+
+
+def _swapped(found: float, other: float) -> str:
+    return (
+        f"positions and forces look swapped: as positions are read, two atoms are {found:.2f} Å apart, while the forces "
+        f"lie like atoms, {other:.2f} and more apart. Are their columns named rightly?"
+    )
+
+
+def _are_finite(values: npt.ArrayLike) -> bool:
+    array = np.asarray(values)
+    return array.dtype.kind in "iuf" and bool((np.abs(array) < _FARTHEST).all())
+
+
+def _bonds(points: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Distance of each point ``[points, 3]`` to its nearest other, over the sum of the covalent radii of both."""
+    distances, others = cKDTree(points).query(points, k=2)
+    radii = covalent_radii[numbers]
+    return distances[:, 1] / (radii + radii[others[:, 1]])
 
 
 def _balanced(vectors: np.ndarray) -> bool:

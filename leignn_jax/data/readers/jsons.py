@@ -14,7 +14,7 @@ import ase.units
 import numpy as np
 from ase.data import atomic_numbers
 
-from leignn_jax.data.labels import numbers_of
+from leignn_jax.arguments import numbers_of
 from leignn_jax.data.readers.frames import frame
 from leignn_jax.errors import FileFormatError
 

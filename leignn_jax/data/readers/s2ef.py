@@ -16,7 +16,12 @@ from leignn_jax.errors import FileFormatError
 def read_s2ef(path: Path) -> Iterator[ase.Atoms]:
     """OC20 S2EF: the .txt beside each file names system, frame and reference energy, which is subtracted."""
     for file, table in _parts(path):
-        lines = [line.split(",") for line in "".join(read_lines(table)).split()]
+        text = "".join(read_lines(table))
+        if text and not text.endswith("\n"):
+            raise FileFormatError(
+                f"{table}: its last line has no end; is it cut short? Where it is whole, end the line."
+            )
+        lines = [line.split(",") for line in text.split()]
         for i, words in enumerate(lines):
             if len(words) != 3 or _reference(words[2]) is None:
                 raise FileFormatError(f"{table}: line {i + 1} is not of the form system,frame,energy.")

@@ -6,7 +6,9 @@ import ase
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from leignn_jax.data.labels import DEFAULT_KEYS, Keys, is_virial, numbers_of, places_of
+from leignn_jax.arguments import numbers_of, shown
+from leignn_jax.data.labels import DEFAULT_KEYS, Keys, is_virial, places_of
+from leignn_jax.errors import ConfigError
 
 KCAL_PER_MOL = 0.04336411531  # eV
 HARTREE = 27.211386245988  # eV
@@ -20,6 +22,13 @@ UNITS: dict[str, tuple[float, float]] = {
     "hartree/angstrom": (HARTREE, 1.0),
     "hartree/bohr": (HARTREE, BOHR),
 }
+
+
+def unit_factors(units: str | None) -> tuple[float, float]:
+    """The energy in eV and the length in Å of a key of ``UNITS``, eV and Å where there is none; ConfigError for another."""
+    if units is not None and (not isinstance(units, str) or units not in UNITS):
+        raise ConfigError(f"units: {shown(units)} is not known. One of {list(UNITS)}.")
+    return UNITS[units] if units is not None else (1.0, 1.0)
 
 
 def convert(atoms: ase.Atoms, energy: float, length: float, keys: Keys | None = None) -> ase.Atoms:
