@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from leignn_jax.analysis.rdf import PairCounter, RadialDistribution, rdf_mae
 from leignn_jax.analysis.trajectory import as_cells, as_frames, as_numbers, as_pbc, check_timestep
-from leignn_jax.arguments import check_mapping, check_number, numbers_of, shown
+from leignn_jax.arguments import check_number, numbers_of, shown
 from leignn_jax.errors import ConfigError, DataError, StructureError
 from leignn_jax.neighbors import check_structure, find_pairs
 
@@ -215,7 +215,9 @@ def distance_instability(
     pbc = as_pbc(pbc)
     timestep, tolerance = check_timestep(timestep), check_number("tolerance", tolerance, least=0.0, most=1.0)
     limits = np.zeros((len(chemical_symbols),) * 2)
-    for pair, distance in check_mapping("shortest", shortest).items():
+    if not isinstance(shortest, Mapping):
+        raise ConfigError(f"shortest must be distances by two elements, not {shown(shortest)}.")
+    for pair, distance in shortest.items():
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(symbol in chemical_symbols[1:] for symbol in pair)):
             raise ConfigError(f"shortest: {pair!r} is no pair of elements, such as ('H', 'O').")
         i, j = (chemical_symbols.index(symbol) for symbol in pair)

@@ -101,8 +101,9 @@ def pressure(stress: ArrayLike, velocities: ArrayLike, masses: ArrayLike, volume
         )
     if not (np.isfinite(volume) & (volume > 0)).all():
         raise DataError("The volume must be positive numbers of Å^3.")
-    if not np.isfinite(trace).all():
-        raise DataError(f"The stress of frame {np.flatnonzero(~np.isfinite(trace))[0]} is not finite.")
+    bad = np.flatnonzero(~np.isfinite(stress.reshape(len(stress), -1)).all(axis=1))
+    if len(bad):
+        raise DataError(f"The stress of frame {bad[0]} is not finite.")
     return 2 * kinetic / (3 * volume) - trace / 3
 
 

@@ -291,8 +291,18 @@ def stress_work_ratio(found: Works) -> Ratio | None:
     return robust_ratio(found.of_stress[mainly], (found.energy - work)[mainly], 0.15)
 
 
-def model_energy_ratio(sample: Sample, features: Sequence[Features], coefficients: np.ndarray) -> Ratio | None:
-    """Energies foretold from the forces over those labelled, both less a share per element."""
+def _steady(values: Sequence[np.ndarray]) -> bool:
+    """Whether models of the two halves of a set foretell the same, which forces need not determine."""
+    one, other = (x.ravel() for x in values)
+    size = np.linalg.norm(one), np.linalg.norm(other)
+    return bool(one @ other > 0.8 * size[0] * size[1] and 0.5 * size[0] < size[1] < 2 * size[0])
+
+
+def model_energy_ratio(
+    sample: Sample, features: Sequence[Features], coefficients: np.ndarray, halves: Sequence[np.ndarray]
+) -> Ratio | None:
+    """Energies foretold from the forces over those labelled, both less a share per element; None where models of two halves
+    of the set foretell others."""
     rows = [i for i, (_, labels) in enumerate(sample) if labels.energy is not None]
     elements = np.unique(np.concatenate([sample[i][0].numbers for i in rows])) if rows else np.zeros(0)
     if len(rows) < 8 + len(elements):
@@ -300,7 +310,6 @@ def model_energy_ratio(sample: Sample, features: Sequence[Features], coefficient
     atoms = np.array([len(sample[i][0]) for i in rows])
     shares = np.array([(sample[i][0].numbers[:, None] == elements).mean(0) for i in rows])
     labelled = np.array([sample[i][1].energy for i in rows], np.float64) / atoms
-    foretold = np.array([features[i].energy @ coefficients for i in rows]) / atoms
     rng = np.random.default_rng(0)
 
     def rest(values: np.ndarray) -> np.ndarray:
@@ -308,25 +317,41 @@ def model_energy_ratio(sample: Sample, features: Sequence[Features], coefficient
         return centered - shares @ np.linalg.lstsq(shares, centered, rcond=1e-8)[0]
 
     one, other = rng.integers(0, len(rows), (2, 4 * len(rows)))
-    labelled, foretold = rest(labelled), rest(foretold)
+
+    def foretell(model: np.ndarray) -> np.ndarray:
+        return rest(np.array([features[i].energy @ model for i in rows]) / atoms)
+
+    if not _steady([foretell(model) for model in halves]):
+        return None
+    labelled, foretold = rest(labelled), foretell(coefficients)
     ratio = robust_ratio(foretold[one] - foretold[other], labelled[one] - labelled[other], 0.8)
     return None if ratio is None else ratio._replace(count=len(rows) // 2)
 
 
-def model_stress_ratio(sample: Sample, features: Sequence[Features], coefficients: np.ndarray) -> Ratio | None:
-    """Stresses foretold from the forces over those labelled."""
-    foretold, labelled = [], []
-    for (atoms, labels), x in zip(sample, features, strict=True):
-        if labels.stress is not None and atoms.pbc.all():
-            foretold.append((x.virial @ coefficients) / abs(np.linalg.det(atoms.cell)))
-            labelled.append(labels.stress.ravel())
-    if len(labelled) < 4:
+def model_stress_ratio(
+    sample: Sample, features: Sequence[Features], coefficients: np.ndarray, halves: Sequence[np.ndarray]
+) -> Ratio | None:
+    """Stresses foretold from the forces over those labelled; None where models of two halves of the set foretell others."""
+    kept = [
+        (atoms, labels.stress.ravel(), x)
+        for (atoms, labels), x in zip(sample, features, strict=True)
+        if labels.stress is not None and atoms.pbc.all()
+    ]
+    if len(kept) < 4:
         return None
-    whole, real = np.array(foretold), np.array(labelled)
-    # A pressure is hard to foretell from forces, the rest of the stress is easier.
     diagonal = np.eye(3).ravel()
-    shear, real_shear = (x - np.outer(x @ diagonal, diagonal) / 3 for x in (whole, real))
-    found = [robust_ratio(a.ravel(), b.ravel(), 0.6) for a, b in ((whole, real), (shear, real_shear))]
+
+    def whole(model: np.ndarray) -> np.ndarray:
+        return np.array([(x.virial @ model) / abs(np.linalg.det(atoms.cell)) for atoms, _, x in kept])
+
+    def shear(stress: np.ndarray) -> np.ndarray:
+        return stress - np.outer(stress @ diagonal, diagonal) / 3
+
+    labelled = np.array([stress for _, stress, _ in kept])
+    # A pressure is hard to foretell from forces, the rest of the stress is easier.
+    parts = (lambda x: x, shear)
+    steady = [part for part in parts if _steady([part(whole(model)) for model in halves])]
+    found = [robust_ratio(part(whole(coefficients)).ravel(), part(labelled).ravel(), 0.6) for part in steady]
     clear = [ratio for ratio in found if ratio is not None]
     return min(clear, key=lambda one: one.sigma)._replace(count=len(labelled) // 2) if clear else None
 

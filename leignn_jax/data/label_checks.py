@@ -43,6 +43,7 @@ from leignn_jax.data.units import Evidence, explain
 _FIT_ATOMS, _FIT_FRAMES = 8_000, 150
 _PAIR_ATOMS, _PAIR_FRAMES = 40_000, 400
 _MATRIX = 4e6  # atoms times coefficients that matrices are made for
+_FEWEST = 16  # frames, of which a model may learn
 _AGREES = 0.6  # the cosine of forces with a model that may speak
 
 
@@ -95,7 +96,7 @@ def examine(get: Get, table: FrameTable) -> Examined:
 def _model(sample: Sample, scale: float) -> tuple[ForceModel | None, list[Evidence]]:
     """A model of the forces, where one goes with them, and what it says of energies and stresses."""
     chosen = [(atoms, labels) for atoms, labels in sample if labels.forces is not None]
-    if not any(np.any(labels.forces) for _, labels in chosen):
+    if len(chosen) < _FEWEST or not any(np.any(labels.forces) for _, labels in chosen):
         return None, []
     basis = make_basis([atoms for atoms, _ in chosen], 5.0 * scale)
     chosen = chosen[:: max(1, round(basis.size * sum(len(atoms) for atoms, _ in chosen) / _MATRIX))]
@@ -103,22 +104,36 @@ def _model(sample: Sample, scale: float) -> tuple[ForceModel | None, list[Eviden
         return None, []
     matrices: list[Features] = [features(atoms, basis) for atoms, _ in chosen]
     forces = [labels.forces for _, labels in chosen if labels.forces is not None]
-    coefficients = fit_forces(matrices, forces)
+    # Each half of the frames, two neighbours at a time, is foretold by the model of the other.
+    half = np.arange(len(chosen)) // 2 % 2
+    if min(sum(f.size for f, h in zip(forces, half, strict=True) if h == side) for side in (0, 1)) < basis.size:
+        return None, []
+    halves = [
+        fit_forces(*zip(*((x, f) for x, f, h in zip(matrices, forces, half, strict=True) if h == side), strict=True))
+        for side in (0, 1)
+    ]
     sizes = np.array([np.mean(f**2) for f in forces])
     # Forces of frames at rest are noise.
     moving = sizes > 0.01 * np.mean(sizes[sizes <= np.quantile(sizes, 0.95)])
     cosines = [
-        force_cosine(x.forces @ coefficients, f.ravel())
-        for x, f, moves in zip(matrices, forces, moving, strict=True)
+        force_cosine(x.forces @ halves[1 - h], f.ravel())
+        for x, f, h, moves in zip(matrices, forces, half, moving, strict=True)
         if moves
     ]
     if float(np.median([c for c in cosines if np.isfinite(c)] or [0.0])) < _AGREES:
         return None, []
-    energy = model_energy_ratio(chosen, matrices, coefficients)
-    stress = model_stress_ratio(chosen, matrices, coefficients)
+    coefficients = fit_forces(matrices, forces)
+    energy = model_energy_ratio(chosen, matrices, coefficients, halves)
+    stress = model_stress_ratio(chosen, matrices, coefficients, halves)
     return ForceModel(basis, coefficients), [
-        *_evidence("energies from forces", energy, forces=1, positions=1, energy=-1),
-        *_evidence("stress from forces", stress, forces=1, positions=-2, stress=-1),
+        *(
+            e._replace(by_model=True)
+            for e in _evidence("energies from forces", energy, forces=1, positions=1, energy=-1)
+        ),
+        *(
+            e._replace(by_model=True)
+            for e in _evidence("stress from forces", stress, forces=1, positions=-2, stress=-1)
+        ),
     ]
 
 

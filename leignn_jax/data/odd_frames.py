@@ -119,7 +119,9 @@ def odd_forces(
     middle = float(np.median(np.log(ratio)))
     spread = 1.48 * float(np.median(np.abs(np.log(ratio) - middle)))
     off = np.log(ratio) - middle
-    other_size = (np.abs(cosine) > low) & (np.abs(off) > max(np.log(7.0), 8 * spread))
+    # Small forces that go against the model are those of a frame near rest, of which the model knows too little.
+    resting = (off < 0) & (cosine < 0)
+    other_size = ~resting & (np.abs(cosine) > low) & (np.abs(off) > max(np.log(7.0), 8 * spread))
     flipped = (cosine < -low) & (np.abs(off) < np.log(2.0))
     found = []
     for rows_of, sign in ((other_size, None), (flipped, -1.0)):

@@ -129,6 +129,7 @@ def _sortable(prints: np.ndarray) -> np.ndarray:
 
 # Beyond these a label is of another unit or of a calculation gone wrong: no chemistry that a potential is trained on
 # has forces of this size on average.
+_MANY = 50  # frames, among which one may be called strange for certain
 _FORCES_RMS = 40.0  # eV/Å
 _ENERGY_SPREAD = 20.0  # eV/atom
 _FORCES_RATIO = 30.0  # of a frame's force RMS to nearly all others', and of one set's to another's
@@ -199,7 +200,8 @@ def find_extremes(table: FrameTable) -> list[Finding]:
     for label in dict.fromkeys(one.label for one in outliers):
         mine = [one for one in outliers if one.label == label]
         frames = tuple(one.frame for one in mine)
-        found.append(Finding(label, f"{label} unlike the other frames'", mine[0].reason, None, frames, True))
+        many = len(table.kind) >= _MANY
+        found.append(Finding(label, f"{label} unlike the other frames'", mine[0].reason, None, frames, many))
     rms = table.forces_rms()
     if rms is not None and rms > _FORCES_RMS and not found:
         found.append(Finding("forces", "forces are too large", f"their RMS is {rms:.4g} eV/Å", None, (), True))

@@ -34,6 +34,8 @@ _STRESS = {"GPa": 160.2177, "kbar": 1602.177, "bar": 1602177.0, "hartree/bohr³"
 _TENS = (10.0, 0.1, 100.0, 0.01)
 # In squares of standard deviations: what an explanation must gain to be worth a word, and to be taken for certain.
 SUSPECT, CERTAIN = 8.0, 25.0
+# What a model of the forces foretells may be suspicious by itself, and certain with other evidence only.
+_MODEL = 20.0
 _KNOWN, _TWICE, _ROUND = 3.0, 4.0, 5.0  # price of a factor: a unit, its inverse, a power of ten
 
 
@@ -46,11 +48,15 @@ class Change(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """A ratio, the powers of the labels' factors in it, and what it is in words."""
+    """A ratio, the powers of the labels' factors in it, and what it is in words.
+
+    by_model: it is what a model fitted to the forces foretells of another label; all such stand or fall together.
+    """
 
     words: str
     ratio: Ratio
     powers: Mapping[str, int]
+    by_model: bool = False
 
 
 class Verdict(NamedTuple):
@@ -59,16 +65,18 @@ class Verdict(NamedTuple):
     changes: of labels, none where nothing is wrong.
     others: changes of the same labels nearly as good.
     gain: how much better than changing nothing, in squares of standard deviations.
+    left: what disagrees with it still.
     """
 
     changes: tuple[Change, ...]
     others: tuple[Change, ...]
     gain: float
+    left: float
 
     @property
     def certain(self) -> bool:
-        """Whether no chemistry explains the evidence without a change."""
-        return self.gain > CERTAIN
+        """Whether no chemistry explains the evidence without a change, and the change explains all of it."""
+        return self.gain > CERTAIN and self.left < SUSPECT
 
 
 def candidates(label: str, volume: float | None, atoms: float) -> list[tuple[Change, float]]:
@@ -96,18 +104,20 @@ def explain(evidence: Sequence[Evidence], volume: float | None, atoms: float) ->
         volume, atoms: Å^3 and atoms of a typical frame.
     """
     if not evidence:
-        return Verdict((), (), 0.0)
+        return Verdict((), (), 0.0, 0.0)
     value = np.array([np.log(abs(e.ratio.value)) for e in evidence])
     sign = np.array([e.ratio.value < 0 for e in evidence])
     # As good as the chance that so many signs agree by accident.
     wrong = np.array([min(60.0, 2 * np.log(2) * e.ratio.count) for e in evidence])
     sigma = np.array([e.ratio.sigma for e in evidence])
+    by_model = np.array([e.by_model for e in evidence])
     powers = {label: np.array([e.powers.get(label, 0) for e in evidence]) for label in LABELS}
 
     def cost(changes: Sequence[Change]) -> float:
         shift = sum((powers[c.label] * np.log(abs(c.factor)) for c in changes), np.zeros(len(value)))
         flipped = sum(((powers[c.label] % 2) * (c.factor < 0) for c in changes), np.zeros(len(value), int)) % 2 == 1
-        return float(np.sum(((value - shift) / sigma) ** 2) + wrong[sign != flipped].sum())
+        off = ((value - shift) / sigma) ** 2 + np.where(sign != flipped, wrong, 0.0)
+        return float(off[~by_model].sum() + min(off[by_model].sum(), _MODEL))
 
     spoken = [label for label in LABELS if powers[label].any()]
     of = {label: candidates(label, volume, atoms) for label in spoken}
@@ -122,6 +132,6 @@ def explain(evidence: Sequence[Evidence], volume: float | None, atoms: float) ->
     best, changes = min(tried, key=lambda t: t[0])
     gain = nothing - best
     if gain < SUSPECT:
-        return Verdict((), (), 0.0)
+        return Verdict((), (), 0.0, nothing)
     others = [c for t, cs in tried if len(cs) == 1 and cs != changes and t < best + SUSPECT for c in cs]
-    return Verdict(changes, tuple(others), gain)
+    return Verdict(changes, tuple(others), gain, cost(changes))

@@ -119,10 +119,9 @@ def _convert(weights: dict[str, np.ndarray], config: LEIGNNConfig, path: Path) -
 
     def split(name, count, bias=True):
         for kind in ("weight", "bias")[: 1 + bias]:
-            if len(w(f"{name}.{kind}")) != count * f:
-                raise FileFormatError(
-                    f"{path}: {name}.{kind} has {len(w(f'{name}.{kind}'))} rows, {count} times {f} features are needed."
-                )
+            if w(f"{name}.{kind}").shape[:1] != (count * f,):
+                shape = w(f"{name}.{kind}").shape
+                raise FileFormatError(f"{path}: {name}.{kind} has shape {shape}, {count} times {f} rows are needed.")
         return [dense(name, slice(k * f, (k + 1) * f), bias=bias) for k in range(count)]
 
     def halves(name):

@@ -128,9 +128,6 @@ def read_layout(path: Path) -> Layout:
         if periodic is None:
             # Written by a version before checksums.
             periodic = [{"periodic": True, "none": False}[b] for b in everything["box"].attrs["boundary"]]
-        walls = [{b"periodic": True, b"none": False}.get(np.bytes_(b), b) for b in everything["box"].attrs["boundary"]]
-        if walls != [bool(p) for p in periodic]:
-            raise FileFormatError(f"{path}: damaged: the boundary of its box and its periodic directions differ.")
         system = System(everything["species"][()], everything["mass"][()], np.array(periodic, bool))
         dtypes = {name: file[place].dtype for name, place in _places().items() if place in file}
         listed = own["parts"].asstr()[()] if "parts" in own else None

@@ -54,7 +54,7 @@ class Checkpoints:
         )
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self._release()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TrainingError(

@@ -150,8 +150,11 @@ def difference(found: Any, right: Any, tolerance: float, place: str = "") -> str
             )
         pairs = enumerate(zip(found, right, strict=True))
         return next((d for i, (a, b) in pairs if (d := difference(a, b, tolerance, f"{place}[{i}]"))), None)
-    if type(right) is int and type(found) is int:
-        return None if found == right else f"{place}: {found} instead of {right}"
+    if type(right) in (int, float) and type(found) in (int, float):
+        near = (
+            found == right or abs(found - right) <= tolerance * (1 + abs(right)) or (found != found and right != right)
+        )
+        return None if near else f"{place}: {found} instead of {right}"
     if right is None or isinstance(right, str | bool):
         return None if found is right or (type(found) is type(right) and found == right) else f"{place}: {found!r:.80}"
     try:

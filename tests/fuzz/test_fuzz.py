@@ -17,8 +17,6 @@ def assert_all_good(count: int, workers: int) -> None:
     assert not bad, f"{len(bad)} of {len(cases)} cases (FUZZ_SEED={seed}):\n" + "\n".join(bad)
 
 
-# With the slow ones until none is left: see experiments/fuzz.
-@pytest.mark.slow
 def test_five_hundred_cases():
     assert_all_good(500, workers=1)
 

@@ -113,7 +113,8 @@ _TRAJECTORY: dict[str, Change] = {
         lambda rng, f: f[f"{_P}/box"].attrs.update(
             boundary=rng.choice(["x", 3, ["periodic"], ["periodic", "none", "x"], [1, 2, 3]])
         ),
-        REFUSE,
+        # For other programs; what is read is kept beside it, under a checksum.
+        SAME,
     ),
     "format": _h5(
         lambda rng, f: f["leignn_jax"].attrs.update(format=rng.choice(["x", 3, "leignn_jax.trajectory/99"])), REFUSE

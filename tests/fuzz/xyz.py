@@ -28,7 +28,11 @@ def read_strictly(content: bytes) -> list[dict[str, Any]]:
     if any(ord(c) < 32 and c != "\n" for c in text):
         raise NotExtendedXYZ("control characters")
     if text and not text.endswith("\n"):
-        raise NotExtendedXYZ("cut short")
+        # Whole where all but the end of the line is there: the last number has as many digits as that above it.
+        ends = [line.split(" ")[-1].partition(".")[2] for line in text.split("\n")[-2:]]
+        if len(ends) < 2 or len(ends[0]) != len(ends[1]):
+            raise NotExtendedXYZ("cut short")
+        text += "\n"
     lines = text.split("\n")[:-1]
     frames, at = [], 0
     while at < len(lines):
@@ -58,7 +62,11 @@ def _frame(comment: str, rows: list[str]) -> dict[str, Any]:
     first = 0
     for name, kind, size in columns:
         part = [row[first : first + size] for row in cells]
-        found[name] = np.array([[_number(x) for x in row] for row in part]) if kind == "R" else part
+        found[name] = (
+            np.array([[_number(x, 1e10 if name == "pos" else _LARGEST) for x in row] for row in part])
+            if kind == "R"
+            else part
+        )
         first += size
     if "species" not in found or "pos" not in found:
         raise NotExtendedXYZ("no species or positions")
@@ -77,9 +85,9 @@ def _frame(comment: str, rows: list[str]) -> dict[str, Any]:
         "positions": found["pos"],
         "cell": cell,
         "pbc": np.array(pbc),
-        "energy": float(_numbers(items["energy"], 1)[0]) if "energy" in items else None,
+        "energy": float(_numbers(items["energy"], 1, 1e8)[0]) if "energy" in items else None,
         "forces": found.get("forces"),
-        "stress": _numbers(items["stress"], 9).reshape(3, 3).T if "stress" in items else None,
+        "stress": _stress(items["stress"]) if "stress" in items else None,
     }
 
 
@@ -115,14 +123,22 @@ def _columns(text: str) -> list[tuple[str, str, int]]:
     return columns
 
 
-def _number(text: str) -> float:
-    if not _NUMBER.fullmatch(text) or not abs(float(text)) < _LARGEST:
+def _stress(text: str) -> np.ndarray:
+    """Nine numbers, or six in ASE's order."""
+    if len(text.split()) == 6:
+        xx, yy, zz, yz, xz, xy = _numbers(text, 6)
+        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    return _numbers(text, 9).reshape(3, 3).T
+
+
+def _number(text: str, largest: float = _LARGEST) -> float:
+    if not _NUMBER.fullmatch(text) or not abs(float(text)) < largest:
         raise NotExtendedXYZ(f"no number: {text!r}")
     return float(text)
 
 
-def _numbers(text: str, count: int) -> np.ndarray:
-    found = [_number(part) for part in text.split(" ") if part]
+def _numbers(text: str, count: int, largest: float = _LARGEST) -> np.ndarray:
+    found = [_number(part, largest) for part in text.split(" ") if part]
     if len(found) != count:
         raise NotExtendedXYZ("numbers")
     return np.array(found)
