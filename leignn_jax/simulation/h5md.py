@@ -139,7 +139,7 @@ def read_layout(path: Path) -> Layout:
         said = own.attrs.get("sha256")
         if said is not None and said != header_hash(*system, listed or "").encode():
             raise FileFormatError(f"{path}: damaged: species, masses, boundary or parts are not what was written.")
-        problem = wrong_system(*system) or wrong_layout(parts, dtypes)
+        problem = wrong_system(*system) or wrong_layout(parts, dtypes, bool(system.pbc.any()))
         if problem is not None:
             raise FileFormatError(f"{path}: {problem}. It is damaged, or not written by leignn_jax.")
     return Layout(path, system, parts, dtypes)

@@ -68,9 +68,10 @@ def wrong_cells(cell: np.ndarray, pbc: np.ndarray) -> str | None:
     return f"the cell of frame {bad[0]} is {cell[bad[0]].tolist()}" if len(bad) > 0 else None
 
 
-def wrong_layout(parts: Sequence[Any], dtypes: Mapping[str, np.dtype]) -> str | None:
-    """What no writer of ours says of a file: its parts (file, frames, total) and the dtype of each field."""
-    for name in ("step", "time", "positions", "cell"):
+def wrong_layout(parts: Sequence[Any], dtypes: Mapping[str, np.dtype], periodic: bool) -> str | None:
+    """What no writer of ours says of a file: its parts (file, frames, total), the dtype of each field, and whether
+    the system needs a cell."""
+    for name in ("step", "time", "positions", *(["cell"] if periodic else [])):
         if name not in dtypes:
             return f"it has no {name}"
     for name, dtype in dtypes.items():

@@ -89,7 +89,9 @@ class Trajectory:
     @cached_property
     def cell(self) -> np.ndarray:
         """Lattice vectors as rows, Å [frames, 3, 3]; zeros where there is no cell."""
-        cell = self._need("cell")
+        cell = self._read("cell")
+        if cell is None:
+            return np.zeros((len(self), 3, 3))
         problem = wrong_cells(cell, self.pbc)
         if problem is not None:
             raise FileFormatError(f"{self.path}: {problem}. It is damaged, or not written by leignn_jax.")
