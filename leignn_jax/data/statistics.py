@@ -200,7 +200,9 @@ def find_extremes(table: FrameTable) -> list[Finding]:
     for label in dict.fromkeys(one.label for one in outliers):
         mine = [one for one in outliers if one.label == label]
         frames = tuple(one.frame for one in mine)
-        many = len(table.kind) >= _MANY
+        # Of few frames, one may be the only one that is not at rest.
+        strong = np.sqrt(table.forces_square[list(frames)] / (3 * table.atoms[list(frames)]))
+        many = len(table.kind) >= _MANY or (label == "forces" and bool((strong > _FORCES_RMS).any()))
         found.append(Finding(label, f"{label} unlike the other frames'", mine[0].reason, None, frames, many))
     rms = table.forces_rms()
     if rms is not None and rms > _FORCES_RMS and not found:
