@@ -54,7 +54,7 @@ def force_distribution(forces: ArrayLike, *, f_max: float | None = None, bins: i
     largest = float(magnitudes.max())
     if f_max is None:
         f_max = largest * (1 + 1e-9) or 1.0
-    f_max = check_number("f_max, in eV/Å,", f_max, positive=True)
+    f_max = check_number("f_max", f_max, positive=True)
     edges = np.linspace(0.0, f_max, check_whole("bins", bins, 1, MOST_BINS) + 1)
     density = np.histogram(magnitudes, edges)[0] / (len(magnitudes) * np.diff(edges))
     rms = float(np.sqrt(np.mean(magnitudes**2)))

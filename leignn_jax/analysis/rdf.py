@@ -197,7 +197,7 @@ class PairCounter:
         self.edges = _edges(r_max, bins)
         self._pbc = as_pbc(pbc)
         self._shells = 4 / 3 * np.pi * np.diff(self.edges**3)
-        self._volume = None if volume is None else check_number("volume, in Å^3,", volume, positive=True)
+        self._volume = None if volume is None else check_number("volume", volume, positive=True)
 
     def count(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Ordered pairs (first element, second element) of one frame, ``[kinds, bins]``."""
@@ -230,7 +230,7 @@ class PairCounter:
 
 
 def _edges(r_max: float, bins: int) -> np.ndarray:
-    r_max = check_number("r_max, in Å,", r_max, positive=True)
+    r_max = check_number("r_max", r_max, positive=True)
     return np.linspace(0.0, r_max, check_whole("bins", bins, 1, MOST_BINS) + 1)
 
 

@@ -82,7 +82,7 @@ def vibrational_density_of_states(
     padding = check_whole("padding", padding, 1, _MOST_PADDING)
     integral = 3 * atoms if integral is None else check_number("integral", integral, positive=True)
     if max_lag is not None:
-        check_number("max_lag", max_lag, least=0.0, most=timestep * frames)
+        check_number("max_lag", max_lag, least=0.0)
     lags = frames // 2 if max_lag is None else int(np.floor(max_lag / timestep * (1 + 1e-9))) + 1
     if not 2 <= lags <= frames:
         raise ConfigError(

@@ -95,8 +95,8 @@ def rdf_instability(
             f"The trajectory has the element pairs {_names(pairs)}, the reference {_names(reference.pairs)}: give the "
             "reference of this system."
         )
-    timestep, threshold = check_timestep(timestep), check_number("threshold, in Å,", threshold, positive=True)
-    window = check_number("window, in fs,", window, positive=True)
+    timestep, threshold = check_timestep(timestep), check_number("threshold", threshold, positive=True)
+    window = check_number("window", window, positive=True)
     length = max(1, round(window / timestep))
     if frames < length:
         raise DataError(
@@ -158,7 +158,7 @@ def bond_instability(
     numbers = as_numbers(numbers, reference.shape[1])
     if positions.shape[1:] != reference.shape[1:]:
         raise DataError(f"The trajectory has {positions.shape[1]} atoms, the reference {reference.shape[1]}.")
-    timestep, threshold = check_timestep(timestep), check_number("threshold, in Å,", threshold, positive=True)
+    timestep, threshold = check_timestep(timestep), check_number("threshold", threshold, positive=True)
     bonds = find_bonds(reference[0], numbers, slack=slack)
     if not len(bonds):
         raise DataError("The reference has no bonds: is it a molecule, and are its positions in Å?")
@@ -213,7 +213,9 @@ def distance_instability(
     cells = as_cells(cell, len(positions))
     numbers = as_numbers(numbers, positions.shape[1])
     pbc = as_pbc(pbc)
-    timestep, tolerance = check_timestep(timestep), check_number("tolerance", tolerance, least=0.0, most=1.0)
+    timestep, tolerance = check_timestep(timestep), check_number("tolerance", tolerance, least=0.0)
+    if tolerance >= 1:
+        raise ConfigError(f"tolerance is a part of the shortest distance, below 1, not {tolerance:g}.")
     limits = np.zeros((len(chemical_symbols),) * 2)
     if not isinstance(shortest, Mapping):
         raise ConfigError(f"shortest must be distances by two elements, not {shown(shortest)}.")
@@ -221,7 +223,7 @@ def distance_instability(
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(symbol in chemical_symbols[1:] for symbol in pair)):
             raise ConfigError(f"shortest: {pair!r} is no pair of elements, such as ('H', 'O').")
         i, j = (chemical_symbols.index(symbol) for symbol in pair)
-        distance = check_number(f"shortest of {pair[0]}-{pair[1]}, in Å,", distance, positive=True)
+        distance = check_number(f"shortest of {pair[0]}-{pair[1]}", distance, positive=True)
         limits[i, j] = limits[j, i] = (1 - tolerance) * distance
     check_structure(positions[0], cells[0], pbc)
     for frame, (here, box) in enumerate(zip(positions, cells, strict=True)):
@@ -252,7 +254,7 @@ def find_bonds(positions: ArrayLike, numbers: ArrayLike, *, slack: float = 0.6) 
         numbers: ``[atoms]`` atomic numbers.
         slack: Å.
     """
-    slack = check_number("slack, in Å,", slack, least=0.0)
+    slack = check_number("slack", slack, least=0.0)
     positions = numbers_of(positions, "The positions")
     radii = covalent_radii[as_numbers(numbers, len(positions))]
     pairs = find_pairs(positions, np.zeros((3, 3)), np.zeros(3, bool), float(2 * radii.max() + slack))

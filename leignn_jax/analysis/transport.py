@@ -199,7 +199,7 @@ def green_kubo_diffusivity(
         velocities = without_drift(velocities, as_masses(masses, len(numbers), numbers))
     velocities = _selected(velocities, numbers, element)
     dimensions, blocks = check_whole("dimensions", dimensions, 1, 3), check_whole("blocks", blocks, 1)
-    window = (0.0, check_number("cutoff, in fs,", cutoff, positive=True))
+    window = (0.0, check_number("cutoff", cutoff, positive=True))
     _, last = _window(window, timestep, len(velocities) // blocks, blocks)
 
     def integral(part):

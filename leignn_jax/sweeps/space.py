@@ -34,7 +34,9 @@ class Range(BaseModel):
         given = [x for x in (self.uniform, self.log_uniform, self.integers) if x is not None]
         if len(given) != 1 or not given[0][0] < given[0][1]:
             raise ConfigError(f"space.{name}: give one of uniform, log_uniform, integers as [low, high], low < high.")
-        if not all(_SMALLEST <= abs(x) <= _LARGEST or (x == 0 and self.log_uniform is None) for x in given[0]):
+        if self.log_uniform is not None and self.log_uniform[0] <= 0:
+            raise ConfigError(f"space.{name}: log_uniform needs positive numbers, not {self.log_uniform[0]}.")
+        if not all(_SMALLEST <= abs(x) <= _LARGEST or x == 0 for x in given[0]):
             raise ConfigError(
                 f"space.{name}: {list(given[0])} are not within {_SMALLEST:g} and {_LARGEST:g}, where single precision and "
                 "whole numbers end."
@@ -43,8 +45,6 @@ class Range(BaseModel):
             return int(rng.integers(self.integers[0], self.integers[1], endpoint=True))
         low, high = given[0]
         if self.log_uniform is not None:
-            if low <= 0:
-                raise ConfigError(f"space.{name}: log_uniform needs positive numbers, not {low}.")
             return float(math.exp(rng.uniform(math.log(low), math.log(high))))
         return float(rng.uniform(low, high))
 

@@ -91,7 +91,7 @@ def test_what_is_refused(crystal):
     atoms, positions, reference = crystal
     with pytest.raises(DataError, match="shorter than the window of 20 frames"):
         judge(crystal, positions[:10], threshold=1.0)
-    with pytest.raises(ConfigError, match="must be positive"):
+    with pytest.raises(ConfigError, match="must be a positive number"):
         judge(crystal, positions, threshold=-1.0)
     with pytest.raises(DataError, match="Na-Na, Na-Cl, Cl-Cl"):
         rdf_instability(positions, [3] * 8, atoms.cell.array, True, STEP, reference, threshold=1.0)
@@ -141,7 +141,7 @@ def test_a_molecule_that_explodes():
         bond_instability(positions * 20, atoms.numbers, 1.0, atoms.positions * 20)
     with pytest.raises(DataError, match="has 2 atoms, the reference 3"):
         bond_instability(positions[:, :2], atoms.numbers, 1.0, atoms.positions)
-    with pytest.raises(ConfigError, match="must be positive"):
+    with pytest.raises(ConfigError, match="must be a positive number"):
         bond_instability(positions, atoms.numbers, 1.0, atoms.positions, threshold=0.0)
 
 

@@ -61,7 +61,7 @@ def test_constants_and_short_series():
     assert statistical_inefficiency(np.full(1000, 0.1)) == 1.0
     assert block_average([2.5] * 9, 3).error == 0
     assert block_average(np.arange(7.0), 3).value == np.mean(np.arange(1, 7))
-    with pytest.raises(DataError, match="two frames or more"):
+    with pytest.raises(DataError, match="2 frames or more"):
         mean_with_error([1.0])
     with pytest.raises(DataError, match="Frame 2 of the series is not finite"):
         mean_with_error([1.0, 2.0, np.nan])

@@ -70,9 +70,9 @@ def test_drift_of_a_line_is_exact():
     assert found.error < 1e-6
     flat = energy_drift(np.full(10, 7.1), 5, 1.0)
     assert (flat.drift, flat.fluctuation) == pytest.approx((0.0, 0.0), abs=1e-9)
-    with pytest.raises(DataError, match="three frames"):
+    with pytest.raises(DataError, match="3 frames or more"):
         energy_drift([1.0, 2.0], 1, 1.0)
-    with pytest.raises(DataError, match="energy of frame 1 is not finite"):
+    with pytest.raises(DataError, match="Frame 1 of the energy is not finite"):
         energy_drift([1.0, np.inf, 2.0], 1, 1.0)
 
 

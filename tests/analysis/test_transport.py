@@ -130,7 +130,7 @@ def test_what_is_refused():
         diffusivity(positions, [1, 1], 1.0, window=(1, 5))
     with pytest.raises(ConfigError, match="fewer than two lags"):
         diffusivity(positions, [1, 1], 1.0, window=(3, 3), blocks=1)
-    with pytest.raises(ConfigError, match="blocks must be 1 or more"):
+    with pytest.raises(ConfigError, match="blocks must be a whole number of at least 1"):
         diffusivity(positions, [1, 1], 1.0, window=(1, 3), blocks=0)
     with pytest.raises(ElementError, match="no 'Li'"):
         diffusivity(positions, [1, 1], 1.0, window=(1, 3), element="Li", blocks=1)
