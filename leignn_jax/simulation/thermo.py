@@ -159,6 +159,8 @@ def _parse(path: Path, lines: list[str]) -> dict[str, np.ndarray]:
     columns = lines[0].split(",")
     if columns[0] != "step":
         raise FileFormatError(f"{path}: not a log of leignn_jax: its first column is {columns[0]!r}, not 'step'.")
+    if not lines[0].isascii() or not lines[0].isprintable():
+        raise FileFormatError(f"{path}: its first line, {lines[0][:80]!r}, holds what is in no column's name. Edited?")
     if len(set(columns)) != len(columns):
         raise FileFormatError(f"{path}: two of its columns have one name ({lines[0][:200]}). Edited?")
     rows = [line.split(",") for line in lines[1:]]

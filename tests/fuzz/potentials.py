@@ -227,13 +227,18 @@ def _weights(change: Callable[[random.Random, dict[str, np.ndarray]], Any]) -> C
     return changed
 
 
-def _one_of(rng: random.Random, arrays: dict[str, np.ndarray]) -> str:
+def _one_of(rng: random.Random, arrays: dict[str, Any]) -> str:
     return rng.choice([k for k in sorted(arrays) if "offset" not in k])
 
 
 _SAFETENSORS: dict[str, Change] = {
     "weight missing": _weights(lambda rng, a: a.pop(_one_of(rng, a))),
-    "weight of another shape": _weights(lambda rng, a: a.update({(k := _one_of(rng, a)): np.repeat(a[k], 2, axis=0)})),
+    # Other rows of the embedding are other elements.
+    "weight of another shape": _weights(
+        lambda rng, a: a.update(
+            {(k := _one_of(rng, {n: 0 for n in a if "atom_emb" not in n})): np.repeat(a[k], 2, axis=0)}
+        )
+    ),
     "weight without axes": _weights(lambda rng, a: a.update({_one_of(rng, a): np.zeros((), np.float32)})),
     "weight not finite": _weights(lambda rng, a: a.update({(k := _one_of(rng, a)): a[k] * np.nan})),
     "layers without end": _weights(

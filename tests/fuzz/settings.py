@@ -75,7 +75,7 @@ TRAINING: dict[str, Kind] = {
     "data.validation_fraction": real(0, 1, open_low=True, open_high=True, good=[0.1, 0.5]),
     "data.split_seed": count(0, [0, 5]),
     "data.order_seed": count(0, [0, 5]),
-    "data.max_frames": maybe(count(1, [3])),
+    "data.max_frames": maybe(count(2, [3])),
     "data.batch_size": count(1, [2]),
     "data.accumulate": count(1, [2]),
     "data.allow": Kind(
