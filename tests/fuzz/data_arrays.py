@@ -295,7 +295,7 @@ def _read_s2ef_again(path: Path) -> Numbers:
     for number in ("0", "1"):
         frames = read_strictly(lzma.decompress((path / f"{number}.extxyz.xz").read_bytes()))
         table = (path / f"{number}.txt").read_bytes()
-        lines = [re.fullmatch(rb"[^,\n]+,[^,\n]+,(-?\d+\.?\d*)", line) for line in table.split(b"\n")[:-1]]
+        lines = [re.fullmatch(rb"[^,\n]+,[^,\n]+,(-?\d+\.?\d*)", line) for line in table.split(b"\n")[:-1] if line]
         if not table.endswith(b"\n") or len(lines) != len(frames) or None in lines:
             raise NotExtendedXYZ("table")
         for one, line in zip(frames, lines, strict=True):
