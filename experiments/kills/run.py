@@ -186,10 +186,10 @@ def without_times(path: Path) -> list[dict[str, str]]:
 
 
 def unmeasured(values: Any) -> Any:
-    """A nest of results without what is measured in seconds."""
+    """A nest of results without what is measured by a clock."""
     if not isinstance(values, dict):
         return values
-    return {k: unmeasured(v) for k, v in values.items() if "second" not in k and k != "ns_per_day"}
+    return {k: unmeasured(v) for k, v in values.items() if "second" not in k and k not in ("ns_per_day", "waiting_fraction")}
 
 
 def leftovers(folder: Path) -> list[str]:
