@@ -185,11 +185,15 @@ def without_times(path: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if "second" not in k and "time" not in k} for row in csv.DictReader(file)]
 
 
+# What a process did since it began: one that is killed after its last epoch compiles nothing when it is started again.
+OF_PROCESS = ("ns_per_day", "waiting_fraction", "compiles", "scratch_mib")
+
+
 def unmeasured(values: Any) -> Any:
-    """A nest of results without what is measured by a clock."""
+    """A nest of results without seconds and what else is told of the process and not of what it made."""
     if not isinstance(values, dict):
         return values
-    return {k: unmeasured(v) for k, v in values.items() if "second" not in k and k not in ("ns_per_day", "waiting_fraction")}
+    return {k: unmeasured(v) for k, v in values.items() if "second" not in k and k not in OF_PROCESS}
 
 
 def leftovers(folder: Path) -> list[str]:
