@@ -28,7 +28,10 @@ KELVIN, WARMER = 30.0, 34.0
 PRESSURE, HIGHER = 0.0, 0.06  # GPa
 TIMESTEP, EVERY = 4.0, 25
 # "nvt-30" is a Nose-Hoover chain of 30 fs, "nvt" the default of 100 fs.
-ENSEMBLES = ("nvt", "nvt-30", "nvt-300", "langevin", "csvr", "npt", "npt-anisotropic", "npt-triclinic")
+OURS = ("nvt", "nvt-30", "nvt-300", "langevin", "csvr", "npt", "npt-anisotropic", "npt-triclinic")
+# Simulators of jax-md, with the time constants of ours.
+THEIRS = ("jax-md-nvt", "jax-md-nvt-30", "jax-md-langevin", "jax-md-csvr", "jax-md-npt")
+ENSEMBLES = (*OURS, *THEIRS)
 
 
 @struct.dataclass
@@ -72,7 +75,9 @@ def sample(ensemble: str, kelvin: float, pressure: float | None, steps: int) -> 
     named: Any = ensemble
     if ensemble.startswith("nvt-"):
         named = NoseHoover(kelvin, float(ensemble.removeprefix("nvt-")))
-    if pressure is not None:
+    if ensemble.startswith("jax-md"):
+        named = theirs(ensemble, kelvin * ase.units.kB, pressure)
+    elif pressure is not None:
         shape: Any = {"npt": "isotropic"}.get(ensemble, ensemble.removeprefix("npt-"))
         named = CellRescaling(kelvin, pressure, compressibility=0.2, pressure_time_constant=500.0, shape=shape)
     run = leignn.simulate(
@@ -93,6 +98,22 @@ def sample(ensemble: str, kelvin: float, pressure: float | None, steps: int) -> 
     return {k: thermo[k] for k in ("kinetic_energy_eV", "potential_energy_eV", "volume_A3", "conserved_eV")}
 
 
+def theirs(ensemble: str, kT: float, pressure: float | None):
+    """A simulator of jax-md."""
+    from jax_md import simulate
+
+    from leignn_jax.simulation import JaxMD
+
+    if pressure is not None:
+        times = {"barostat_kwargs": {"tau": 500.0}, "thermostat_kwargs": {"tau": 30.0}}
+        return JaxMD(simulate.npt_nose_hoover, kT=kT, pressure=pressure, **times)
+    if ensemble.endswith("langevin"):
+        return JaxMD(simulate.nvt_langevin, kT=kT, gamma=0.01)
+    if ensemble.endswith("csvr"):
+        return JaxMD(simulate.temp_csvr, kT=kT, tau=100.0)
+    return JaxMD(simulate.nvt_nose_hoover, kT=kT, tau=30.0 if ensemble.endswith("-30") else 100.0, chain_length=3)
+
+
 def data_of(physical_validation, seen: dict[str, np.ndarray], ensemble: str, kelvin: float, pressure: float | None):
     """One simulation as physical-validation takes it."""
     data = physical_validation.data
@@ -111,7 +132,7 @@ def data_of(physical_validation, seen: dict[str, np.ndarray], ensemble: str, kel
         pressure_str="GPa",
         time_str="fs",
     )
-    held = 0 if ensemble == "langevin" else 3
+    held = 0 if ensemble.endswith("langevin") else 3
     system = data.SystemData(natoms=108, nconstraints=0, ndof_reduction_tra=held, ndof_reduction_rot=0)
     kinetic, potential = seen["kinetic_energy_eV"], seen["potential_energy_eV"]
     name = "NVT" if pressure is None else "NPT"
@@ -135,7 +156,7 @@ def judge(ensemble: str, steps: int) -> dict:
     """Deviations in standard errors, and how the invariant moves."""
     import physical_validation
 
-    npt = ensemble.startswith("npt")
+    npt = "npt" in ensemble
     here = (KELVIN, PRESSURE if npt else None)
     there = (KELVIN, HIGHER) if npt else (WARMER, None)
     seen, other = sample(ensemble, *here, steps), sample(ensemble, *there, steps)
@@ -189,9 +210,9 @@ def plot(results: dict) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 4, figsize=(14, 6), layout="constrained")
+    figure, axes = plt.subplots(4, 4, figsize=(14, 12), layout="constrained")
     for axis, row in zip(axes.flat, results["rows"], strict=False):
-        npt = row["ensemble"].startswith("npt")
+        npt = "npt" in row["ensemble"]
         labels = (f"{PRESSURE:g} GPa", f"{HIGHER:g} GPa") if npt else (f"{KELVIN:g} K", f"{WARMER:g} K")
         for (counts, edges), label in zip(row["histograms"], labels, strict=True):
             axis.stairs(np.array(counts) / np.sum(counts) / np.diff(edges), edges, label=label)

@@ -171,9 +171,10 @@ def rollout(
         # Slot 0 only takes energy and forces of the start, which belong to the model that is given and not to the one
         # that the state was made with. It shares the program's one evaluation, whose compilation is what takes long.
         going = slot > 0
-        begun, positions = _either(going, ensemble.begin(system, state, timestep), (state, state.positions))
-        moved = move_to(model, system, begun, positions, state.cell)
-        after = _either(going, ensemble.finish(model, system, moved, timestep), moved)
+        begun, positions, before = ensemble.begin(system, state, timestep)
+        begun, positions = _either(going, (begun, positions), (state, state.positions))
+        moved = move_to(model, system, begun, positions, begun.cell)
+        after = _either(going, ensemble.finish(model, system, moved, timestep, before), moved)
         reason = broken(system, *jax.lax.stop_gradient((state, after)), center, limits)
         return after, good & (reason == 0).all()
 

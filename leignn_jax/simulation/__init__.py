@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 # Imported when first asked for, as in leignn.simulation.ensembles.Langevin.
 _ROOMS = (
@@ -11,6 +11,7 @@ _ROOMS = (
     "engine",
     "ensembles",
     "h5md",
+    "jax_md",
     "settings",
     "simple_models",
     "state",
@@ -18,10 +19,12 @@ _ROOMS = (
     "trajectory",
 )
 
-__all__ = [*_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["JaxMD", *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "JaxMD":
+        return importlib.import_module(f"{__name__}.jax_md").JaxMD
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"{__name__}.{name}")

@@ -218,13 +218,13 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
         energy=energy,
         forces=forces,
         stress=stress,
-        bath=ensemble.start(system, cell),
+        bath=(),
         exchanged=jnp.zeros(len(structures), dtype),
         key=jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys[1:]),
         step=jnp.int32(0),
         neighbors=neighbors,
     )
-    return state, origins
+    return state.replace(bath=ensemble.start(system, state)), origins
 
 
 def _tell_of_unread_velocities(structures) -> None:

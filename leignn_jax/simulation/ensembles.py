@@ -69,45 +69,68 @@ def value_at(number: Any, time) -> Any:
     return jnp.asarray(number, time.dtype)
 
 
-class _VelocityVerlet:
-    """A step of velocity Verlet, in what comes before the forces at the new positions and what comes after them.
+class Ensemble:
+    """What surrounds the atoms: a pytree whose leaves are its numbers. Those below, jax-md's, or one's own.
 
+    moves_cell: whether the cell changes. holds_momentum: whether the total momentum stays zero.
+
+    A step is given in what comes before the forces at the new positions, ``begin``, and what comes after them, ``finish``.
     They are apart so that a rollout can have one evaluation of the model in its program, also for the first forces.
     """
 
-    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
-        """Half a kick: the state, and the positions [Å] that its atoms drift to in ``dt`` fs."""
-        kicked = _kicked(system, state, 0.5 * dt)
-        return kicked, kicked.positions + dt * kicked.velocities
+    moves_cell: ClassVar[bool] = False
+    holds_momentum: ClassVar[bool] = True
 
-    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
-        """Half a kick by the forces at the new positions."""
-        return _kicked(system, state, 0.5 * dt).replace(step=state.step + 1)
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
+        """A state with the cell of the new positions, these positions [Å], and what ``finish`` must know of before."""
+        raise NotImplementedError
+
+    def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
+        """The state after the step, of the one with the forces at the new positions."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """All that it was made with, by name."""
+        return vars(self)
+
+    def start(self, system: System, state: State) -> Any:
+        """What the ensemble remembers at the start, of a state that is whole but for that: nothing."""
+        return ()
+
+    def memory(self, system: System, state: State) -> Any:
+        """As :meth:`start`, also where the arguments are traced: for names and shapes of what is remembered."""
+        return self.start(system, state)
 
     def step(self, model: EnergyModel, system: System, state: State, dt) -> State:
         """One step of ``dt`` fs."""
-        begun, positions = self.begin(system, state, dt)
-        return self.finish(model, system, move_to(model, system, begun, positions, state.cell), dt)
+        begun, positions, before = self.begin(system, state, dt)
+        return self.finish(model, system, move_to(model, system, begun, positions, begun.cell), dt, before)
+
+    def kT(self, state: State, dt) -> Any:
+        """Thermal energy in eV of the bath now, ``[replicas]``; zero where there is none."""
+        return jnp.zeros_like(state.energy)
+
+    def stored_energy(self, system: System, state: State, dt) -> Any:
+        """Energy in eV held by the bath's own variables; what it has put in by noise is counted in ``exchanged``."""
+        return jnp.zeros_like(state.energy)
+
+
+class _VelocityVerlet(Ensemble):
+    """A step of velocity Verlet."""
+
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
+        """Half a kick, and the positions that the atoms drift to."""
+        kicked = _kicked(system, state, 0.5 * dt)
+        return kicked, kicked.positions + dt * kicked.velocities, ()
+
+    def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
+        """Half a kick by the forces at the new positions."""
+        return _kicked(system, state, 0.5 * dt).replace(step=state.step + 1)
 
 
 @struct.dataclass
 class NVE(_VelocityVerlet):
     """Constant energy: nothing acts on the atoms but their forces."""
-
-    moves_cell: ClassVar[bool] = False
-    holds_momentum: ClassVar[bool] = True
-
-    def start(self, system: System, cell):
-        """What the ensemble remembers at the start, with ``cell`` [replicas, 3, 3] Å."""
-        return ()
-
-    def kT(self, state: State, dt):
-        """Thermal energy in eV of the bath now; zero where there is none."""
-        return jnp.zeros(state.energy.shape, state.energy.dtype)
-
-    def stored_energy(self, system: System, state: State, dt):
-        """Energy in eV held by the bath's own variables."""
-        return jnp.zeros_like(state.energy)
 
 
 @struct.dataclass
@@ -119,23 +142,21 @@ class NoseHoover(_VelocityVerlet):
 
     temperature: Any
     time_constant: Any = 100.0
-    moves_cell: ClassVar[bool] = False
-    holds_momentum: ClassVar[bool] = True
 
-    def start(self, system: System, cell):
+    def start(self, system: System, state: State):
         """Positions and velocities [1/fs] of the chain, ``[replicas, 3]`` each."""
-        zero = jnp.zeros((system.numbers.shape[0], _CHAIN), cell.dtype)
+        zero = jnp.zeros((system.numbers.shape[0], _CHAIN), state.cell.dtype)
         return {"chain_positions": zero, "chain_velocities": zero}
 
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
         """Half a step of the chain, half a kick, drift."""
         return NVE().begin(system, self._chain(system, state, 0.5 * dt, self.kT(state, dt)), dt)
 
-    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+    def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
         """Half a kick, half a step of the chain."""
         moved = NVE().finish(model, system, state, dt)
         return self._chain(system, moved, 0.5 * dt, self.kT(moved, dt))
@@ -193,33 +214,24 @@ class Langevin(_VelocityVerlet):
 
     temperature: Any
     friction: Any = 0.01
-    moves_cell: ClassVar[bool] = False
     holds_momentum: ClassVar[bool] = False
-
-    def start(self, system: System, cell):
-        """Nothing to remember."""
-        return ()
 
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def begin(self, system: System, state: State, dt) -> tuple[State, Any]:
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
         """Half a kick, half a drift, friction and noise, half a drift."""
         key, noise = _noise(state, state.velocities.shape[1:])
         kicked = _kicked(system, state, 0.5 * dt)
         positions = kicked.positions + 0.5 * dt * kicked.velocities
-        friction = jnp.broadcast_to(value_at(self.friction, _time(state, dt)), state.energy.shape)[:, None, None]
+        friction = jnp.broadcast_to(value_at(self.friction, time_of(state, dt)), state.energy.shape)[:, None, None]
         keep = jnp.exp(-friction * dt)
         spread = jnp.sqrt((self.kT(state, dt) * ACCELERATION)[:, None, None] / system.masses[..., None])
         velocities = keep * kicked.velocities + jnp.sqrt(1 - keep**2) * spread * noise * system.mobile
         given = kinetic_energy(system, velocities) - kinetic_energy(system, kicked.velocities)
         state = state.replace(velocities=velocities, exchanged=state.exchanged + given, key=key)
-        return state, positions + 0.5 * dt * velocities
-
-    def stored_energy(self, system: System, state: State, dt):
-        """None: what noise puts in is counted in ``exchanged``."""
-        return jnp.zeros_like(state.energy)
+        return state, positions + 0.5 * dt * velocities, ()
 
 
 @struct.dataclass
@@ -231,25 +243,15 @@ class CSVR(_VelocityVerlet):
 
     temperature: Any
     time_constant: Any = 100.0
-    moves_cell: ClassVar[bool] = False
-    holds_momentum: ClassVar[bool] = True
-
-    def start(self, system: System, cell):
-        """Nothing to remember."""
-        return ()
 
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+    def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
         """Half a kick, then the scaling."""
         kT = self.kT(state, dt)
         return _rescaled(system, NVE().finish(model, system, state, dt), dt, kT, self.time_constant)
-
-    def stored_energy(self, system: System, state: State, dt):
-        """None: what the scaling puts in is counted in ``exchanged``."""
-        return jnp.zeros_like(state.energy)
 
 
 @struct.dataclass
@@ -271,19 +273,18 @@ class CellRescaling(_VelocityVerlet):
     shape: Literal["isotropic", "anisotropic", "triclinic"] = struct.field(pytree_node=False, default="isotropic")
     every: int = struct.field(pytree_node=False, default=10)
     moves_cell: ClassVar[bool] = True
-    holds_momentum: ClassVar[bool] = True
 
-    def start(self, system: System, cell):
+    def start(self, system: System, state: State):
         """The first volume in Å^3, ``[replicas]``; ConfigError for an unknown shape."""
         if self.shape not in ("isotropic", "anisotropic", "triclinic"):
             raise ConfigError(f"shape: {self.shape!r} is not one of isotropic, anisotropic, triclinic.")
-        return {"first_volume": volume(cell)}
+        return {"first_volume": volume(state.cell)}
 
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def finish(self, model: EnergyModel, system: System, state: State, dt) -> State:
+    def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
         """As :class:`CSVR`; after every ``every`` steps the cell moves."""
         moved = CSVR(self.temperature, self.time_constant).finish(model, system, state, dt)
         due = moved.step % self.every == 0
@@ -318,7 +319,7 @@ class CellRescaling(_VelocityVerlet):
 
     def _drift(self, system: System, state: State, kT, dt):
         """Mean exponent of a move, ``[replicas, 3, 3]``, and the variance of its elements."""
-        time = _time(state, dt)
+        time = time_of(state, dt)
         target = value_at(self.pressure, time) / GIGAPASCAL
         mobility = value_at(self.compressibility, time) * GIGAPASCAL / value_at(self.pressure_time_constant, time)
         amount = jnp.broadcast_to(mobility * self.every * dt / 3, kT.shape) / state.bath["first_volume"]
@@ -340,10 +341,7 @@ class CellRescaling(_VelocityVerlet):
 
     def stored_energy(self, system: System, state: State, dt):
         """Pressure times volume in eV, with which energy becomes enthalpy."""
-        return value_at(self.pressure, _time(state, dt)) / GIGAPASCAL * volume(state.cell)
-
-
-Ensemble = NVE | NoseHoover | Langevin | CSVR | CellRescaling
+        return value_at(self.pressure, time_of(state, dt)) / GIGAPASCAL * volume(state.cell)
 
 
 def thermo(ensemble: Ensemble, system: System, state: State, dt) -> Thermo:
@@ -367,12 +365,13 @@ def thermo(ensemble: Ensemble, system: System, state: State, dt) -> Thermo:
     )
 
 
-def _time(state: State, dt):
+def time_of(state: State, dt):
+    """fs since the start."""
     return state.step.astype(state.energy.dtype) * dt
 
 
 def _kT(kelvin, state: State, dt):
-    return jnp.broadcast_to(BOLTZMANN * value_at(kelvin, _time(state, dt)), state.energy.shape)
+    return jnp.broadcast_to(BOLTZMANN * value_at(kelvin, time_of(state, dt)), state.energy.shape)
 
 
 def _kicked(system: System, state: State, dt) -> State:
@@ -398,7 +397,7 @@ def _rescaled(system: System, state: State, dt, kT, time_constant) -> State:
         keys[:, 2], jnp.maximum(0.5 * (degrees - 1), 1e-3)
     )
     others = jnp.where(degrees > 1, 2 * others, 0.0)
-    keep = jnp.exp(-dt / value_at(time_constant, _time(state, dt)))
+    keep = jnp.exp(-dt / value_at(time_constant, time_of(state, dt)))
     kinetic = kinetic_energy(system, state.velocities)
     ratio = 0.5 * kT / jnp.where(kinetic > 0, kinetic, 1.0)
     scale = keep + (1 - keep) * ratio * (others + first**2) + 2 * jnp.sqrt(keep * (1 - keep) * ratio) * first

@@ -126,7 +126,7 @@ def _restartable(run: Run) -> dict[str, Any]:
 
 def _settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
     """What a resumed simulation must have in common with its start."""
-    numbers = {name: jax.tree.map(lambda x: np.asarray(x).tolist(), v) for name, v in vars(run.ensemble).items()}
+    numbers = {name: jax.tree.map(lambda x: np.asarray(x).tolist(), v) for name, v in run.ensemble.settings().items()}
     numbers = {name: vars(v) if isinstance(v, Ramp) else v for name, v in numbers.items()}
     return {
         "ensemble": type(run.ensemble).__name__,

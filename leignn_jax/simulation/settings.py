@@ -64,9 +64,9 @@ def check_ensemble(ensemble: Ensemble, kelvin: Any, structures: list[ase.Atoms])
     """ConfigError where a number of the ensemble is out of range, one per replica is of another length, or the cell would
     change of a structure that is not periodic."""
     replicas = len(structures)
-    zero = ("temperature", "friction")
-    for name, value in {**vars(ensemble), "temperature of the start": kelvin}.items():
-        if (value is None and name == "temperature of the start") or (isinstance(value, str) and name == "shape"):
+    zero = ("temperature", "friction", "gamma", "center_velocity")
+    for name, value in {**ensemble.settings(), "temperature of the start": kelvin}.items():
+        if (value is None and name == "temperature of the start") or name in ("shape", "simulator"):
             continue
         where = f"{type(ensemble).__name__}, {name}"
         ramp = isinstance(value, Ramp)
@@ -102,11 +102,11 @@ def _numbers(where: str, value: Any) -> np.ndarray:
 
 def check_bath(ensemble: Ensemble, system: System, state: State) -> None:
     """ConfigError where a state does not remember what the ensemble does: it was started with another one."""
-    expected = jax.eval_shape(ensemble.start, system, state.cell)
+    expected = jax.eval_shape(ensemble.memory, system, state.replace(bath=()))
 
     def shapes(bath):
-        leaves, tree = jax.tree.flatten(bath)
-        return [np.shape(x) for x in leaves], tree
+        named = jax.tree_util.tree_flatten_with_path(bath)[0]
+        return type(bath), [(jax.tree_util.keystr(where), np.shape(x)) for where, x in named]
 
     if shapes(expected) != shapes(state.bath):
         raise ConfigError(
@@ -116,4 +116,6 @@ def check_bath(ensemble: Ensemble, system: System, state: State) -> None:
 
 
 def _named(bath: Any) -> str:
-    return ", ".join(sorted(bath)).replace("_", " ") if isinstance(bath, dict) and bath else "nothing"
+    if isinstance(bath, tuple):
+        return "nothing"
+    return ", ".join(sorted(bath)).replace("_", " ") if isinstance(bath, dict) else f"jax-md's {type(bath).__name__}"

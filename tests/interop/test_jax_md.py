@@ -11,7 +11,6 @@ import pytest
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError, ElementError
 
-pytest.importorskip("jax_md", reason="jax-md is not installed")
 pytestmark = pytest.mark.usefixtures("fast_compiles", "x64")
 
 

@@ -68,12 +68,10 @@ def begin(model, structures, ensemble, kelvin, *, seed=0, skin=0.5, hold_momentu
         velocities = draw_velocities(system, kelvin, keys)
     energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
-    bath, zero = ensemble.start(system, cell), jnp.zeros(len(structures))
+    zero = jnp.zeros(len(structures))
     images = jnp.zeros(positions.shape, jnp.int32)
-    state = State(
-        positions, images, velocities, cell, energy, forces, stress, bath, zero, keys, jnp.int32(0), neighbors
-    )
-    return system, state
+    state = State(positions, images, velocities, cell, energy, forces, stress, (), zero, keys, jnp.int32(0), neighbors)
+    return system, state.replace(bath=ensemble.start(system, state))
 
 
 def advance(model, ensemble, system, state, dt, steps, every=1):
@@ -515,6 +513,10 @@ def test_gradient_of_a_step_by_the_temperature(name):
 
 
 def test_an_unknown_shape_is_told():
-    system = make_system([argon(1)], np.float64)
     with pytest.raises(ConfigError, match="isotropic, anisotropic, triclinic"):
-        CellRescaling(300.0, shape="cubic").start(system, np.eye(3)[None])  # pyright: ignore[reportArgumentType]
+        begin(
+            IdealGas(),
+            [argon(1)],
+            CellRescaling(300.0, shape="cubic"),  # pyright: ignore[reportArgumentType]
+            300.0,
+        )
