@@ -8,6 +8,12 @@
 ...     return ((seen - 0.1) ** 2).mean()
 >>> value, gradient = run.value_and_grad(loss, mode="remat")(potential)
 
+Averages in equilibrium need no way back through time:
+
+>>> sample = run.sample(potential, ensemble, system, state, 1.0, 10_000, every=20, discard=2_000)
+>>> pressure = lambda potential: run.reweighted(potential, sample, run.observables.pressure).value
+>>> slope = jax.grad(pressure)(potential)
+
 Everything that stands in front of the number of steps can be differentiated by: the potential's parameters, the
 ensemble's temperature and pressure, masses, and initial positions, velocities and cell. What to expect of such gradients
 is in :mod:`leignn_jax.differentiable.rollout`.
@@ -16,6 +22,21 @@ is in :mod:`leignn_jax.differentiable.rollout`.
 from leignn_jax.differentiable import observables
 from leignn_jax.differentiable.estimate import Estimate, estimate
 from leignn_jax.differentiable.gradients import MODES, value_and_grad
+from leignn_jax.differentiable.reweighting import Reweighted, Sample, pooled, reweighted, sample
 from leignn_jax.differentiable.rollout import Rollout, rollout, start
 
-__all__ = ["MODES", "Estimate", "Rollout", "estimate", "observables", "rollout", "start", "value_and_grad"]
+__all__ = [
+    "MODES",
+    "Estimate",
+    "Reweighted",
+    "Rollout",
+    "Sample",
+    "estimate",
+    "observables",
+    "pooled",
+    "reweighted",
+    "rollout",
+    "sample",
+    "start",
+    "value_and_grad",
+]

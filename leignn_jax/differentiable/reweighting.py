@@ -1,0 +1,308 @@
+r"""Averages of an equilibrium and their derivatives, without differentiating through time.
+
+A sample are frames x_n of one simulation at temperature and pressure of its own. Averages at other parameters, at another
+temperature or pressure, come from the same frames with the weights
+
+    w_n ~ exp(u_n^made - u_n),    u_n = (U(x_n) + P V_n) / kT,
+
+U of the model that is asked about, u^made as the frames were made. Derivatives by the model, kT and P go through the
+weights and through the observable itself (Norgaard et al. 2008; Thaler and Zavadlav 2021). Velocities of another
+temperature are those of the sample times (kT / kT_made)^1/2.
+
+Frames of several simulations count together as in MBAR (Shirts and Chodera 2008): with N_k frames made with u_k, and free
+energies f_k that make it consistent,
+
+    u_n^made = -log sum_k N_k exp(f_k - u_k(x_n)).
+
+The number of frames that still count is the effective sample size (sum w)^2 / sum w^2 (Kish); it says nothing of how much
+frames that follow each other have in common, which the standard error by blocks does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from leignn_jax.arguments import MOST_STEPS, check_model, check_number, check_whole
+from leignn_jax.device_neighbors import grown
+from leignn_jax.differentiable.rollout import check_call, rollout, without_constants
+from leignn_jax.errors import ConfigError, SimulationError
+from leignn_jax.simulation.dynamics import (
+    GIGAPASCAL,
+    EnergyModel,
+    State,
+    System,
+    make_lists,
+    move_to,
+    volume,
+)
+from leignn_jax.simulation.ensembles import Ensemble, Ramp
+from leignn_jax.simulation.settings import make_ensemble
+
+_GROWTHS = 20
+_BLOCKS = 10
+# Iterations of the free energies of several samples, and the change in kT at which they stand.
+_ITERATIONS, _SETTLED = 10_000, 1e-10
+
+
+@struct.dataclass
+class Sample:
+    """Frames of a simulation in equilibrium, ``[frames, replicas, ...]``. A pytree.
+
+    positions, images, velocities, cell: as in a state. energy: eV, of the model that made them.
+    kT: eV, pressure: eV/Å^3 (zero at constant volume), at which they were made, ``[frames, replicas]``.
+    made: ``[frames, replicas]``, minus the logarithm of the density that the frames were drawn from.
+    system: what was simulated. state: a state to begin lists from. model: what made them, or several that did.
+    moves_cell: whether the pressure counts (static).
+    """
+
+    positions: Any
+    images: Any
+    velocities: Any
+    cell: Any
+    energy: Any
+    kT: Any
+    pressure: Any
+    made: Any
+    system: System
+    state: State
+    model: Any
+    moves_cell: bool = struct.field(pytree_node=False)
+
+
+class Reweighted(NamedTuple):
+    """An average, as a pytree like what ``observe`` gives without its axis of replicas.
+
+    value: the average. error: its standard error, by the scatter of blocks. effective: frames that still count.
+    """
+
+    value: Any
+    error: Any
+    effective: Any
+
+
+def sample(
+    model: EnergyModel,
+    ensemble: Ensemble | str,
+    system: System,
+    state: State,
+    timestep: float,
+    steps: int,
+    *,
+    every: int,
+    discard: int = 0,
+    temperature: Any = None,
+    pressure: Any = None,
+) -> Sample:
+    """Simulate and keep what averages need; on the host, lists that turn out too small are enlarged.
+
+    Args:
+        model, ensemble, system, state, timestep, steps: as in :func:`leignn_jax.differentiable.rollout`. The ensemble has
+            one constant temperature.
+        every: steps between kept frames. discard: steps at the start that are left out, both of which ``steps`` is a
+            multiple of.
+        temperature, pressure: K and GPa, of an ensemble given by its name.
+
+    Raises:
+        ConfigError: steps that do not fit, or an ensemble without a constant temperature.
+        SimulationError: the simulation broke a limit.
+    """
+    check_model(model, "model")
+    ensemble = make_ensemble(ensemble, temperature, pressure)
+    check_call(ensemble, system, state, timestep, steps)
+    check_whole("every", every, 1, MOST_STEPS)
+    check_whole("discard", discard, 0, MOST_STEPS)
+    if steps % every or discard % every or discard >= steps:
+        raise ConfigError(f"steps ({steps}) and discard ({discard} of them) must be multiples of every ({every}).")
+    if any(isinstance(x, Ramp) for x in jax.tree.leaves(ensemble, is_leaf=lambda x: isinstance(x, Ramp))):
+        raise ConfigError("A sample is made at one temperature and pressure: give the ensemble numbers, not ramps.")
+    if not bool((ensemble.kT(state, timestep) > 0).all()):
+        raise ConfigError("A sample needs an ensemble with a temperature, such as nvt, langevin, csvr or npt.")
+    model = without_constants(model)
+
+    def observe(_, state: State):
+        kept = ("positions", "images", "velocities", "cell", "energy")
+        return {name: getattr(state, name) for name in kept}
+
+    @jax.jit
+    def go(state):
+        return rollout(model, ensemble, system, state, timestep, steps, observe=observe, every=every)
+
+    for _ in range(_GROWTHS):
+        out = go(state)
+        overflow = int(np.bitwise_or.reduce(np.asarray(out.state.neighbors.overflow)))
+        if not overflow:
+            break
+        old = state.neighbors
+        sizes = grown(old.sizes, overflow, system.numbers.shape[1])
+        skin, dtype = float(np.max(old.skin)), state.positions.dtype
+        lists = make_lists(system.numbers, old.positions, old.cell, system.pbc, model.cutoff, skin, dtype, sizes)
+        state = state.replace(neighbors=lists)
+    if not bool(out.valid):
+        raise SimulationError(
+            "The sample broke a limit of the simulation (too hot, too fast, or energies that are no numbers). Use a smaller "
+            "timestep, or look at the same run by leignn.simulate, which says where."
+        )
+    frames = jax.tree.map(lambda x: x[discard // every :], out.seen)
+    shape = frames["energy"].shape
+    kT = jnp.broadcast_to(ensemble.kT(state, timestep), shape)
+    target = getattr(ensemble, "pressure", None) if ensemble.moves_cell else None
+    if target is None and ensemble.moves_cell:
+        target = ensemble.settings()["pressure"]
+    barostat = jnp.broadcast_to(jnp.asarray(0.0 if target is None else target, kT.dtype) / GIGAPASCAL, shape)
+    made = (frames["energy"] + barostat * volume(frames["cell"])) / kT
+    return Sample(
+        **frames,
+        kT=kT,
+        pressure=barostat,
+        made=made,
+        system=system,
+        state=state.replace(bath=()),
+        model=model,
+        moves_cell=ensemble.moves_cell,
+    )
+
+
+def pooled(samples: Sequence[Sample]) -> Sample:
+    """Several samples of the same atoms as one, by MBAR; their frames may be of different models, kT and pressures.
+
+    Raises:
+        ConfigError: samples of other atoms, other replicas, or of constant volume and constant pressure.
+    """
+    if not samples or not all(isinstance(one, Sample) for one in samples):
+        raise ConfigError("pooled takes a list of samples.")
+    first = samples[0]
+    for one in samples[1:]:
+        if one.moves_cell != first.moves_cell or not np.array_equal(one.system.numbers, first.system.numbers):
+            raise ConfigError("Samples that are pooled must be of the same atoms, all at constant volume or none.")
+        if not one.moves_cell and not np.allclose(one.cell[0], first.cell[0]):
+            raise ConfigError("Samples at constant volume that are pooled must have the same cell.")
+    # u_k(x_n): [samples, frames of all, replicas].
+    everything = jax.tree.map(
+        lambda *x: jnp.concatenate(x), *(tuple(getattr(one, name) for name in _FRAMES) for one in samples)
+    )
+    joint = first.replace(**dict(zip(_FRAMES, everything, strict=True)))
+    reduced = np.stack(
+        [
+            np.asarray(_reduced(one.model, joint, _same(one.kT, joint), _same(one.pressure, joint)), np.float64)
+            for one in samples
+        ]
+    )
+    counts = np.array([one.energy.size for one in samples], float)
+    u, free = reduced.reshape(len(samples), -1), np.zeros(len(samples))
+    for _ in range(_ITERATIONS):
+        mixture = _log_sum(free[:, None] - u + np.log(counts)[:, None], 0)
+        new = -_log_sum(-u - mixture, 1)
+        new -= new[0]
+        change, free = np.abs(new - free).max(), new
+        if change < _SETTLED:
+            break
+    made = -_log_sum(free[:, None] - u + np.log(counts)[:, None], 0)
+    return joint.replace(made=jnp.asarray(made.reshape(reduced.shape[1:]), first.made.dtype))
+
+
+_FRAMES = ("positions", "images", "velocities", "cell", "energy", "kT", "pressure", "made")
+
+
+def _same(values, joint: Sample):
+    return jnp.broadcast_to(values[0], joint.energy.shape)
+
+
+def _log_sum(x, axis: int):
+    most = x.max(axis, keepdims=True)
+    return np.squeeze(most, axis) + np.log(np.exp(x - most).sum(axis))
+
+
+def reweighted(
+    model: EnergyModel,
+    sample: Sample,
+    observe: Callable[[System, State], Any],
+    *,
+    kT: Any = None,
+    pressure: Any = None,
+    least: float = 10.0,
+) -> Reweighted:
+    """The average of an observable for a model, a temperature and a pressure; differentiable by all three.
+
+    Args:
+        model: of which the average is meant; as the one of :func:`sample` but for its numbers.
+        sample: from :func:`sample` or :func:`pooled`.
+        observe: ``(system, state) -> pytree`` with leaves ``[replicas, ...]``, such as those of
+            :mod:`leignn_jax.differentiable.observables`.
+        kT: eV. pressure: GPa. None are those of the sample.
+        least: frames that must still count; only where nothing is traced, as an error can't come from a compiled program.
+            There look at ``effective``.
+
+    Raises:
+        ConfigError: a pressure for a sample of constant volume, or leaves without an axis of replicas.
+        SimulationError: fewer than ``least`` frames count: draw a new sample with the present model.
+    """
+    check_model(model, "model")
+    if not isinstance(sample, Sample):
+        raise ConfigError(f"sample must come from leignn.differentiable.sample, not {type(sample).__name__}.")
+    if pressure is not None and not sample.moves_cell:
+        raise ConfigError("pressure: the sample is of constant volume; draw one with a barostat.")
+    check_number("least", least, positive=True)
+    model, shape = without_constants(model), sample.energy.shape
+    kT = sample.kT if kT is None else jnp.broadcast_to(jnp.asarray(kT, sample.kT.dtype), shape)
+    bars = sample.pressure if pressure is None else jnp.asarray(pressure, sample.kT.dtype) / GIGAPASCAL
+    bars = jnp.broadcast_to(bars, shape)
+    u, seen = _frames(model, sample, kT, bars, observe)
+    logs = sample.made - u
+    weights = jax.nn.softmax(logs.reshape(-1)).reshape(shape)
+    effective = 1.0 / (weights**2).sum()
+    if not isinstance(effective, jax.core.Tracer) and not float(effective) >= least:
+        raise SimulationError(
+            f"Only {float(effective):.1f} of {weights.size} frames still count (least = {least:g}): what is asked is too "
+            "far from what the sample was made with. Draw a new sample with the present model, temperature and pressure."
+        )
+
+    def average(x):
+        if x.shape[:2] != shape:
+            raise ConfigError(
+                f"observe must return arrays [replicas, ...] with {shape[1]} replicas; one has shape {x.shape[1:]}."
+            )
+        w = weights.reshape(*shape, *[1] * (x.ndim - 2))
+        value = (w * x).sum((0, 1))
+        # Of a ratio: the scatter of w (x - value), frames of a block and all replicas of it together.
+        return value, _error(jax.lax.stop_gradient(w * (x - value)))
+
+    flat, tree = jax.tree.flatten(seen)
+    both = [average(x) for x in flat]
+    return Reweighted(tree.unflatten([b[0] for b in both]), tree.unflatten([b[1] for b in both]), effective)
+
+
+def _error(parts):
+    """The standard error of the sum of ``[frames, replicas, ...]``, of blocks of frames, each replica for itself."""
+    frames, replicas = parts.shape[:2]
+    blocks = max(2, min(_BLOCKS, frames))
+    use = frames // blocks * blocks
+    sums = parts[frames - use :].reshape(blocks, -1, *parts.shape[1:]).sum(1)
+    sums = sums.reshape(blocks * replicas, *parts.shape[2:])
+    return jnp.sqrt(sums.shape[0] * sums.var(0, ddof=1)) if use else jnp.full(parts.shape[2:], jnp.nan)
+
+
+def _reduced(model: EnergyModel, sample: Sample, kT, pressure):
+    return _frames(model, sample, kT, pressure, None)[0]
+
+
+def _frames(model: EnergyModel, sample: Sample, kT, pressure, observe):
+    """(U + P V) / kT and what is observed of every frame, ``[frames, replicas, ...]``; NaN where a list was too small."""
+    system = sample.system
+    scale = jnp.sqrt(kT / sample.kT)[:, :, None, None]
+
+    def one(neighbors, frame):
+        positions, images, velocities, cell, kT, pressure = frame
+        state = sample.state.replace(neighbors=neighbors, images=images, velocities=velocities)
+        state = move_to(model, system, state, positions, cell)
+        poison = jnp.where((state.neighbors.overflow == 0).all(), 1.0, jnp.nan).astype(positions.dtype)
+        reduced = poison * (state.energy + pressure * volume(cell)) / kT
+        return state.neighbors, (reduced, None if observe is None else observe(system, state))
+
+    frames = (sample.positions, sample.images, sample.velocities * scale, sample.cell, kT, pressure)
+    return jax.lax.scan(jax.checkpoint(one), sample.state.neighbors, frames)[1]
