@@ -22,18 +22,21 @@ is in :mod:`leignn_jax.differentiable.rollout`.
 from leignn_jax.differentiable import observables
 from leignn_jax.differentiable.estimate import Estimate, estimate
 from leignn_jax.differentiable.gradients import MODES, value_and_grad
+from leignn_jax.differentiable.minima import Minimum, relaxed
 from leignn_jax.differentiable.reweighting import Reweighted, Sample, pooled, reweighted, sample
 from leignn_jax.differentiable.rollout import Rollout, rollout, start
 
 __all__ = [
     "MODES",
     "Estimate",
+    "Minimum",
     "Reweighted",
     "Rollout",
     "Sample",
     "estimate",
     "observables",
     "pooled",
+    "relaxed",
     "reweighted",
     "rollout",
     "sample",

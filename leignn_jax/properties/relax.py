@@ -240,7 +240,7 @@ def fire_step(model: EnergyModel, system: System, state: FireState, goal: Goal, 
 
     velocities = velocities + _each(timestep) * force
     strain_rate = strain_rate + _each(timestep) * strain_force
-    move, strain = _each(timestep) * velocities, _each(timestep) * strain_rate / _each(_strain_scale(system, state))
+    move, strain = _each(timestep) * velocities, _each(timestep) * strain_rate / _each(strain_scale(system, state))
     longest = jnp.maximum(
         jnp.sqrt((move**2).sum(-1).max(-1)), jnp.abs(strain).max((1, 2)) * state.spacing
     )  # [replicas] Å
@@ -300,7 +300,7 @@ def _generalized_forces(system: System, state: FireState, goal: Goal, cell: Cell
     if not cell:
         return force, jnp.zeros_like(state.cell)
     strain_force = -_each(volume(state.cell)) * _excess_stress(state, goal, cell)
-    return force, strain_force / _each(_strain_scale(system, state))
+    return force, strain_force / _each(strain_scale(system, state))
 
 
 def _excess_stress(state: FireState, goal: Goal, cell: Cell):
@@ -311,7 +311,8 @@ def _excess_stress(state: FireState, goal: Goal, cell: Cell):
     return excess
 
 
-def _strain_scale(system: System, state: FireState):
+def strain_scale(system: System, state: FireState):
+    """``[replicas]`` Å by which a strain is as long as the moves of the atoms that go with it."""
     atoms = (system.numbers > 0).sum(-1).astype(state.spacing.dtype)
     return jnp.sqrt(atoms) * state.spacing
 
@@ -325,7 +326,7 @@ def _each(x):
 
 
 @partial(jax.jit, static_argnames=("cell", "length"))
-def _chunk(model, system, state, goal, last_step, *, cell, length):
+def fire_chunk(model, system, state, goal, last_step, *, cell, length):
     """Up to ``length`` steps, fewer where all have arrived or a list is full, and their lines of the history.
 
     The state is not donated: a chunk whose lists overflow is run again from it.
@@ -356,7 +357,8 @@ def _line(system, state, goal, cell):
 
 
 @partial(jax.jit, static_argnames="cell")
-def _start(model, system, neighbors, positions, cell_vectors, goal, *, cell):
+def fire_start(model, system, neighbors, positions, cell_vectors, goal, *, cell):
+    """A state at rest, and the first line of its history."""
     replicas, dtype = positions.shape[0], positions.dtype
     energy, forces, stress = evaluate(model, system, neighbors, positions, cell_vectors)
     size = volume(cell_vectors)
@@ -389,12 +391,12 @@ def _descend(model, system, structures, near, goal, cell, steps, dtype, skin, pr
     def lists_at(positions, cells, sizes=None):
         return make_lists(system.numbers, positions, cells, system.pbc, model.cutoff, skin, dtype, sizes)
 
-    state, first = _start(model, system, lists_at(positions, cells), positions, cells, goal, cell=cell)
+    state, first = fire_start(model, system, lists_at(positions, cells), positions, cells, goal, cell=cell)
     lines = [jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(first))]
     done, growths = 0, 0
     with ProgressBar("relaxing", steps, is_shown(progress)) as bar:
         while done < steps and bool((state.status == RUNNING).any()) and not stop.is_set():
-            count, after, found = _chunk(model, system, state, goal, steps, cell=cell, length=_CHUNK_STEPS)
+            count, after, found = fire_chunk(model, system, state, goal, steps, cell=cell, length=_CHUNK_STEPS)
             overflow = int(np.bitwise_or.reduce(np.asarray(after.neighbors.overflow)))
             if overflow:
                 growths += 1
