@@ -47,8 +47,10 @@ _GROWTHS = 20
 # A solve is done when its residual has shrunk by this; it takes as many products as there are unknowns, times this.
 _SHRINK, _PRODUCTS = 1e-11, 5
 _ROUNDING = 1e-13  # eV/Å
-# eV/Å^2; softer than that is a saddle.
-_SADDLE = -1e-3
+# What may be left of forces and, by a length, of stress at a minimum, eV/Å.
+_LEFT = 1e-8
+# eV/Å^2, beyond the rounding of motions without curvature, such as rotations of a molecule.
+_SADDLE = -1e-6
 _KINDS = {False: "the cell is held", "isotropic": "its volume changes", "full": "its shape too"}
 
 
@@ -56,7 +58,8 @@ class Minimum(NamedTuple):
     """A minimum. A pytree; where it is not valid, all floats are NaN.
 
     positions: ``[atoms, 3]`` Å, from where :func:`leignn_jax.neighbors.near_origin` put the structure. cell: ``[3, 3]`` Å.
-    energy: eV, without reference energies. graph: at the minimum, with its pairs. max_force: eV/Å, that is left.
+    energy: eV, without reference energies. graph: at the minimum, with its pairs.
+    max_force: eV/Å, the largest force, or force of the strain, that is left.
     curvature: eV/Å^2, an upper bound of the smallest one. valid: bool.
     """
 
@@ -152,16 +155,16 @@ def _settle(model, pressure, system, lists, positions, vectors, *, cell: Cell, s
 
     y = jax.lax.stop_gradient(jax.lax.fori_loop(0, _NEWTON, newton, there.zero()))
     # Zero but for its derivative, which moves the minimum with model and pressure.
-    change, solved = there.solve(still, held, y, there.slope(model, pressure, y))
+    change = there.solve(still, held, y, there.slope(model, pressure, y))
     # Along a random direction curvatures of all motions are met, not only of those that a force points along.
     shaken = there.allowed(jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), y))
     _, curvature, _ = there.conjugate(still, held, y, shaken)
-    left = jnp.abs(there.slope(still, held, y)[0]).max()
+    left = jnp.max(jnp.array([jnp.abs(x).max() for x in there.slope(still, held, y)]))
 
     positions, vectors = there.at(jax.tree.map(jnp.subtract, y, change))
     energy, _, _ = evaluate(model, system, end.neighbors, positions, vectors)
     fits, arrived = (end.neighbors.overflow == 0).all(), (end.status == CONVERGED).all()
-    valid = fits & arrived & solved & (curvature > _SADDLE) & jnp.isfinite(energy).all()
+    valid = fits & arrived & (left < _LEFT) & (curvature > _SADDLE) & jnp.isfinite(energy).all()
     poison = jnp.where(valid, 1.0, jnp.nan)
     positions, vectors, energy = poison * positions, poison * vectors, poison * energy
     graph = joined_graph(system, end.neighbors, positions, vectors)
@@ -269,7 +272,7 @@ class _Surroundings:
         return x, curvature, rest <= goal
 
     def solve(self, model, pressure, y, right):
-        """x with H x = right, to differentiate by ``right`` in either mode, and whether it was found."""
+        """x with H x = right, to differentiate by ``right`` in either mode; NaN where it was not found."""
 
         # As one array: a part of a right-hand side that nothing depends on has no cotangent, which the solve can't take.
         flat, restore = ravel_pytree(right)
@@ -281,7 +284,6 @@ class _Surroundings:
 
         def by_conjugate(_, right):
             x, _, solved = self.conjugate(model, pressure, y, self.allowed(restore(right)))
-            return ravel_pytree(x)[0], solved
+            return jnp.where(solved, ravel_pytree(x)[0], jnp.nan)
 
-        x, solved = jax.lax.custom_linear_solve(product, flat, by_conjugate, symmetric=True, has_aux=True)
-        return restore(x), solved
+        return restore(jax.lax.custom_linear_solve(product, flat, by_conjugate, symmetric=True))
