@@ -42,6 +42,8 @@ _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 _LARGE_FORCE, _LARGE_STRESS = 0.02, 0.5
 # Part of the force made by a strain that may be left on atoms relaxed under it, and eV/Å of numerical noise.
 _REST, _LEAST_FORCE = 1e-3, 1e-7
+# eV/Å with which every structure has arrived.
+_ANY = 1e30
 
 
 class Moduli(NamedTuple):
@@ -213,7 +215,7 @@ def _by_strains(potential: EnergyModel, atoms: ase.Atoms, strain: float, dtype: 
         for sign in (1, -1):
             strained.append(atoms.copy())
             strained[-1].set_cell(atoms.cell.array @ (np.eye(3) + sign * strain * one), scale_atoms=True)
-    clamped_ones = relax(potential, strained, steps=0, max_force=np.inf, dtype=dtype, progress=False)
+    clamped_ones = relax(potential, strained, steps=0, max_force=_ANY, dtype=dtype, progress=False)
     pushes = max(float(np.abs(a.get_forces()).max()) for a in clamped_ones.atoms)
     goal = max(_REST * pushes, _LEAST_FORCE)
     at_rest = relax(potential, strained, max_force=goal, dtype=dtype, steps=1000, progress=False)

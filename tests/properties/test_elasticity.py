@@ -62,7 +62,6 @@ def test_a_cubic_crystal_of_pairs(fcc):
     assert found.moduli.bulk == pytest.approx(volume * curvature / ase.units.GPa, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_atoms_that_give_way_soften_the_crystal():
     # The middle one of three layers, pushed aside, slides under shear.
     rng = np.random.default_rng(1)
