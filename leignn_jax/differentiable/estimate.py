@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.arguments import MOST_STEPS, check_model, check_whole
-from leignn_jax.differentiable.rollout import check_call, segment_length, without_constants
+from leignn_jax.differentiable.rollout import Segment, check_call, segment_lengths, without_constants
 from leignn_jax.simulation.dynamics import EnergyModel, State, System
 from leignn_jax.simulation.ensembles import Ensemble
 from leignn_jax.simulation.settings import make_ensemble
@@ -32,7 +33,7 @@ def estimate(
     steps: int,
     *,
     inputs: int = 1,
-    segment: int | Literal["sqrt"] = "sqrt",
+    segment: Segment = "recursive",
     repeats: int = 3,
     temperature: Any = None,
     pressure: Any = None,
@@ -54,7 +55,9 @@ def estimate(
     check_call(ensemble, system, state, timestep, steps)
     check_whole("inputs", inputs, 1, MOST_STEPS)
     check_whole("repeats", repeats, 1, 1000)
-    length = segment_length(steps, segment) or steps
+    # Parts of each level, and steps of the shortest segment.
+    lengths = (steps, *segment_lengths(steps, segment))
+    parts = sum(-(-long // short) for long, short in pairwise(lengths))
     model = without_constants(model)
 
     def step(model: Any, moving):
@@ -78,7 +81,9 @@ def estimate(
     per_step = max(residuals, 0) + carried
     return {
         "reverse": Estimate(steps * per_step, steps * both_seconds),
-        "remat": Estimate(-(-steps // length) * carried + length * per_step, steps * (both_seconds + forward_seconds)),
+        "remat": Estimate(
+            parts * carried + lengths[-1] * per_step, steps * (both_seconds + (len(lengths) - 1) * forward_seconds)
+        ),
         "forward": Estimate(2 * carried, steps * forward_seconds * (1 + 2 * inputs)),
     }
 

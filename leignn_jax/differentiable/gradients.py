@@ -12,14 +12,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from leignn_jax.arguments import MOST_STEPS, check_choice, check_flag, check_whole
-from leignn_jax.differentiable.rollout import rollout
+from leignn_jax.differentiable.rollout import Segment, rollout
 from leignn_jax.errors import ConfigError
 
 Mode = Literal["reverse", "remat", "forward"]
 
 MODES = {
     "reverse": "plain reverse mode: fastest, memory grows with the number of steps",
-    "remat": "reverse mode with rematerialised segments: memory grows with its square root, a third more time",
+    "remat": "reverse mode with rematerialised segments: memory grows with the logarithm, a third more time or two",
     "forward": "forward mode: memory of one step, time grows with the number of inputs",
 }
 
@@ -28,7 +28,7 @@ def value_and_grad(
     loss: Callable[..., Any],
     mode: Mode = "reverse",
     *,
-    segment: int | Literal["sqrt"] = "sqrt",
+    segment: Segment = "recursive",
     inputs_at_once: int = 8,
     has_aux: bool = False,
 ) -> Callable[[Any], tuple[Any, Any]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import ase
@@ -38,6 +39,11 @@ from leignn_jax.simulation.chunks import LIMITS, broken, centers, check_limits, 
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
 from leignn_jax.simulation.ensembles import Ensemble
 from leignn_jax.simulation.settings import check_bath, check_ensemble, make_ensemble
+
+Segment = int | tuple[int, ...] | Literal["sqrt", "recursive"] | None
+
+# Of "recursive": steps of the shortest segment, and parts of each longer one.
+_SHORTEST, _PARTS = 10, 50
 
 
 class Rollout(NamedTuple):
@@ -127,7 +133,7 @@ def rollout(
     *,
     observe: Callable[[System, State], Any] | None = None,
     every: int = 1,
-    segment: int | Literal["sqrt"] | None = None,
+    segment: Segment = None,
     temperature: Any = None,
     pressure: Any = None,
     max_temperature: float = LIMITS.temperature,
@@ -145,7 +151,9 @@ def rollout(
             :mod:`leignn_jax.differentiable.observables`.
         segment: None keeps what the reverse pass needs of every step. A number keeps only the states that many
             observations apart and computes the rest again, one segment at a time: memory of ``steps / segment`` states
-            and ``segment`` steps, for one more forward pass. "sqrt" is the number that makes both alike.
+            and ``segment`` steps, for one more forward pass. "sqrt" is the number that makes both alike. Several numbers,
+            (long, ..., short), are segments of segments: memory of as many states as each has parts, for one more forward
+            pass each. "recursive" chooses them: about 10 steps, in segments of at most 50 parts.
         temperature, pressure: K and GPa, of an ensemble given by its name.
         max_temperature, max_step, max_distance: as in :func:`leignn_jax.simulate`; beyond them the rollout is not valid.
 
@@ -162,7 +170,7 @@ def rollout(
         raise ConfigError(f"observe must be a function (system, state) -> arrays, not {type(observe).__name__}.")
     limits = check_limits(max_temperature, max_step, max_distance)
     rounds = steps // every
-    length = segment_length(rounds, segment)
+    lengths = segment_lengths(rounds, segment, every)
     model = without_constants(model)
     center = jax.lax.stop_gradient(centers(system, state.positions))
 
@@ -194,14 +202,9 @@ def rollout(
         state, _ = carry
         return carry, None if observe is None else observe(system, state)
 
-    spare = 0 if length is None else -(rounds + 1) % length
+    spare = -(rounds + 1) % (lengths[0] if lengths else 1)
     numbers = jnp.arange(rounds + 1 + spare)
-    if length is None:
-        (state, good), seen = jax.lax.scan(one_round, (state, jnp.array(True)), numbers)
-    else:
-        part = jax.checkpoint(lambda carry, numbers: jax.lax.scan(one_round, carry, numbers))
-        (state, good), seen = jax.lax.scan(part, (state, jnp.array(True)), numbers.reshape(-1, length))
-        seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+    (state, good), seen = _in_segments(one_round, (state, jnp.array(True)), numbers, lengths)
     seen = jax.tree.map(lambda x: x[1 : rounds + 1], seen)
 
     valid = good & (state.neighbors.overflow == 0).all()
@@ -231,12 +234,32 @@ def _either(first, one, other):
     return jax.tree.map(lambda x, y: x if x is y else jnp.where(first, x, y), one, other)
 
 
-def segment_length(rounds: int, segment: int | Literal["sqrt"] | None) -> int | None:
-    """Observations per segment; ConfigError where ``segment`` is none of those allowed."""
+def _in_segments(body, carry, numbers, lengths: tuple[int, ...]):
+    """A scan in segments of ``lengths[0]``, each in segments of ``lengths[1]`` and so on, of which only starts are kept."""
+    if not lengths:
+        return jax.lax.scan(body, carry, numbers)
+    part = jax.checkpoint(lambda carry, numbers: _in_segments(body, carry, numbers, lengths[1:]))
+    carry, seen = jax.lax.scan(part, carry, numbers.reshape(-1, lengths[0]))
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+
+
+def segment_lengths(rounds: int, segment: Segment, every: int = 1) -> tuple[int, ...]:
+    """Observations per segment, from the longest to the shortest; ConfigError where ``segment`` is none of those allowed."""
     if segment is None:
-        return None
+        return ()
     if isinstance(segment, str) and segment == "sqrt":
-        return max(1, math.isqrt(rounds))
-    if not isinstance(segment, int) or isinstance(segment, bool) or not 1 <= segment <= rounds:
-        raise ConfigError(f"segment must be 'sqrt' or a whole number from 1 to {rounds}, not {segment!r}.")
-    return segment
+        return (max(1, math.isqrt(rounds)),)
+    if isinstance(segment, str) and segment == "recursive":
+        shortest = min(rounds, max(1, _SHORTEST // every))
+        parts = -(-rounds // shortest)
+        levels = max(1, math.ceil(math.log(parts) / math.log(_PARTS) - 1e-9)) if parts > 1 else 1
+        each = math.ceil(parts ** (1 / levels) - 1e-9)
+        return tuple(shortest * each**level for level in reversed(range(levels)))
+    given = segment if isinstance(segment, tuple) else (segment,)
+    whole = bool(given) and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= rounds for n in given)
+    if not whole or any(long % short for long, short in pairwise(given)):
+        raise ConfigError(
+            f"segment must be 'recursive', 'sqrt', a whole number from 1 to {rounds}, or several of which each is a "
+            f"multiple of the next, not {segment!r}."
+        )
+    return given

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import leignn_jax as leignn
+from leignn_jax.differentiable.rollout import segment_lengths
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
@@ -339,3 +340,47 @@ def test_calls_that_can_not_be_are_told(argon):
     ):
         with pytest.raises(ConfigError, match="must return"):
             run.value_and_grad(loss, has_aux=aux)(state.velocities)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "segment", "lengths"),
+    [
+        (100, None, ()),
+        (100, "sqrt", (10,)),
+        (100, 7, (7,)),
+        (100, (20, 4), (20, 4)),
+        (5, "recursive", (5,)),
+        (400, "recursive", (10,)),
+        (3000, "recursive", (180, 10)),
+        (100_000, "recursive", (4840, 220, 10)),
+    ],
+)
+def test_segments(rounds, segment, lengths):
+    assert segment_lengths(rounds, segment) == lengths
+
+
+def test_segments_of_segments_change_nothing_and_take_less_memory(argon):
+    ensemble = Langevin(40.0, 0.01)
+    system, state = run.start(MODEL, argon, ensemble, temperature=40.0, dtype="float64")
+    found, memory = {}, {}
+    for segment in (None, 25, (50, 5), "recursive"):
+
+        def loss(positions, segment=segment):
+            begin = state.replace(positions=positions)
+            out = run.rollout(
+                MODEL, ensemble, system, begin, 2.0, 401, observe=run.observables.pressure, segment=segment
+            )
+            return out.seen[::7].sum()
+
+        program = jax.jit(jax.grad(loss)).lower(state.positions).compile()
+        found[segment], memory[segment] = program(state.positions), program.memory_analysis().temp_size_in_bytes
+    for segment in (25, (50, 5), "recursive"):
+        np.testing.assert_allclose(found[segment], found[None], rtol=1e-8, err_msg=str(segment))
+    assert memory[50, 5] < 0.6 * memory[25] < 0.2 * memory[None], memory
+
+
+@pytest.mark.parametrize("segment", [11, 0, (4, 3), (), "cubic", True])
+def test_segments_that_can_not_be(segment, argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    with pytest.raises(ConfigError, match="segment must be"):
+        run.rollout(MODEL, NVE(), system, state, 1.0, 10, segment=segment)
