@@ -90,7 +90,7 @@ class JaxMD(Ensemble):
         if "tau" in known:
             # jax-md's own default is in steps.
             numbers.setdefault("tau", _TAU)
-        self.numbers = {k: np.asarray(v) if isinstance(v, list | tuple) else v for k, v in numbers.items()}
+        self.numbers = {name: _number(name, value, known[name].default) for name, value in numbers.items()}
 
     def tree_flatten(self):
         """Floats and arrays are leaves; whole numbers, texts and the simulator are static."""
@@ -126,7 +126,9 @@ class JaxMD(Ensemble):
     def temperature(self) -> Any:
         """K, of drawn velocities; None where the simulator has no ``kT``."""
         kT = self.numbers.get("kT")
-        return Ramp(kT.times, jnp.asarray(kT.values) / BOLTZMANN) if isinstance(kT, Ramp) else kT and kT / BOLTZMANN
+        if isinstance(kT, Ramp):
+            return Ramp(kT.times, jnp.asarray(kT.values) / BOLTZMANN)
+        return None if kT is None else kT / BOLTZMANN
 
     def settings(self) -> dict[str, Any]:
         """The simulator's name and its numbers, by name."""
@@ -271,6 +273,16 @@ class JaxMD(Ensemble):
         made.simulator = self.simulator
         made.numbers = jax.tree_util.tree_map_with_path(convert, self.numbers, is_leaf=_is_ramp)
         return made.tree_flatten()
+
+
+def _number(name: str, value: Any, default: Any) -> Any:
+    """A number as a leaf: whole ones are static only where they count something, such as the links of a chain."""
+    if isinstance(value, dict):
+        return {key: _number(key, one, None) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return np.asarray(value)
+    counts = isinstance(default, int) or name.startswith("chain_") or name == "sy_steps"
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) and not counts else value
 
 
 def _shift(R, dR, **_):

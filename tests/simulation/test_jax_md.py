@@ -204,6 +204,24 @@ def test_a_thermostat_at_its_temperature():
         assert out.thermo["temperature_K"][100:].mean() == pytest.approx(40.0, rel=0.05)
 
 
+def test_whole_numbers_have_units_too(argon):
+    settings = {"steps": 40, "save_every": 20, "progress": False}
+    one, other = (
+        simulate(MODEL, argon, JaxMD(jax_md.nvt_nose_hoover, kT=KT, tau=tau, chain_length=3), **settings)
+        for tau in (50, 50.0)
+    )
+    np.testing.assert_array_equal(one.trajectory.positions, other.trajectory.positions)
+    ensemble = JaxMD(jax_md.npt_nose_hoover, kT=1, pressure=0, barostat_kwargs={"tau": 100, "chain_length": 4})
+    assert len(jax.tree.leaves(ensemble)) == 3
+    assert all(isinstance(leaf, float) for leaf in jax.tree.leaves(ensemble))
+
+
+def test_temperatures_of_replicas_are_those_of_the_bath(argon):
+    ensemble = JaxMD(jax_md.nvt_langevin, kT=KT * np.array([0.1, 10.0]), gamma=0.01)
+    out = simulate(MODEL, argon, ensemble, steps=10, replicas=2, save_every=10, progress=False)
+    assert out.thermo[1]["temperature_K"][0] > 10 * out.thermo[0]["temperature_K"][0]
+
+
 def test_a_ramp_heats(argon):
     ramp = Ramp(times=np.array([0.0, 400.0]), values=BOLTZMANN * np.array([10.0, 60.0]))
     ensemble = JaxMD(jax_md.nvt_langevin, kT=ramp, gamma=0.1)
