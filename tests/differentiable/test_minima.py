@@ -45,7 +45,13 @@ def compare(of, argument, mode="reverse", rel=1e-5):
 
 
 @pytest.mark.parametrize(
-    ("cell", "mode"), [("isotropic", "reverse"), ("full", "reverse"), ("full", "forward"), (False, "reverse")]
+    ("cell", "mode"),
+    [
+        ("full", "reverse"),
+        ("full", "forward"),
+        pytest.param("isotropic", "reverse", marks=pytest.mark.slow),
+        pytest.param(False, "reverse", marks=pytest.mark.slow),
+    ],
 )
 def test_the_minimum_moves_as_relaxing_again_says(argon, cell, mode):
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
