@@ -55,7 +55,7 @@ _KINDS = {False: "the cell is held", "isotropic": "its volume changes", "full": 
 
 
 class Minimum(NamedTuple):
-    """A minimum. A pytree; where it is not valid, all floats are NaN.
+    """A minimum. A pytree; where it is not valid, positions, cell, energy and graph are NaN.
 
     positions: ``[atoms, 3]`` Å, from where :func:`leignn_jax.neighbors.near_origin` put the structure. cell: ``[3, 3]`` Å.
     energy: eV, without reference energies. graph: at the minimum, with its pairs.
@@ -95,7 +95,7 @@ def relaxed(
         ConfigError: settings that do not fit together, or float64 is off in JAX.
         StructureError, ElementError: as :meth:`leignn_jax.Potential.predict`.
         SimulationError: no minimum was reached, or it is a saddle; under jit or grad, where no error can be raised, the
-            floats are NaN and ``valid`` is False.
+            minimum is NaN and ``valid`` is False.
     """
     check_model(model, "model")
     if not isinstance(atoms, ase.Atoms):
@@ -242,7 +242,10 @@ class _Surroundings:
         return self.allowed(along)
 
     def conjugate(self, model, pressure, y, right):
-        """x with H x = right, the smallest curvature met on the way, and whether the residual has vanished."""
+        """x with H x = right, the smallest curvature met on the way, and whether the residual has vanished.
+
+        Not ``jax.scipy.sparse.linalg.cg``, which tells neither of the latter.
+        """
 
         def dot(a, b):
             return sum(jax.tree.leaves(jax.tree.map(lambda p, q: (p * q).sum(), a, b)))
@@ -273,7 +276,6 @@ class _Surroundings:
 
     def solve(self, model, pressure, y, right):
         """x with H x = right, to differentiate by ``right`` in either mode; NaN where it was not found."""
-
         # As one array: a part of a right-hand side that nothing depends on has no cotangent, which the solve can't take.
         flat, restore = ravel_pytree(right)
 

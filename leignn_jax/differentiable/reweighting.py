@@ -29,7 +29,7 @@ import numpy as np
 from flax import struct
 
 from leignn_jax.arguments import MOST_STEPS, check_model, check_number, check_whole
-from leignn_jax.device_neighbors import grown
+from leignn_jax.device_neighbors import grown, largest
 from leignn_jax.differentiable.rollout import check_call, rollout, without_constants
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.simulation.dynamics import (
@@ -57,7 +57,7 @@ class Sample:
     positions, images, velocities, cell: as in a state. energy: eV, of the model that made them.
     kT: eV, pressure: eV/Å^3 (zero at constant volume), at which they were made, ``[frames, replicas]``.
     made: ``[frames, replicas]``, minus the logarithm of the density that the frames were drawn from.
-    system: what was simulated. state: a state to begin lists from. model: what made them, or several that did.
+    system: what was simulated. state: a state to begin lists from. model: what made them; None of several samples.
     moves_cell: whether the pressure counts (static).
     """
 
@@ -109,7 +109,8 @@ def sample(
         temperature, pressure: K and GPa, of an ensemble given by its name.
 
     Raises:
-        ConfigError: steps that do not fit, or an ensemble without a constant temperature.
+        ConfigError: steps that do not fit, an ensemble without a constant temperature, or replicas that differ in more than
+            their random numbers.
         SimulationError: the simulation broke a limit.
     """
     check_model(model, "model")
@@ -119,10 +120,20 @@ def sample(
     check_whole("discard", discard, 0, MOST_STEPS)
     if steps % every or discard % every or discard >= steps:
         raise ConfigError(f"steps ({steps}) and discard ({discard} of them) must be multiples of every ({every}).")
-    if any(isinstance(x, Ramp) for x in jax.tree.leaves(ensemble, is_leaf=lambda x: isinstance(x, Ramp))):
+    if steps - discard < 2 * every:
+        raise ConfigError("A sample needs two frames or more: take more steps, or a smaller every.")
+    if any(isinstance(value, Ramp) for value in ensemble.settings().values()):
         raise ConfigError("A sample is made at one temperature and pressure: give the ensemble numbers, not ramps.")
     if not bool((ensemble.kT(state, timestep) > 0).all()):
         raise ConfigError("A sample needs an ensemble with a temperature, such as nvt, langevin, csvr or npt.")
+    bar = np.asarray(ensemble.settings()["pressure"] if ensemble.moves_cell else 0.0) / GIGAPASCAL
+    alike = [system.numbers, system.masses, ensemble.kT(state, timestep), bar.reshape(-1)]
+    alike += [] if ensemble.moves_cell else [state.cell]
+    if not all(bool((x == x[:1]).all()) for x in alike):
+        raise ConfigError(
+            "The replicas of a sample count together: they must be of the same atoms at one temperature and pressure, in "
+            "one cell where it is held. Draw a sample of each, and join those of the same atoms by `pooled`."
+        )
     model = without_constants(model)
 
     def observe(_, state: State):
@@ -143,6 +154,8 @@ def sample(
         skin, dtype = float(np.max(old.skin)), state.positions.dtype
         lists = make_lists(system.numbers, old.positions, old.cell, system.pbc, model.cutoff, skin, dtype, sizes)
         state = state.replace(neighbors=lists)
+    else:
+        raise SimulationError(f"Neighbour lists grew {_GROWTHS} times: the system collapses. Use a smaller timestep.")
     if not bool(out.valid):
         raise SimulationError(
             "The sample broke a limit of the simulation (too hot, too fast, or energies that are no numbers). Use a smaller "
@@ -151,10 +164,7 @@ def sample(
     frames = jax.tree.map(lambda x: x[discard // every :], out.seen)
     shape = frames["energy"].shape
     kT = jnp.broadcast_to(ensemble.kT(state, timestep), shape)
-    target = getattr(ensemble, "pressure", None) if ensemble.moves_cell else None
-    if target is None and ensemble.moves_cell:
-        target = ensemble.settings()["pressure"]
-    barostat = jnp.broadcast_to(jnp.asarray(0.0 if target is None else target, kT.dtype) / GIGAPASCAL, shape)
+    barostat = jnp.broadcast_to(jnp.asarray(bar, kT.dtype), shape)
     made = (frames["energy"] + barostat * volume(frames["cell"])) / kT
     return Sample(
         **frames,
@@ -172,10 +182,13 @@ def pooled(samples: Sequence[Sample]) -> Sample:
     """Several samples of the same atoms as one, by MBAR; their frames may be of different models, kT and pressures.
 
     Raises:
-        ConfigError: samples of other atoms, other replicas, or of constant volume and constant pressure.
+        ConfigError: samples of other atoms, other replicas, of constant volume and constant pressure, or pooled already.
+        SimulationError: their free energies can't be told from each other's frames.
     """
     if not samples or not all(isinstance(one, Sample) for one in samples):
         raise ConfigError("pooled takes a list of samples.")
+    if any(one.model is None for one in samples):
+        raise ConfigError("A sample that is pooled already can't be pooled again: give all of its parts at once.")
     first = samples[0]
     for one in samples[1:]:
         if one.moves_cell != first.moves_cell or not np.array_equal(one.system.numbers, first.system.numbers):
@@ -186,7 +199,13 @@ def pooled(samples: Sequence[Sample]) -> Sample:
     everything = jax.tree.map(
         lambda *x: jnp.concatenate(x), *(tuple(getattr(one, name) for name in _FRAMES) for one in samples)
     )
-    joint = first.replace(**dict(zip(_FRAMES, everything, strict=True)))
+    # Lists in which the frames of all have room.
+    old, size = first.state.neighbors, first.system.numbers.shape[1]
+    sizes = largest([one.state.neighbors.sizes for one in samples], size)
+    cutoff, skin, dtype = first.model.cutoff, float(np.max(old.skin)), first.positions.dtype
+    lists = make_lists(first.system.numbers, old.positions, old.cell, first.system.pbc, cutoff, skin, dtype, sizes)
+    frames = dict(zip(_FRAMES, everything, strict=True))
+    joint = first.replace(**frames, state=first.state.replace(neighbors=lists), model=None)
     reduced = np.stack(
         [
             np.asarray(_reduced(one.model, joint, _same(one.kT, joint), _same(one.pressure, joint)), np.float64)
@@ -202,6 +221,11 @@ def pooled(samples: Sequence[Sample]) -> Sample:
         change, free = np.abs(new - free).max(), new
         if change < _SETTLED:
             break
+    else:
+        raise SimulationError(
+            "The free energies of these samples do not settle: their frames are too far apart, or some energies are no "
+            "numbers. Draw samples between them."
+        )
     made = -_log_sum(free[:, None] - u + np.log(counts)[:, None], 0)
     return joint.replace(made=jnp.asarray(made.reshape(reduced.shape[1:]), first.made.dtype))
 
@@ -269,7 +293,7 @@ def reweighted(
             )
         w = weights.reshape(*shape, *[1] * (x.ndim - 2))
         value = (w * x).sum((0, 1))
-        # Of a ratio: the scatter of w (x - value), frames of a block and all replicas of it together.
+        # Of a ratio: the scatter of w (x - value).
         return value, _error(jax.lax.stop_gradient(w * (x - value)))
 
     flat, tree = jax.tree.flatten(seen)
@@ -280,11 +304,11 @@ def reweighted(
 def _error(parts):
     """The standard error of the sum of ``[frames, replicas, ...]``, of blocks of frames, each replica for itself."""
     frames, replicas = parts.shape[:2]
-    blocks = max(2, min(_BLOCKS, frames))
+    blocks = min(_BLOCKS, frames)
     use = frames // blocks * blocks
     sums = parts[frames - use :].reshape(blocks, -1, *parts.shape[1:]).sum(1)
     sums = sums.reshape(blocks * replicas, *parts.shape[2:])
-    return jnp.sqrt(sums.shape[0] * sums.var(0, ddof=1)) if use else jnp.full(parts.shape[2:], jnp.nan)
+    return jnp.sqrt(sums.shape[0] * sums.var(0, ddof=1))
 
 
 def _reduced(model: EnergyModel, sample: Sample, kT, pressure):

@@ -358,7 +358,8 @@ def _line(system, state, goal, cell):
 
 @partial(jax.jit, static_argnames="cell")
 def fire_start(model, system, neighbors, positions, cell_vectors, goal, *, cell):
-    """A state at rest, and the first line of its history."""
+    """A state at rest and its line of the history, of ``positions`` [replicas, atoms, 3] and ``cell_vectors``
+    [replicas, 3, 3] Å."""
     replicas, dtype = positions.shape[0], positions.dtype
     energy, forces, stress = evaluate(model, system, neighbors, positions, cell_vectors)
     size = volume(cell_vectors)

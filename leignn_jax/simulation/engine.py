@@ -109,7 +109,8 @@ def simulate(
             Total momentum is taken out of them but under Langevin dynamics or where atoms are held. Masses are those of the
             structure (``atoms.set_masses``). Constraints hold atoms as in
             :func:`leignn_jax.simulation.constraints.free_components`.
-        ensemble: a short name (see :func:`make_ensemble`) or an object of :mod:`leignn_jax.simulation.ensembles`.
+        ensemble: a short name (see :func:`make_ensemble`) or an object of :mod:`leignn_jax.simulation.ensembles`
+            or a :class:`leignn_jax.simulation.jax_md.JaxMD`.
         steps: in all; a resumed simulation goes on up to that many.
         timestep: fs.
         temperature: K, of the ensemble where it is a name, and of drawn velocities. pressure: GPa.

@@ -26,6 +26,7 @@ changes nothing that can be measured. Positions go with the cell, velocities aga
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -69,7 +70,7 @@ def value_at(number: Any, time) -> Any:
     return jnp.asarray(number, time.dtype)
 
 
-class Ensemble:
+class Ensemble(ABC):
     """What surrounds the atoms: a pytree whose leaves are its numbers. Those below, jax-md's, or one's own.
 
     moves_cell: whether the cell changes. holds_momentum: whether the total momentum stays zero.
@@ -81,17 +82,22 @@ class Ensemble:
     moves_cell: ClassVar[bool] = False
     holds_momentum: ClassVar[bool] = True
 
+    @abstractmethod
     def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
         """A state with the cell of the new positions, these positions [Å], and what ``finish`` must know of before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
         """The state after the step, of the one with the forces at the new positions."""
-        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """All that it was made with, by name."""
         return vars(self)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Names of settings that are no numbers."""
+        return ("shape",)
 
     def start(self, system: System, state: State) -> Any:
         """What the ensemble remembers at the start, of a state that is whole but for that: nothing."""
@@ -366,7 +372,7 @@ def thermo(ensemble: Ensemble, system: System, state: State, dt) -> Thermo:
 
 
 def time_of(state: State, dt):
-    """fs since the start."""
+    """fs since the start; a scalar of the state's dtype."""
     return state.step.astype(state.energy.dtype) * dt
 
 

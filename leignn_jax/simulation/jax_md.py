@@ -72,8 +72,8 @@ class JaxMD(Ensemble):
         numbers: its other arguments, in the units at the top of this module. ``tau`` is 100 fs where none is given.
 
     Raises:
-        ConfigError: an argument that the simulator does not know, one that it needs, or one that is neither a number nor
-            a text.
+        ConfigError: an argument that the simulator does not know, one that it needs, or true, false or a text
+            in the place of a number.
     """
 
     def __init__(self, simulator: Callable[..., Any], **numbers: Any):
@@ -134,6 +134,11 @@ class JaxMD(Ensemble):
         """The simulator's name and its numbers, by name."""
         named = jax.tree_util.tree_flatten_with_path(self.numbers, is_leaf=_is_ramp)[0]
         return {"simulator": _name(self.simulator)} | {".".join(k.key for k in where): x for where, x in named}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Names of settings that are no numbers."""
+        return tuple(name for name, value in self.settings().items() if isinstance(value, bool | str))
 
     def kT(self, state: State, dt) -> Any:
         """Thermal energy in eV, ``[replicas]``; zero where there is none."""
@@ -281,6 +286,8 @@ def _number(name: str, value: Any, default: Any) -> Any:
         return {key: _number(key, one, None) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return np.asarray(value)
+    if isinstance(value, bool | str) and not isinstance(default, type(value)):
+        raise ConfigError(f"{name}: must be a number, not {value!r:.60}.")
     counts = isinstance(default, int) or name.startswith("chain_") or name == "sy_steps"
     return float(value) if isinstance(value, int) and not isinstance(value, bool) and not counts else value
 

@@ -36,7 +36,7 @@ def make_ensemble(ensemble: Ensemble | str, temperature: Any = None, pressure: A
         ConfigError: it is neither, or a number is missing or too many are given.
     """
     if not isinstance(ensemble, str):
-        if isinstance(ensemble, type) or not hasattr(ensemble, "moves_cell") or not hasattr(ensemble, "step"):
+        if not isinstance(ensemble, Ensemble):
             name = ensemble.__name__ if isinstance(ensemble, type) else type(ensemble).__name__
             raise ConfigError(
                 f"ensemble must be a name such as 'nvt' or an object such as Langevin(temperature=300.0), not {name}."
@@ -64,9 +64,9 @@ def check_ensemble(ensemble: Ensemble, kelvin: Any, structures: list[ase.Atoms])
     """ConfigError where a number of the ensemble is out of range, one per replica is of another length, or the cell would
     change of a structure that is not periodic."""
     replicas = len(structures)
-    zero = ("temperature", "friction", "gamma", "center_velocity")
+    zero = ("temperature", "friction", "gamma")
     for name, value in {**ensemble.settings(), "temperature of the start": kelvin}.items():
-        if (value is None and name == "temperature of the start") or name in ("shape", "simulator"):
+        if (value is None and name == "temperature of the start") or name in ensemble.words:
             continue
         where = f"{type(ensemble).__name__}, {name}"
         ramp = isinstance(value, Ramp)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_md import simulate
 
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError, SimulationError
+from leignn_jax.simulation import JaxMD
 from leignn_jax.simulation.dynamics import BOLTZMANN
 from leignn_jax.simulation.ensembles import NVE, CellRescaling, Langevin, Ramp
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
@@ -154,6 +156,20 @@ def test_what_is_refused(sample):
     ):
         with pytest.raises(ConfigError, match=words):
             run.sample(wells(), ensemble, system, state, 1.0, steps, every=10)
+    both = run.start(wells(), [atoms] * 2, Langevin(KELVIN), temperature=KELVIN, dtype="float64")
+    with pytest.raises(ConfigError, match="count together"):
+        run.sample(wells(), Langevin(np.array([50.0, 60.0])), *both, 1.0, 20, every=10)
+    heavier = both[0].replace(masses=both[0].masses.at[1].mul(2.0))
+    with pytest.raises(ConfigError, match="count together"):
+        run.sample(wells(), Langevin(KELVIN), heavier, both[1], 1.0, 20, every=10)
+    with pytest.raises(ConfigError, match="two frames"):
+        run.sample(wells(), Langevin(KELVIN), system, state, 1.0, 20, every=10, discard=10)
+    ramp = JaxMD(simulate.nvt_langevin, kT=Ramp(np.array([0.0, 1.0]), np.array([0.1, 0.2])), gamma=0.1)
+    other = run.start(wells(), atoms, ramp, temperature=KELVIN, dtype="float64")
+    with pytest.raises(ConfigError, match="not ramps"):
+        run.sample(wells(), ramp, *other, 1.0, 20, every=10)
+    with pytest.raises(ConfigError, match="pooled again"):
+        run.pooled([run.pooled([sample]), sample])
     with pytest.raises(ConfigError, match="constant volume"):
         run.reweighted(wells(), sample, squared, pressure=1.0)
     with pytest.raises(ConfigError, match="replicas"):

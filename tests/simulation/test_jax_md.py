@@ -220,6 +220,8 @@ def test_whole_numbers_have_units_too(argon):
     ensemble = JaxMD(jax_md.npt_nose_hoover, kT=1, pressure=0, barostat_kwargs={"tau": 100, "chain_length": 4})
     assert len(jax.tree.leaves(ensemble)) == 3
     assert all(isinstance(leaf, float) for leaf in jax.tree.leaves(ensemble))
+    words = JaxMD(jax_md.nvt_langevin, kT=KT, gamma=0.01, center_velocity=False)
+    assert simulate(MODEL, argon, words, steps=2, save_every=1, log_every=1, progress=False).summary["finished"]
 
 
 def test_temperatures_of_replicas_are_those_of_the_bath(argon):
@@ -244,6 +246,8 @@ def test_a_ramp_heats(argon):
         (lambda: JaxMD(jax_md.nvt_langevin, kT=-0.1), "out of range"),
         (lambda: JaxMD(jax_md.nvt_langevin, kT=np.ones(3)), "for each of 1 replicas"),
         (lambda: JaxMD(jax_md.nvt_langevin, kT=[0.1, "warm"]), "kT"),
+        (lambda: JaxMD(jax_md.nvt_langevin, kT=True), "must be a number"),
+        (lambda: JaxMD(jax_md.nvt_langevin, kT=KT, gamma="a"), "must be a number"),
         (lambda: JaxMD(jax_md.brownian, kT=KT), "no momenta"),
     ],
 )

@@ -102,7 +102,7 @@ def units_of_hdf5(path: Path) -> str:
 
     def look(name: str, item: h5py.Group | h5py.Dataset) -> None:
         # No other: HDF5 searches without end for text of a file that is damaged there.
-        for key in item.attrs.keys():  # noqa: SIM118
+        for key in item.attrs:
             if "unit" in key.lower():
                 value = item.attrs[key]
                 said[f"{name}.{key}".lstrip(".")] = value.decode() if isinstance(value, bytes) else str(value)
