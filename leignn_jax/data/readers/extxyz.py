@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +97,8 @@ def _atoms(block: Sequence[str]) -> ase.Atoms:
     said = info.pop("Properties", None)
     columns = parse_properties(_BARE if said is None else said)
     fields = _fields(rows, columns, strict=said is not None or "Lattice" in comment)
-    arrays = {column.name: _array(fields, column) for column in columns} if count else {}
+    plain = _is_plain("".join(rows))
+    arrays = {column.name: _array(fields, column, plain) for column in columns} if count else {}
     if not block[-1].endswith("\n") and not vectors and count:
         _check_end(fields, columns[-1])
     atoms = ase.Atoms(
@@ -129,6 +131,7 @@ _PIECE = (
 _PAIR = re.compile(rf"\s*(=*{_PIECE}+)(\s*=\s*((?:{_PIECE}|=)*))?")
 _PIECES = re.compile(rf"{_PIECE}|=")
 _QUOTES = {'"': '"', "'": "'", "{": "}", "[": "]"}
+_SPECIAL = frozenset("\\\"'{}[]")
 
 
 def parse_comment(comment: str) -> dict[str, Any]:
@@ -160,6 +163,10 @@ def parse_comment(comment: str) -> dict[str, Any]:
 
 def _unquote(text: str) -> tuple[str, bool]:
     """The text less quotes and escapes, and whether every quote has its end."""
+    if _SPECIAL.isdisjoint(text):
+        return text, True
+    if text[0] == text[-1] == '"' and len(text) > 1 and _SPECIAL.isdisjoint(text[1:-1]):
+        return text[1:-1], True
     parts, closed = [], True
     for piece in _PIECES.findall(text):
         end = _QUOTES.get(piece[0])
@@ -175,7 +182,7 @@ def _value(key: str, text: str) -> Any:
     if key in ("Properties", "uid"):
         return text
     words = re.findall(r"[^\s,]+", text)
-    value = _numbers_in(words) if text.isascii() and "_" not in text else None
+    value = _numbers_in(words) if _is_plain(text) else None
     if key in _MATRICES:
         sizes = (9,) if key == "Lattice" else (9, 6)
         if value is None or value.size not in sizes:
@@ -217,7 +224,7 @@ def _cell_of_vectors(lines: Sequence[str]) -> tuple[np.ndarray, list[bool]]:
     cell = np.zeros((3, 3))
     for i, line in enumerate(lines):
         name, *words = line.split()
-        values = _numbers_in(words) if line.isascii() and "_" not in line else None
+        values = _numbers_in(words) if _is_plain(line) else None
         if i > 2 or name != f"VEC{i + 1}" or values is None or values.size != 3:
             raise FileFormatError(f"{line.strip()[:60]!r} where VEC{min(i + 1, 3)} and three numbers should stand")
         cell[i] = values
@@ -227,7 +234,8 @@ def _cell_of_vectors(lines: Sequence[str]) -> tuple[np.ndarray, list[bool]]:
 # ------------------------------------------------------------------------------------------------------------- the atoms
 
 
-def parse_properties(text: Any) -> list[Column]:
+@lru_cache(maxsize=16)
+def parse_properties(text: Any) -> tuple[Column, ...]:
     """The columns that ``Properties`` names, such as species:S:1:pos:R:3.
 
     Raises:
@@ -256,7 +264,7 @@ def parse_properties(text: Any) -> list[Column]:
             raise FileFormatError(f"Properties says that {name} are {wrong[0].width} columns of type {wrong[0].kind}")
     if not {"symbols", "numbers"} & set(names) or "positions" not in names:
         raise FileFormatError("Properties names no pos, or neither species nor Z")
-    return columns
+    return tuple(columns)
 
 
 def _fields(rows: Sequence[str], columns: Sequence[Column], strict: bool) -> list[tuple[str, ...]]:
@@ -269,21 +277,26 @@ def _fields(rows: Sequence[str], columns: Sequence[Column], strict: bool) -> lis
     return list(zip(*(words[:width] for words in split), strict=True))
 
 
-def _array(fields: Sequence[tuple[str, ...]], column: Column) -> np.ndarray:
-    """``[atoms]``, or ``[atoms, width]``."""
+def _array(fields: Sequence[tuple[str, ...]], column: Column, plain: bool) -> np.ndarray:
+    """``[atoms]``, or ``[atoms, width]``; ``plain`` where every character of the atoms is one of numbers in ASCII."""
     kind, convert = _KINDS[column.kind]
-    parts = []
-    for words in fields[column.start : column.start + column.width]:
-        try:
-            joined = "".join(words) if column.kind in "RI" else ""
-            if not joined.isascii() or "_" in joined:
-                raise ValueError
-            parts.append(np.array(list(map(convert, words)), dtype=kind))
-        except (ValueError, KeyError, OverflowError):
-            atom = next(i for i, word in enumerate(words) if not _converts(word, column.kind))
-            what = {"R": "a number", "I": "a whole number", "L": "T or F"}[column.kind]
-            raise FileFormatError(f"{column.name} of atom {atom}: {words[atom][:40]!r} is not {what}") from None
-    return parts[0] if column.width == 1 else np.stack(parts, axis=1)
+    words = fields[column.start : column.start + column.width]
+    try:
+        if column.kind in "RI" and not plain and not all(map(_is_plain, chain(*words))):
+            raise ValueError
+        values = np.array([list(map(convert, one)) for one in words], dtype=kind)
+    except (ValueError, KeyError, OverflowError):
+        # The first column with a fault, and its first atom.
+        wrong = next(one for one in words if not all(_converts(word, column.kind) for word in one))
+        atom = next(i for i, word in enumerate(wrong) if not _converts(word, column.kind))
+        what = {"R": "a number", "I": "a whole number", "L": "T or F"}[column.kind]
+        raise FileFormatError(f"{column.name} of atom {atom}: {wrong[atom][:40]!r} is not {what}") from None
+    return values[0] if column.width == 1 else np.ascontiguousarray(values.T)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether no digits of other scripts and no underscores, which Python reads in numbers, are in it."""
+    return text.isascii() and "_" not in text
 
 
 _KINDS: dict[str, tuple[Any, Callable]] = {
@@ -295,7 +308,7 @@ _KINDS: dict[str, tuple[Any, Callable]] = {
 
 
 def _converts(word: str, kind: str) -> bool:
-    if kind in "RI" and (not word.isascii() or "_" in word):
+    if kind in "RI" and not _is_plain(word):
         return False
     try:
         np.array(_KINDS[kind][1](word), dtype=_KINDS[kind][0])

@@ -39,7 +39,7 @@ def frame(numbers, positions, *, cell=None, pbc=None, energy=None, forces=None, 
 
 def check_structure(atoms: ase.Atoms) -> None:
     """Raise DataError where elements, positions, cell, masses or momenta can't be those of a structure; names the atom."""
-    _check_atoms("atomic number", atoms.numbers, np.isin(atoms.numbers, range(1, HEAVIEST + 1)), "an element")
+    _check_atoms("atomic number", atoms.numbers, _are_elements(atoms.numbers), "an element")
     _check_atoms("position", atoms.positions, (np.abs(atoms.positions) <= _FARTHEST).all(1), f"within {_FARTHEST:g} Å")
     if not (np.abs(np.asarray(atoms.cell)) <= _WIDEST).all():
         raise DataError(f"the cell is {np.asarray(atoms.cell).tolist()}, not finite or wider than {_WIDEST:g} Å.")
@@ -66,6 +66,10 @@ def check_structure(atoms: ase.Atoms) -> None:
     _check_swapped(atoms)
 
 
+def _are_elements(numbers: np.ndarray) -> np.ndarray:
+    return (numbers >= 1) & (numbers <= HEAVIEST)
+
+
 def _check_atoms(what: str, values: np.ndarray, right: npt.ArrayLike, must: str) -> None:
     if not np.all(right):
         atom = int(np.argmin(right))
@@ -79,14 +83,16 @@ def _check_swapped(atoms: ase.Atoms) -> None:
     if forces is None or len(atoms) < 2 or np.shape(forces) != (len(atoms), 3) or not _are_finite(forces):
         return
     forces = np.asarray(forces, np.float64)
-    found = _nearest(atoms.positions).min()
-    squeezed = _bonds(atoms.positions, atoms.numbers).min() < _SQUEEZED
-    lying = _bonds(forces, atoms.numbers)
+    near, bonds = _nearest(atoms.positions, atoms.numbers)
+    found = near.min()
+    squeezed = bonds.min() < _SQUEEZED
+    if not squeezed and found > _NEAREST:
+        return
+    other, lying = _nearest(forces, atoms.numbers)
     if squeezed and lying.min() > _SHORTEST_BOND and np.median(lying) < _LONGEST_BOND:
-        raise DataError(_swapped(found, _nearest(forces).min()))
+        raise DataError(_swapped(found, other.min()))
     if found > _NEAREST or (found > _OVERLAP and not (_balanced(atoms.positions) and not _balanced(forces))):
         return
-    other = _nearest(forces)
     if other.min() > _NEAREST and np.median(other) < _NEIGHBOUR:
         raise DataError(_swapped(found, other.min()))
 
@@ -103,18 +109,13 @@ def _are_finite(values: npt.ArrayLike) -> bool:
     return array.dtype.kind in "iuf" and bool((np.abs(array) < _FARTHEST).all())
 
 
-def _bonds(points: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Distance of each point ``[points, 3]`` to its nearest other, over the sum of the covalent radii of both."""
-    distances, others = cKDTree(points).query(points, k=2)
-    radii = covalent_radii[numbers]
-    return distances[:, 1] / (radii + radii[others[:, 1]])
-
-
 def _balanced(vectors: np.ndarray) -> bool:
     """Whether vectors ``[atoms, 3]`` sum to nothing."""
     return bool(np.abs(np.sum(vectors, axis=0)).max() < 1e-2 * np.abs(vectors).max())
 
 
-def _nearest(points: np.ndarray) -> np.ndarray:
-    """Distance of each point ``[points, 3]`` to its nearest other."""
-    return cKDTree(points).query(points, k=2)[0][:, 1]
+def _nearest(points: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of each point ``[points, 3]`` to its nearest other, and the same over the sum of both covalent radii."""
+    distances, others = cKDTree(points).query(points, k=2)
+    radii = covalent_radii[numbers]
+    return distances[:, 1], distances[:, 1] / (radii + radii[others[:, 1]])
