@@ -1,8 +1,8 @@
-"""Vibrational density of states from velocities."""
+"""Vibrational density of states from velocities; :mod:`leignn_jax.analysis.soft_spectra` is the same for gradients."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -78,7 +78,8 @@ def vibrational_density_of_states(
     frames, atoms = velocities.shape[:2]
     numbers = as_numbers(numbers, atoms)
     masses = as_masses(masses, atoms, numbers)
-    window, timestep = check_choice("window", window, _WINDOWS), check_timestep(timestep)
+    check_choice("window", window, _WINDOWS)
+    timestep = check_timestep(timestep)
     padding = check_whole("padding", padding, 1, _MOST_PADDING)
     integral = 3 * atoms if integral is None else check_number("integral", integral, positive=True)
     if max_lag is not None:
@@ -94,21 +95,35 @@ def vibrational_density_of_states(
     correlation = np.stack([autocorrelation(weighted[:, numbers == z], lags) for z in elements])
     if not correlation[:, 0].sum() > 0:
         raise DataError("The velocities are all zero: does the trajectory hold them?")
-    correlation = correlation * _WINDOWS[window](np.arange(lags) / lags)
-
-    # An even function on 2 n points: its transform is real and is the cosine transform.
-    points = padding * lags
-    even = np.zeros((len(elements), 2 * points))
-    even[:, :lags] = correlation
-    even[:, -lags + 1 :] = correlation[:, :0:-1]
-    spectrum = np.fft.rfft(even, axis=1).real
-    frequency = np.arange(points + 1) / (2 * points * timestep)
-    wavenumber = frequency * WAVENUMBER_PER_INVERSE_FS
+    spectrum = cosine_transform(correlation * lag_window(window, lags), padding, np)
+    wavenumber = wavenumbers(lags, timestep, padding)
     spectrum *= integral / np.trapezoid(spectrum.sum(axis=0), wavenumber)
     return DensityOfStates(
         wavenumber=wavenumber,
-        frequency=frequency * THZ_PER_INVERSE_FS,
+        frequency=wavenumber * (THZ_PER_INVERSE_FS / WAVENUMBER_PER_INVERSE_FS),
         total=spectrum.sum(axis=0),
         elements=tuple(chemical_symbols[z] for z in elements),
         per_element=spectrum,
     )
+
+
+def lag_window(window: str, lags: int) -> np.ndarray:
+    """What the correlation is multiplied by, ``[lags]``, by name."""
+    return _WINDOWS[check_choice("window", window, _WINDOWS)](np.arange(lags) / lags)
+
+
+def wavenumbers(lags: int, timestep: float, padding: int) -> np.ndarray:
+    """cm^-1 of what :func:`cosine_transform` gives, ``[padding * lags + 1]``."""
+    points = padding * lags
+    return np.arange(points + 1) / (2 * points * timestep) * WAVENUMBER_PER_INVERSE_FS
+
+
+def cosine_transform(correlation: Any, padding: int, xp: Any) -> Any:
+    """``[..., lags]`` to ``[..., padding * lags + 1]``; ``xp`` is numpy, or jax.numpy for gradients.
+
+    An even function on 2 n points has a real transform, which is the cosine transform.
+    """
+    *rest, lags = correlation.shape
+    zeros = xp.zeros((*rest, 2 * padding * lags - 2 * lags + 1), correlation.dtype)
+    even = xp.concatenate([correlation, zeros, correlation[..., :0:-1]], axis=-1)
+    return xp.fft.rfft(even, axis=-1).real

@@ -9,11 +9,12 @@ from ase import units
 from numpy.typing import ArrayLike
 
 from leignn_jax.analysis.statistics import as_series, statistical_inefficiency
-from leignn_jax.analysis.trajectory import as_frames, as_masses, check_timestep
+from leignn_jax.analysis.trajectory import as_cells, as_frames, as_masses, check_timestep
 from leignn_jax.arguments import check_whole, numbers_of
 from leignn_jax.errors import ConfigError, DataError
 
 GPA = 1 / units.GPa  # GPa of one eV/Å^3
+GRAM_PER_CM3 = 1e24 * units._amu * 1e3  # g/cm^3 of one amu/Å^3
 _FS_PER_NS = 1e6
 
 
@@ -105,6 +106,34 @@ def pressure(stress: ArrayLike, velocities: ArrayLike, masses: ArrayLike, volume
     if len(bad):
         raise DataError(f"The stress of frame {bad[0]} is not finite.")
     return 2 * kinetic / (3 * volume) - trace / 3
+
+
+def density(cell: ArrayLike, masses: ArrayLike) -> np.ndarray:
+    """Mass over volume, ``[frames]`` g/cm^3.
+
+    Args:
+        cell: ``[frames, 3, 3]`` or, for one frame, ``[3, 3]`` Å.
+        masses: ``[atoms]`` amu.
+
+    Raises:
+        DataError: a cell without a volume, with its frame.
+    """
+    cell = numbers_of(cell, "The cell")
+    cells = as_cells(cell, len(cell) if cell.ndim == 3 else 1)
+    masses = as_masses(masses, np.size(masses))
+    return GRAM_PER_CM3 * masses.sum() / volumes(cells, "density")
+
+
+def volumes(cells: np.ndarray, what: str) -> np.ndarray:
+    """``[frames]`` Å^3 of ``[frames, 3, 3]``; DataError, which says what it is for, where there is none."""
+    found = np.abs(np.linalg.det(cells))
+    bad = np.flatnonzero(~(found > 1e-9))
+    if len(bad):
+        raise DataError(
+            f"The cell of frame {bad[0]} has no volume, so there is no {what}: give a structure with a cell, periodic in "
+            "all directions."
+        )
+    return found
 
 
 def thermo_log(

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from leignn_jax.analysis.soft_rdf import pair_distances, smooth_rdf
+from leignn_jax.analysis.scattering import scattering_intensity
+from leignn_jax.analysis.soft_angles import neighbor_vectors, smooth_angle_distribution, triple_mask
+from leignn_jax.analysis.soft_rdf import pair_distances, pair_weights, smooth_rdf
+from leignn_jax.analysis.thermodynamics import GRAM_PER_CM3
+from leignn_jax.arguments import check_array, check_number
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation import dynamics
 from leignn_jax.simulation.dynamics import GIGAPASCAL, State, System
@@ -36,8 +42,22 @@ def temperature(system: System, state: State) -> Float[Array, "replicas"]:
 
 def pressure(system: System, state: State) -> Float[Array, "replicas"]:
     """GPa, kinetic part minus a third of the stress's trace; of systems periodic in all directions."""
+    _check_periodic(system, "pressure")
     tensor = dynamics.pressure_tensor(system, state, jnp.zeros_like(state.energy))
     return jnp.trace(tensor, axis1=1, axis2=2) / 3 * GIGAPASCAL
+
+
+def volume(system: System, state: State) -> Float[Array, "replicas"]:
+    """Å^3, of systems periodic in all directions."""
+    _check_periodic(system, "volume")
+    return dynamics.volume(state.cell)
+
+
+def density(system: System, state: State) -> Float[Array, "replicas"]:
+    """g/cm^3, of systems periodic in all directions."""
+    _check_periodic(system, "density")
+    mass = jnp.where(system.numbers > 0, system.masses, 0.0).sum(-1)
+    return GRAM_PER_CM3 * mass / dynamics.volume(state.cell)
 
 
 def positions(system: System, state: State) -> Float[Array, "replicas atoms 3"]:
@@ -90,7 +110,7 @@ def rdf(
         numbers = graph.numbers
         first = numbers[graph.lists.receivers].reshape(replicas, pairs)
         second = numbers[graph.lists.senders].reshape(replicas, pairs)
-        weights = _weights(first, second, state.neighbors.pair_mask, kind).astype(distances.dtype)
+        weights = pair_weights(first, second, state.neighbors.pair_mask, kind).astype(distances.dtype)
         volumes = dynamics.volume(state.cell)
         curves = []
         for r in range(replicas):
@@ -104,9 +124,77 @@ def rdf(
     return observe
 
 
-def _weights(first, second, mask, kind):
-    """Ordered pairs that each undirected pair stands for."""
-    if kind is None:
-        return 2 * mask
-    a, b = kind
-    return (((first == a) & (second == b)).astype(int) + ((first == b) & (second == a)).astype(int)) * mask
+def structure_factor(indices: Any, weights: Any = None) -> Callable[[System, State], Float[Array, "replicas vectors"]]:
+    """S at each vector of the cell, see :mod:`leignn_jax.analysis.scattering`; of systems periodic in all directions.
+
+    Args:
+        indices: ``[vectors, 3]`` whole numbers (h, k, l), such as those of
+            :func:`leignn_jax.analysis.scattering.scattering_vectors`.
+        weights: ``[atoms]``; None is 1 for all.
+    """
+    indices = check_array("indices", indices, (None, 3), "iu")
+
+    def observe(system: System, state: State):
+        _check_periodic(system, "structure factor")
+        each = jnp.ones(system.numbers.shape[1]) if weights is None else jnp.asarray(weights)
+        each = jnp.where(system.numbers > 0, each, 0.0).astype(state.positions.dtype)
+        return jax.vmap(lambda r, c, w: scattering_intensity(r, indices, c, w))(state.positions, state.cell, each)
+
+    return observe
+
+
+def angle_distribution(
+    edges: Any,
+    width: float,
+    kind: tuple[int, int, int] | None = None,
+    *,
+    r_max: float,
+    fade: float = 0.1,
+    reach: float,
+) -> Callable[[System, State], Float[Array, "replicas bins"]]:
+    """The distribution of bond angles with smooth bins and bonds, see :mod:`leignn_jax.analysis.soft_angles`.
+
+    Args:
+        edges: ``[bins + 1]`` degrees. width: degrees, of each angle's Gaussian.
+        kind: atomic numbers (end, center, end); None is all.
+        r_max: Å, length of a bond. fade: Å, over which it ends.
+        reach: Å, up to which the lists are complete: the model's cutoff.
+
+    Raises:
+        ConfigError: bonds and three times their fade are longer than ``reach``.
+    """
+    edges = jnp.asarray(check_array("edges", edges, (None,)))
+    check_number("width", width, positive=True)
+    longest = check_number("r_max", r_max, positive=True) + 3 * check_number("fade", fade, positive=True)
+    if longest > check_number("reach", reach, positive=True):
+        raise ConfigError(
+            f"Bonds up to {r_max:g} Å that fade over {fade:g} Å need pairs up to {longest:g} Å; the lists reach "
+            f"{reach:g} Å. Shorten them, or start with a larger skin and say so in reach."
+        )
+
+    def observe(system: System, state: State):
+        graph = dynamics.joined_graph(system, state.neighbors, state.positions, state.cell)
+        vectors, mask = neighbor_vectors(graph.lists, graph.vectors())
+        triples = triple_mask(graph.numbers, graph.numbers[graph.lists.neighbors], mask, kind)
+        replicas = system.numbers.shape[0]
+        bins = edges.astype(vectors.dtype)
+
+        def of_replica(parts):
+            return smooth_angle_distribution(parts[0], parts[1], bins, width, r_max=r_max, fade=fade)
+
+        each = (vectors, triples)
+        return jax.lax.map(of_replica, tuple(x.reshape(replicas, -1, *x.shape[1:]) for x in each))
+
+    return observe
+
+
+def _check_periodic(system: System, what: str) -> None:
+    """ConfigError where there is no cell; of a system that is traced it can't be known, and NaN or 0 comes out."""
+    if isinstance(system.pbc, jax.core.Tracer):
+        return
+    open_ones = np.flatnonzero(~np.asarray(system.pbc).all(-1))
+    if len(open_ones):
+        raise ConfigError(
+            f"Structure {open_ones[0]} is not periodic in all directions, so it has no {what}: give it a cell "
+            "(atoms.set_cell, atoms.pbc = True), or look at something else."
+        )

@@ -12,7 +12,7 @@ from leignn_jax.device_neighbors import lattice_vectors
 from leignn_jax.graph import Graph
 from leignn_jax.models.leignn import pair_geometry
 from leignn_jax.models.radial import polynomial_envelope
-from leignn_jax.pair_ops import pair_divergence
+from leignn_jax.pair_ops import pair_divergence, pair_sum
 from leignn_jax.potential import Prediction, stress_of
 
 
@@ -28,7 +28,7 @@ class LennardJones:
     cutoff: float = struct.field(pytree_node=False, default=8.5)
 
     def compute(self, graph: Graph) -> Prediction:
-        """Energy, forces and stress of every structure."""
+        """Energy, forces and stress of every structure; half of a pair's energy belongs to each of its atoms."""
         vectors = graph.vectors()
 
         def pairs(vectors):
@@ -39,12 +39,13 @@ class LennardJones:
 
         gradient = jax.grad(lambda v: pairs(v).sum())(vectors)
         each = pairs(vectors)
+        half = jnp.full((graph.positions.shape[0], 1, 1), 0.5, each.dtype)
         of_graph = graph.graph_index[graph.lists.receivers] == jnp.arange(graph.num_graphs)[:, None]
         return Prediction(
             energy=jnp.where(of_graph, each, 0.0).sum(1),
             forces=-pair_divergence(graph.lists, gradient),
             stress=stress_of(graph, vectors, gradient),
-            atomic_energies=None,
+            atomic_energies=pair_sum(graph.lists, each[:, None], half)[:, 0, 0],
             direct_forces=None,
         )
 
