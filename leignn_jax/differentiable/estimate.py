@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.arguments import MOST_STEPS, check_model, check_whole
-from leignn_jax.differentiable.rollout import Segment, check_call, segment_lengths, without_constants
+from leignn_jax.differentiable.rollout import Segment, check_call, segment_lengths
 from leignn_jax.simulation.dynamics import EnergyModel, State, System
 from leignn_jax.simulation.ensembles import Ensemble
+from leignn_jax.simulation.model_sums import without_constants
 from leignn_jax.simulation.settings import make_ensemble
 
 

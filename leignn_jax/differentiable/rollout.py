@@ -34,10 +34,10 @@ from leignn_jax.arguments import (
 )
 from leignn_jax.device_neighbors import ListSizes
 from leignn_jax.errors import ConfigError
-from leignn_jax.potential import Potential
 from leignn_jax.simulation.chunks import LIMITS, broken, centers, check_limits, start_state
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
 from leignn_jax.simulation.ensembles import Ensemble
+from leignn_jax.simulation.model_sums import check_structures_of, without_constants
 from leignn_jax.simulation.settings import check_bath, check_ensemble, make_ensemble
 
 Segment = int | tuple[int, ...] | Literal["sqrt", "recursive"] | None
@@ -100,11 +100,10 @@ def start(
         raise ConfigError(f"sizes must be ListSizes, such as state.neighbors.sizes, not {shown(sizes)}.")
     ensemble = make_ensemble(ensemble, temperature, pressure)
     check_ensemble(ensemble, temperature, structures)
-    if isinstance(model, Potential):
-        for one in structures:
-            model.check_elements(one.numbers)
+    check_structures_of(model, structures)
     model = without_constants(model)
-    system = make_system(structures, np.dtype(dtype), hold_momentum=ensemble.holds_momentum)
+    hold = ensemble.holds_momentum and getattr(model, "conserves_momentum", True)
+    system = make_system(structures, np.dtype(dtype), hold_momentum=hold)
     state, _ = start_state(model, system, structures, ensemble, temperature, seed, skin, np.dtype(dtype))
     if sizes is not None:
         old = state.neighbors
@@ -113,14 +112,6 @@ def start(
         )
         state = state.replace(neighbors=lists)
     return system, state
-
-
-def without_constants(model: EnergyModel) -> EnergyModel:
-    """A potential without reference energies and shift, which no force depends on and which float32 has no room for."""
-    if not isinstance(model, Potential):
-        return model
-    zero = jnp.zeros_like(jnp.asarray(model.reference_energies, jnp.float32))
-    return model.replace(reference_energies=zero, energy_shift=jnp.zeros(()))
 
 
 def rollout(

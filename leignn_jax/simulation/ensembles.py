@@ -73,7 +73,8 @@ def value_at(number: Any, time) -> Any:
 class Ensemble(ABC):
     """What surrounds the atoms: a pytree whose leaves are its numbers. Those below, jax-md's, or one's own.
 
-    moves_cell: whether the cell changes. holds_momentum: whether the total momentum stays zero.
+    moves_cell: whether the cell changes. holds_momentum: whether the total momentum stays zero. sees_origin: whether what it
+    does depends on where along open directions the structure is. wrapped: another ensemble, around which it is.
 
     A step is given in what comes before the forces at the new positions, ``begin``, and what comes after them, ``finish``.
     They are apart so that a rollout can have one evaluation of the model in its program, also for the first forces.
@@ -81,6 +82,8 @@ class Ensemble(ABC):
 
     moves_cell: ClassVar[bool] = False
     holds_momentum: ClassVar[bool] = True
+    sees_origin: ClassVar[bool] = False
+    wrapped: ClassVar[Ensemble | None] = None
 
     @abstractmethod
     def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
@@ -119,6 +122,10 @@ class Ensemble(ABC):
     def stored_energy(self, system: System, state: State, dt) -> Any:
         """Energy in eV held by the bath's own variables; what it has put in by noise is counted in ``exchanged``."""
         return jnp.zeros_like(state.energy)
+
+    def at_end(self, state: State) -> list[str]:
+        """Sentences to warn of at the end of a simulation; on the host."""
+        return []
 
 
 class _VelocityVerlet(Ensemble):
