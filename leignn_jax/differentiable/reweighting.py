@@ -301,10 +301,10 @@ def reweighted(
         raise ConfigError("pressure: the sample is of constant volume; draw one with a barostat.")
     check_number("least", least, positive=True)
     reach = sample.state.neighbors.cutoff
-    if not isinstance(reach, jax.core.Tracer) and model.cutoff > float(np.min(reach)) * (1 + 1e-6):
+    if not isinstance(reach, jax.core.Tracer) and model.cutoff > float(np.asarray(reach).min()) * (1 + 1e-6):
         raise ConfigError(
             f"The model's cutoff is {model.cutoff:g} Å, and the lists of the sample hold pairs within "
-            f"{float(np.min(reach)):g} Å. Draw the sample with a model of that cutoff, such as a sum."
+            f"{float(np.asarray(reach).min()):g} Å. Draw the sample with a model of that cutoff, such as a sum."
         )
     model, shape = without_constants(model), sample.energy.shape
     kT = sample.kT if kT is None else jnp.broadcast_to(jnp.asarray(kT, sample.kT.dtype), shape)
