@@ -60,6 +60,11 @@ def value_and_grad(
 
         def run(*args, **kwargs):
             called.append(True)
+            given = [name for name in ("clip", "reversible") if kwargs.get(name)]
+            if mode == "forward" and given:
+                raise ConfigError(
+                    f"{given[0]} is of the reverse pass, and mode 'forward' has none: leave one of them out."
+                )
             return rollout(*args, **{**in_mode, **kwargs})
 
         out = loss(argument, run)

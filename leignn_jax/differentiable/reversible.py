@@ -33,14 +33,16 @@ def scan(
     """The state after ``rounds * every`` steps, whether all were good, and what was seen after every ``every`` of them.
 
     Args:
-        advance: ``(things, state, going) -> state`` after a step in floats; where not ``going``, with energy and forces of
-            the same positions.
+        advance: ``(things, state, slot) -> state`` after a step in floats; in slot 0 with energy and forces of the same
+            positions.
         good: ``(things, before, after) -> bool``; no gradient passes through it.
         things: model, ensemble (one in parts), system, timestep and what else the functions need; differentiable.
         observe: ``(things, state) -> pytree``; differentiable.
     """
     steps = rounds * every
     values, others, join = split_floats(things)
+    # Here, where numbers that are known are no variables yet.
+    put_aside = whole_numbers.put_aside_after(things["ensemble"], things["timestep"])
 
     @jax.custom_vjp
     def run(values, others, moving, state):
@@ -49,7 +51,7 @@ def scan(
     def there(values, others, moving, state):
         things, state = join(values, others), state.replace(**moving)
         model, ensemble, system, timestep = (things[name] for name in ("model", "ensemble", "system", "timestep"))
-        fixed, here = whole_numbers.start(ensemble, system, state, timestep, steps)
+        fixed, here = whole_numbers.start(system, state, steps, put_aside)
 
         def one(carry, slot):
             here, state, fine = carry
@@ -63,7 +65,7 @@ def scan(
 
         begin = (here, whole_numbers.floats(fixed, here.numbers, state), jnp.array(True))
         (here, state, fine), seen = jax.lax.scan(one_round, begin, jnp.arange(rounds + 1))
-        out = _moving(state), state, fine & here.kept, jax.tree.map(lambda x: x[1:], seen)
+        out = moving_of(state), state, fine & here.kept, jax.tree.map(lambda x: x[1:], seen)
         return out, (values, others, fixed, here, state)
 
     def back(kept, cotangents):
@@ -78,9 +80,9 @@ def scan(
             here, before = whole_numbers.backward(model, ensemble, system, fixed, here, state, timestep, going)
 
             def step(values, moving):
-                return _moving(advance(join(values, others), before.replace(**moving), going))
+                return moving_of(advance(join(values, others), before.replace(**moving), slot))
 
-            _, pull = jax.vjp(step, values, _moving(before))
+            _, pull = jax.vjp(step, values, moving_of(before))
             more, of_moving = pull(of_moving)
             return here, before, of_moving, jax.tree.map(jnp.add, of_things, more)
 
@@ -91,7 +93,7 @@ def scan(
             def look(values, moving):
                 return observe(join(values, others), state.replace(**moving))
 
-            _, pull = jax.vjp(look, values, _moving(state))
+            _, pull = jax.vjp(look, values, moving_of(state))
             more, of_look = pull(of_seen)
             carry = (here, state, *jax.tree.map(jnp.add, (of_moving, of_things), (of_look, more)))
             return over_slots(one, carry, number, every, steps, reverse=True), None
@@ -105,7 +107,7 @@ def scan(
         return of_things, None, of_moving, None
 
     run.defvjp(there, back)
-    moving, state, fine, seen = run(values, others, _moving(state), jax.lax.stop_gradient(state))
+    moving, state, fine, seen = run(values, others, moving_of(state), jax.lax.stop_gradient(state))
     return state.replace(**moving), fine, seen
 
 
@@ -128,5 +130,6 @@ def over_slots(one: Callable[..., Any], carry, number, every: int, last: int, *,
     return jax.lax.scan(one_slot, carry, slots, reverse=reverse)[0]
 
 
-def _moving(state: State) -> dict[str, Any]:
+def moving_of(state: State) -> dict[str, Any]:
+    """What a step changes and a gradient passes through, by name."""
     return {name: getattr(state, name) for name in _MOVING}

@@ -34,8 +34,9 @@ from leignn_jax.arguments import (
     shown,
 )
 from leignn_jax.device_neighbors import ListSizes
-from leignn_jax.differentiable.reversible import over_slots
+from leignn_jax.differentiable.reversible import moving_of, over_slots
 from leignn_jax.differentiable.reversible import scan as reversible_scan
+from leignn_jax.differentiable.taming import clipped, cut, decayed
 from leignn_jax.differentiable.whole_numbers import either
 from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
@@ -139,6 +140,9 @@ def rollout(
     every: int = 1,
     segment: Segment = None,
     reversible: bool = False,
+    truncate: int | None = None,
+    decay: Any = None,
+    clip: Any = None,
     temperature: Any = None,
     pressure: Any = None,
     max_temperature: float = LIMITS.temperature,
@@ -161,6 +165,10 @@ def rollout(
             pass each. "recursive" chooses them: about 10 steps, in segments of at most 50 parts.
         reversible: the reverse pass undoes the steps, which are in whole numbers: memory of one step, for one more
             evaluation of the forces; of NVE, Nose-Hoover and Langevin, see :mod:`leignn_jax.differentiable.whole_numbers`.
+        truncate: derivatives of what is observed go back so many steps, at most ``every``, and those of the last state.
+        decay: they count ``decay`` times as much with every step back, in (0, 1].
+        clip: per Å. The adjoint is shrunk until its norm by all positions of a replica is no larger, at every step.
+            Each of these three gives a gradient that is biased: see :mod:`leignn_jax.differentiable.taming`.
         temperature, pressure: K and GPa, of an ensemble given by its name.
         max_temperature, max_step, max_distance: as in :func:`leignn_jax.simulate`; beyond them the rollout is not valid.
 
@@ -183,14 +191,14 @@ def rollout(
             f"{type(ensemble).__name__} can't be undone: reversible is for NVE, NoseHoover and Langevin, and for ensembles "
             "of one's own that give their step in parts. Use segment='recursive' (mode 'remat')."
         )
+    _check_taming(truncate, decay, clip, every)
     limits = check_limits(max_temperature, max_step, max_distance)
     rounds = steps // every
     lengths = segment_lengths(rounds, segment, every)
     model = without_constants(model)
-    center = jax.lax.stop_gradient(centers(system, state.positions))
 
     def good_step(things, before, after):
-        reason = broken(things["system"], *jax.lax.stop_gradient((before, after)), center, limits)
+        reason = broken(things["system"], *jax.lax.stop_gradient((before, after)), things["center"], limits)
         return (reason == 0).all()
 
     if observe is None:
@@ -201,14 +209,33 @@ def rollout(
     def see(things, state):
         return look(things["system"], state, *things["hoisted"])
 
-    things = {"model": model, "ensemble": ensemble, "system": system, "timestep": timestep, "hoisted": hoisted}
+    def one_step(things, state, slot):
+        moving = moving_of(state)
+        if truncate is not None:
+            moving = cut(moving, (slot - 1) % every == every - truncate)
+        if decay is not None:
+            moving = decayed(moving, jnp.where(slot > 0, things["decay"], 1.0))
+        if clip is not None:
+            moving = clipped(moving, things["clip"])
+        return _one_step(things, state.replace(**moving), slot > 0)
+
+    things = {
+        "model": model,
+        "ensemble": ensemble,
+        "system": system,
+        "timestep": timestep,
+        "hoisted": hoisted,
+        "center": jax.lax.stop_gradient(centers(system, state.positions)),
+        "decay": decay,
+        "clip": None if clip is None else jnp.asarray(clip, state.positions.dtype),
+    }
     if reversible:
-        state, good, seen = reversible_scan(_one_step, good_step, things, state, rounds, every, see)
+        state, good, seen = reversible_scan(one_step, good_step, things, state, rounds, every, see)
     else:
 
         def advance(carry, slot):
             before, good = carry
-            after = _one_step(things, before, slot > 0)
+            after = one_step(things, before, slot)
             return after, good & good_step(things, before, after)
 
         def one_round(carry, number):
@@ -240,6 +267,22 @@ def check_call(ensemble: Ensemble, system: System, state: State, timestep: Any, 
     if not isinstance(timestep, jax.core.Tracer):
         check_number("timestep", timestep, positive=True)
     check_whole("steps", steps, 1, MOST_STEPS)
+
+
+def _check_taming(truncate, decay, clip, every: int) -> None:
+    if truncate is not None:
+        check_whole("truncate", truncate, 1, MOST_STEPS)
+        if truncate > every:
+            raise ConfigError(
+                f"truncate ({truncate}) is at most every ({every}), so that each observation has steps of its own: "
+                "observe less often, or use decay, which fades instead of cutting."
+            )
+    for name, value, most in (("decay", decay, 1.0), ("clip", clip, math.inf)):
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        check_number(name, value, positive=True)
+        if float(value) > most:
+            raise ConfigError(f"{name} is {value}, and at most {most:g}.")
 
 
 def _one_step(things: dict[str, Any], state: State, going) -> State:

@@ -68,8 +68,8 @@ class Fixed:
     put_aside: int = struct.field(pytree_node=False)
 
 
-def start(ensemble: InParts, system: System, state: State, timestep, steps: int) -> tuple[Fixed, Undoable]:
-    """Whole numbers next to the state's, and their units."""
+def start(system: System, state: State, steps: int, put_aside: int) -> tuple[Fixed, Undoable]:
+    """Whole numbers next to the state's, and their units; partners are put aside after so many steps, 0 for never."""
     dtype = state.positions.dtype
     extent, speed, _ = _BITS[dtype.name]
     box = jnp.maximum(jnp.abs(state.positions).max(), jnp.where(system.pbc, jnp.abs(state.cell).max(2), 0.0).max())
@@ -85,10 +85,9 @@ def start(ensemble: InParts, system: System, state: State, timestep, steps: int)
         *(jax.tree.map(_rounded, getattr(state, name), getattr(units, name)) for name in _FLOATS), step=state.step
     )
     partners = jax.tree.map(jnp.zeros_like, numbers)
-    often = _put_aside(ensemble, timestep)
-    slots = -(-steps // often) if often else 0
+    slots = -(-steps // put_aside) if put_aside else 0
     aside = jnp.zeros((slots, *state.velocities.shape), jnp.int16)
-    return Fixed(units, state.step, often), Undoable(numbers, partners, aside, jnp.array(True))
+    return Fixed(units, state.step, put_aside), Undoable(numbers, partners, aside, jnp.array(True))
 
 
 _FLOATS = ("positions", "velocities", "exchanged", "bath")
@@ -106,8 +105,8 @@ def _rounded(value, unit):
     return jnp.round(value / unit).astype(whole)
 
 
-def _put_aside(ensemble: InParts, timestep) -> int:
-    """After how many steps partners must be put aside; 0 for never."""
+def put_aside_after(ensemble: InParts, timestep) -> int:
+    """After how many steps partners must be put aside, before they leave 16 bits; 0 for never."""
     damping = ensemble.damping(timestep)
     if isinstance(damping, jax.core.Tracer):
         return _UNKNOWN
@@ -198,11 +197,15 @@ def _part(fixed: Fixed, part: Shift | Scaling, here: Undoable, state: State, *, 
     if isinstance(part, Shift):
         amount = part.amount(seen)
         if part.of != "step":
-            unit = fixed.units.bath[part.of[0]] if isinstance(part.of, tuple) else getattr(fixed.units, part.of)
+            unit = number_of(fixed.units, part.of)
             amount = _rounded(amount, unit)
         return here._replace(numbers=with_number(here.numbers, part.of, v - amount if undo else v + amount))
-    w = number_of(here.partners, part.of)
-    exponent = part.exponent(seen)
+    return scaled(part, here, part.exponent(seen), undo=undo)
+
+
+def scaled(part: Scaling, here: Undoable, exponent, *, undo: bool) -> Undoable:
+    """A number times exp(exponent) and its partner over it, or the other way round: see the top of this module."""
+    v, w = number_of(here.numbers, part.of), number_of(here.partners, part.of)
 
     def times(factor, number):
         return jnp.round(factor * number.astype(exponent.dtype)).astype(number.dtype)

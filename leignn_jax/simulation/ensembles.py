@@ -32,6 +32,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from leignn_jax.errors import ConfigError
@@ -99,16 +100,17 @@ class Parts(NamedTuple):
 
 
 def number_of(state: Any, of: str | tuple[str, int]) -> Any:
-    """A field of the state, or a column ``(name, column)`` of what its ensemble remembers."""
-    return getattr(state, of) if isinstance(of, str) else state.bath[of[0]][:, of[1]]
+    """A field of the state, or one ``(name, place)`` of the lists that its ensemble remembers."""
+    return getattr(state, of) if isinstance(of, str) else state.bath[of[0]][of[1]]
 
 
 def with_number(state: Any, of: str | tuple[str, int], value: Any) -> Any:
     """The state with another value of :func:`number_of`."""
     if isinstance(of, str):
         return state.replace(**{of: value})
-    name, column = of
-    return state.replace(bath={**state.bath, name: state.bath[name].at[:, column].set(value)})
+    name, place = of
+    several = state.bath[name]
+    return state.replace(bath={**state.bath, name: [*several[:place], value, *several[place + 1 :]]})
 
 
 def done(state: State, parts: list[Shift | Scaling]) -> State:
@@ -225,9 +227,12 @@ class NoseHoover(InParts):
     time_constant: Any = 100.0
 
     def start(self, system: System, state: State):
-        """Positions and velocities [1/fs] of the chain, ``[replicas, 3]`` each."""
-        zero = jnp.zeros((system.numbers.shape[0], _CHAIN), state.cell.dtype)
-        return {"chain_positions": zero, "chain_velocities": zero}
+        """Positions and velocities [1/fs] of the three thermostats of the chain, ``[replicas]`` each."""
+
+        def zeros():
+            return [jnp.zeros(system.numbers.shape[0], state.cell.dtype) for _ in range(_CHAIN)]
+
+        return {"chain_positions": zeros(), "chain_velocities": zeros()}
 
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""
@@ -241,9 +246,7 @@ class NoseHoover(InParts):
 
     def _masses(self, system: System, kT, dtype):
         tau = jnp.broadcast_to(jnp.asarray(self.time_constant, dtype), kT.shape)
-        first = system.degrees_of_freedom() * kT * tau**2
-        rest = kT * tau**2
-        return jnp.stack([first] + [rest] * (_CHAIN - 1), -1)
+        return [system.degrees_of_freedom() * kT * tau**2, *[kT * tau**2] * (_CHAIN - 1)]
 
     def _chain(self, system: System, dt) -> list[Shift | Scaling]:
         """Half a step of the chain: Martyna et al., Mol. Phys. 87, 1117 (1996), eq. 29 to 34."""
@@ -254,8 +257,8 @@ class NoseHoover(InParts):
                 masses, speeds = self._masses(system, kT, kT.dtype), state.bath["chain_velocities"]
                 if k == 0:
                     twice = 2 * kinetic_energy(system, state.velocities)
-                    return (twice - system.degrees_of_freedom() * kT) / masses[:, 0]
-                return (masses[:, k - 1] * speeds[:, k - 1] ** 2 - kT) / masses[:, k]
+                    return (twice - system.degrees_of_freedom() * kT) / masses[0]
+                return (masses[k - 1] * speeds[k - 1] ** 2 - kT) / masses[k]
 
             return acceleration
 
@@ -263,7 +266,7 @@ class NoseHoover(InParts):
             return Shift(("chain_velocities", k), lambda s: h * push(k)(s))
 
         def brake(k, h):
-            return Scaling(("chain_velocities", k), lambda s: -h * s.bath["chain_velocities"][:, k + 1])
+            return Scaling(("chain_velocities", k), lambda s: -h * s.bath["chain_velocities"][k + 1])
 
         last, inner = _CHAIN - 1, range(_CHAIN - 1)
         parts = []
@@ -272,9 +275,9 @@ class NoseHoover(InParts):
             parts.append(shift(last, 0.5 * h))
             for k in reversed(inner):
                 parts += [brake(k, 0.25 * h), shift(k, 0.5 * h), brake(k, 0.25 * h)]
-            parts.append(Scaling("velocities", lambda s, h=h: -h * s.bath["chain_velocities"][:, :1, None]))
+            parts.append(Scaling("velocities", lambda s, h=h: -h * s.bath["chain_velocities"][0][:, None, None]))
             for k in range(_CHAIN):
-                parts.append(Shift(("chain_positions", k), lambda s, h=h, k=k: h * s.bath["chain_velocities"][:, k]))
+                parts.append(Shift(("chain_positions", k), lambda s, h=h, k=k: h * s.bath["chain_velocities"][k]))
             for k in inner:
                 parts += [brake(k, 0.25 * h), shift(k, 0.5 * h), brake(k, 0.25 * h)]
             parts.append(shift(last, 0.5 * h))
@@ -284,8 +287,9 @@ class NoseHoover(InParts):
         """Energy of the chain in eV."""
         kT = self.kT(state, dt)
         positions, speeds = state.bath["chain_positions"], state.bath["chain_velocities"]
-        kinetic = 0.5 * (self._masses(system, kT, positions.dtype) * speeds**2).sum(-1)
-        return kinetic + kT * (system.degrees_of_freedom() * positions[:, 0] + positions[:, 1:].sum(-1))
+        masses = self._masses(system, kT, kT.dtype)
+        kinetic = sum(0.5 * mass * speed**2 for mass, speed in zip(masses, speeds, strict=True))
+        return kinetic + kT * (system.degrees_of_freedom() * positions[0] + sum(positions[1:]))
 
 
 @struct.dataclass
@@ -306,7 +310,9 @@ class Langevin(InParts):
     def damping(self, dt) -> Any:
         """Friction times timestep, the largest of a ramp."""
         friction = self.friction.values if isinstance(self.friction, Ramp) else self.friction
-        return jnp.max(jnp.asarray(friction)) * dt
+        # Of what is known while a program is traced this is known too.
+        known = not isinstance(friction, jax.core.Tracer)
+        return (np.max(np.asarray(friction)) if known else jnp.max(friction)) * dt
 
     def parts(self, system: System, dt) -> Parts:
         """Half a kick; half a drift, friction and noise, half a drift; half a kick."""
