@@ -119,7 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--large", action="store_true")
     if parser.parse_args().large:
-        return large()
+        large()
+        return
     rows = [one(name, steps) for name in MODES for steps in LENGTHS]
     (HERE / "modes.json").write_text(json.dumps(rows, indent=1) + "\n")
     (HERE / "modes.md").write_text(table(rows))

@@ -38,7 +38,7 @@ def estimate(
     temperature: Any = None,
     pressure: Any = None,
 ) -> dict[str, Estimate]:
-    """Memory and time of a gradient through ``steps`` steps, by mode that the ensemble allows; takes the time of a few steps and two compilations.
+    """Memory and time of a gradient through ``steps`` steps, by mode; takes the time of a few steps and two compilations.
 
     Args:
         model, ensemble, system, state, timestep, steps: of the rollout.
