@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from leignn_jax.differentiable import whole_numbers
 from leignn_jax.differentiable.floats import split_floats
+from leignn_jax.differentiable.whole_numbers import backward, floats, forward, put_aside_after, start
 from leignn_jax.simulation.dynamics import State
 
 # What a step changes and a gradient passes through.
@@ -42,7 +42,7 @@ def scan(
     steps = rounds * every
     values, others, join = split_floats(things)
     # Here, where numbers that are known are no variables yet.
-    put_aside = whole_numbers.put_aside_after(things["ensemble"], things["timestep"])
+    put_aside = put_aside_after(things["ensemble"], things["timestep"])
 
     @jax.custom_vjp
     def run(values, others, moving, state):
@@ -51,19 +51,19 @@ def scan(
     def there(values, others, moving, state):
         things, state = join(values, others), state.replace(**moving)
         model, ensemble, system, timestep = (things[name] for name in ("model", "ensemble", "system", "timestep"))
-        fixed, here = whole_numbers.start(system, state, steps, put_aside)
+        fixed, here = start(system, state, steps, put_aside)
 
         def one(carry, slot):
             here, state, fine = carry
             going = slot > 0
-            moved, after = whole_numbers.forward(model, ensemble, system, fixed, here, state, timestep, going)
+            moved, after = forward(model, ensemble, system, fixed, here, state, timestep, going)
             return moved, after, fine & good(things, state, after)
 
         def one_round(carry, number):
             carry = over_slots(one, carry, number, every, steps)
             return carry, observe(things, carry[1])
 
-        begin = (here, whole_numbers.floats(fixed, here.numbers, state), jnp.array(True))
+        begin = (here, floats(fixed, here.numbers, state), jnp.array(True))
         (here, state, fine), seen = jax.lax.scan(one_round, begin, jnp.arange(rounds + 1))
         out = moving_of(state), state, fine & here.kept, jax.tree.map(lambda x: x[1:], seen)
         return out, (values, others, fixed, here, state)
@@ -77,7 +77,7 @@ def scan(
         def one(carry, slot):
             here, state, of_moving, of_things = carry
             going = slot > 0
-            here, before = whole_numbers.backward(model, ensemble, system, fixed, here, state, timestep, going)
+            here, before = backward(model, ensemble, system, fixed, here, state, timestep, going)
 
             def step(values, moving):
                 return moving_of(advance(join(values, others), before.replace(**moving), slot))
