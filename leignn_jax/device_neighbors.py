@@ -277,6 +277,41 @@ def lattice_vectors(images: Int[Array, "... atoms 3"], cell: Float[Array, "... 3
     return sum(whole[..., :, d, None] * cell[..., None, d, :] for d in range(3))  # pyright: ignore[reportReturnType]
 
 
+def within_cutoff(
+    neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: Float[Array, "3 3"]
+) -> NeighborList:
+    """The list's pairs within the cutoff alone, first in their arrays: the same bits from every list that holds them.
+
+    Which pairs beyond the cutoff a list has depends on where it was made, and with their places in the arrays the order of
+    sums. This one depends on nothing but the positions [Å] and the cell [Å].
+    """
+    lists = neighbors.lists
+    ends = positions[lists.senders] - positions[lists.receivers] + lattice_vectors(neighbors.shifts, cell)
+    inside = neighbors.pair_mask & ((ends**2).sum(-1) < neighbors.cutoff**2)
+    places = jnp.cumsum(inside) - 1
+    order = jnp.argsort(~inside, stable=True)
+    kept = inside[order]
+
+    here = (lists.neighbor_signs != 0) & inside[lists.neighbor_pairs]
+    columns = jnp.argsort(~here, axis=1, stable=True)
+    filled = jnp.take_along_axis(here, columns, 1)
+
+    def packed(table):
+        return jnp.where(filled, jnp.take_along_axis(table, columns, 1), 0)
+
+    return neighbors.replace(
+        lists=PairLists(
+            receivers=jnp.where(kept, lists.receivers[order], 0),
+            senders=jnp.where(kept, lists.senders[order], 0),
+            neighbors=packed(lists.neighbors),
+            neighbor_pairs=jnp.where(filled, places[packed(lists.neighbor_pairs)], 0),
+            neighbor_signs=packed(lists.neighbor_signs),
+        ),
+        shifts=jnp.where(kept[:, None], neighbors.shifts[order], 0.0),
+        pair_mask=kept,
+    )
+
+
 def _due(neighbors: NeighborList, positions, cell, axis: str | None):
     """Positions and cell that no gradient passes through, and whether a list must be made anew for them."""
     positions = jax.lax.stop_gradient(positions)

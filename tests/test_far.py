@@ -96,7 +96,14 @@ def test_evaluation_of_frames_far_away(potential):
     assert metrics["stress_mae_mev_per_angstrom3"] < 1e-3
 
 
-@pytest.mark.parametrize(("kind", "cell"), [("crystal", "full"), ("crystal", False), ("cluster", False)])
+@pytest.mark.parametrize(
+    ("kind", "cell"),
+    [
+        ("crystal", "full"),
+        pytest.param("crystal", False, marks=pytest.mark.slow),
+        pytest.param("cluster", False, marks=pytest.mark.slow),
+    ],
+)
 def test_relaxation_far_away(potential, kind, cell):
     near, far = structure(kind), structure(kind)
     far.positions += 1e6 * DIRECTION

@@ -96,8 +96,11 @@ def settings_of_this_process(monkeypatch, tmp_path):
     plt.close("all")
 
 
-# What compiles longest, whose functions tests/differentiable has, runs with the slow tests: 95 of 325 s on one core.
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("04") else ()) for n in SMALL])
+# What compiles longest runs with the slow tests, 350 of 480 s on one core: what it calls has its own tests.
+QUICK = ("01_quickstart", "03_molecular_dynamics_and_analysis")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL])
 def test_the_cells_run(name, settings_of_this_process):
     cells = code_cells(jupytext.read(FOLDER / f"{name}.py"))
     (parameters,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", ()))

@@ -224,6 +224,31 @@ CALLS = {
     ),
 }
 
+CALLS |= {
+    leignn.simulation.PairEnergy: (
+        {"function": lambda params, r: r, "params": {}, "cutoff": 3.0},
+        {"function": [x for x in MODELS if not callable(x)], "cutoff": NUMBERS, "onset": [*NOT_NONE, 4.0]},
+    ),
+    leignn.simulation.AtomEnergy: (
+        {"function": lambda params, z, vectors, zs, weights: 0.0, "params": {}, "cutoff": 3.0},
+        {"function": MODELS, "cutoff": NUMBERS},
+    ),
+    leignn.simulation.collective_variables.Angle: (
+        {"first": 0, "second": 1, "third": 2},
+        {"first": [*NUMBERS, 1.5, 1]},
+    ),
+    leignn.simulation.collective_variables.Coordination: (
+        {"first": [0], "second": [1], "radius": 2.0},
+        {"first": [*THINGS, 3, True, {}, [], [0, 0], [-1]], "power": [*COUNTS[:-1], 3]},
+    ),
+    run.thermodynamic_integration: (
+        {"model_at": lambda c: potential, "couplings": [0.0, 1.0], "samples": []},
+        {"model_at": [x for x in MODELS if not callable(x)], "couplings": [*NUMBERS, [1.0, 0.0]], "samples": NUMBERS},
+    ),
+    run.free_energies: ({}, {"samples": [*NUMBERS, [None], system]}),
+    run.pooled: ({}, {"samples": [*NUMBERS, [None], system]}),
+}
+
 tried = wrong = 0
 for call, (good, bad) in CALLS.items():
     for name, values in bad.items():

@@ -21,6 +21,12 @@ is in :mod:`leignn_jax.differentiable.rollout`.
 
 from leignn_jax.differentiable import observables
 from leignn_jax.differentiable.estimate import Estimate, estimate
+from leignn_jax.differentiable.free_energy import (
+    FreeEnergies,
+    Integrated,
+    free_energies,
+    thermodynamic_integration,
+)
 from leignn_jax.differentiable.gradients import MODES, value_and_grad
 from leignn_jax.differentiable.minima import Minimum, relaxed
 from leignn_jax.differentiable.reweighting import Reweighted, Sample, pooled, reweighted, sample
@@ -29,11 +35,14 @@ from leignn_jax.differentiable.rollout import Rollout, rollout, start
 __all__ = [
     "MODES",
     "Estimate",
+    "FreeEnergies",
+    "Integrated",
     "Minimum",
     "Reweighted",
     "Rollout",
     "Sample",
     "estimate",
+    "free_energies",
     "observables",
     "pooled",
     "relaxed",
@@ -41,5 +50,6 @@ __all__ = [
     "rollout",
     "sample",
     "start",
+    "thermodynamic_integration",
     "value_and_grad",
 ]

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.arguments import MOST_STEPS, check_model, check_whole
-from leignn_jax.differentiable.rollout import Segment, check_call, segment_lengths, without_constants
+from leignn_jax.differentiable.rollout import Segment, check_call, segment_lengths
 from leignn_jax.simulation.dynamics import EnergyModel, State, System
-from leignn_jax.simulation.ensembles import Ensemble
+from leignn_jax.simulation.ensembles import Ensemble, InParts
+from leignn_jax.simulation.model_sums import without_constants
 from leignn_jax.simulation.settings import make_ensemble
 
 
@@ -79,11 +80,14 @@ def estimate(
     forward_seconds = _seconds(jax.jit(step), model, moving, repeats)
     both_seconds = _seconds(jax.jit(backward), model, moving, repeats)
     per_step = max(residuals, 0) + carried
+    # There in whole numbers, undone, and the derivative of the step between.
+    undone = Estimate(per_step + 4 * carried, steps * (both_seconds + 2 * forward_seconds))
     return {
         "reverse": Estimate(steps * per_step, steps * both_seconds),
         "remat": Estimate(
             parts * carried + lengths[-1] * per_step, steps * (both_seconds + (len(lengths) - 1) * forward_seconds)
         ),
+        **({"reversible": undone} if isinstance(ensemble, InParts) else {}),
         "forward": Estimate(2 * carried, steps * forward_seconds * (1 + 2 * inputs)),
     }
 

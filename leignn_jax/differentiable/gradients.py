@@ -1,4 +1,4 @@
-"""Three ways to the same gradient of a rollout: one argument chooses."""
+"""Four ways to the same gradient of a rollout: one argument chooses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from leignn_jax.arguments import MOST_STEPS, check_choice, check_flag, check_whole
+from leignn_jax.differentiable.floats import split_floats, zero_of
 from leignn_jax.differentiable.rollout import Segment, rollout
 from leignn_jax.errors import ConfigError
 
-Mode = Literal["reverse", "remat", "forward"]
+Mode = Literal["reverse", "remat", "reversible", "forward"]
 
 MODES = {
     "reverse": "plain reverse mode: fastest, memory grows with the number of steps",
     "remat": "reverse mode with rematerialised segments: memory grows with the logarithm, a third more time or two",
+    "reversible": "reverse mode that undoes the steps, kept in whole numbers: memory of one step; NVE, nvt, Langevin",
     "forward": "forward mode: memory of one step, time grows with the number of inputs",
 }
 
@@ -51,19 +53,24 @@ def value_and_grad(
         raise ConfigError(f"loss must be a function of an argument and a rollout, not {type(loss).__name__}.")
     check_whole("inputs_at_once", inputs_at_once, 1, MOST_STEPS)
     check_flag("has_aux", has_aux)
-    in_mode = {"segment": segment} if mode == "remat" else {}
+    in_mode: dict[str, Any] = {"remat": {"segment": segment}, "reversible": {"reversible": True}}.get(mode, {})
 
     def of_argument(argument):
         called = []
 
         def run(*args, **kwargs):
             called.append(True)
+            given = [name for name in ("clip", "reversible") if kwargs.get(name)]
+            if mode == "forward" and given:
+                raise ConfigError(
+                    f"{given[0]} is of the reverse pass, and mode 'forward' has none: leave one of them out."
+                )
             return rollout(*args, **{**in_mode, **kwargs})
 
         out = loss(argument, run)
-        if mode == "remat" and not called:
+        if in_mode and not called:
             raise ConfigError(
-                "The loss has not called the rollout that it was given: one from elsewhere is not rematerialised. Write "
+                f"The loss has not called the rollout that it was given: one from elsewhere is not in mode {mode!r}. Write "
                 "`def loss(argument, rollout)` and call that `rollout`, or use mode 'reverse'."
             )
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
@@ -78,9 +85,9 @@ def value_and_grad(
 
     @jax.jit
     def value_and_gradient(argument):
-        values, rebuild, gradient_of = _floats_of(argument)
-        (value, aux), gradients = differentiate(lambda values: of_argument(rebuild(values)), values)
-        return ((value, aux) if has_aux else value), gradient_of(gradients)
+        values, others, join = split_floats(argument)
+        (value, aux), gradients = differentiate(lambda values: of_argument(join(values, others)), values)
+        return ((value, aux) if has_aux else value), join(gradients, [zero_of(x) for x in others])
 
     return value_and_gradient
 
@@ -98,23 +105,3 @@ def _forward(function, values, *, at_once: int):
 
     slopes = jax.lax.map(along, jnp.arange(flat.shape[0]), batch_size=min(at_once, flat.shape[0]))
     return function(values), restore(slopes.astype(flat.dtype))
-
-
-def _floats_of(argument):
-    """The float leaves of a pytree, a function that puts others in their place, and one that makes the gradient a pytree
-    like the argument: zeros where a leaf is no float, random keys as they are."""
-    leaves, tree = jax.tree.flatten(argument)
-    places = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)]
-
-    def with_floats(others, values):
-        filled = list(others)
-        for i, value in zip(places, values, strict=True):
-            filled[i] = value
-        return jax.tree.unflatten(tree, filled)
-
-    zeros = [x if _is_key(x) else jnp.zeros_like(jnp.asarray(x)) for x in leaves]
-    return [jnp.asarray(leaves[i]) for i in places], partial(with_floats, leaves), partial(with_floats, zeros)
-
-
-def _is_key(x) -> bool:
-    return jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.prng_key)

@@ -23,10 +23,8 @@ from jax.flatten_util import ravel_pytree
 
 from leignn_jax.arguments import MOST_STEPS, check_choice, check_model, check_number, check_structures, check_whole
 from leignn_jax.device_neighbors import ListSizes, grown, largest, plan_sizes
-from leignn_jax.differentiable.rollout import without_constants
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.graph import Graph
-from leignn_jax.potential import Potential
 from leignn_jax.properties.relax import CONVERGED, Cell, FireState, Goal, fire_chunk, fire_start, strain_scale
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
@@ -39,6 +37,7 @@ from leignn_jax.simulation.dynamics import (
     start_positions,
     volume,
 )
+from leignn_jax.simulation.model_sums import check_structures_of, without_constants
 
 # Fire ends at these, eV/Å and GPa, from where Newton's steps take a minimum to rounding.
 _MAX_FORCE, _MAX_STRESS = 1e-3, 1e-3
@@ -106,8 +105,7 @@ def relaxed(
     if not jax.config.read("jax_enable_x64"):
         raise ConfigError("Minima need float64, which is off in JAX: call this inside `with jax.enable_x64(True)`.")
     structures = check_structures(atoms)
-    if isinstance(model, Potential):
-        model.check_elements(atoms.numbers)
+    check_structures_of(model, structures)
     if cell and not atoms.pbc.all():
         raise ConfigError("cell: only a structure that is periodic in all three directions has one that can relax.")
     model, kind = without_constants(model), np.dtype("float64")

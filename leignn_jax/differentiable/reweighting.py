@@ -30,7 +30,7 @@ from flax import struct
 
 from leignn_jax.arguments import MOST_STEPS, check_model, check_number, check_whole
 from leignn_jax.device_neighbors import grown, largest
-from leignn_jax.differentiable.rollout import check_call, rollout, without_constants
+from leignn_jax.differentiable.rollout import check_call, rollout
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
@@ -42,6 +42,7 @@ from leignn_jax.simulation.dynamics import (
     volume,
 )
 from leignn_jax.simulation.ensembles import Ensemble, Ramp
+from leignn_jax.simulation.model_sums import without_constants
 from leignn_jax.simulation.settings import make_ensemble
 
 _GROWTHS = 20
@@ -122,6 +123,11 @@ def sample(
         raise ConfigError(f"steps ({steps}) and discard ({discard} of them) must be multiples of every ({every}).")
     if steps - discard < 2 * every:
         raise ConfigError("A sample needs two frames or more: take more steps, or a smaller every.")
+    if ensemble.wrapped is not None:
+        raise ConfigError(
+            f"A sample is drawn in equilibrium: {type(ensemble).__name__} changes its bias as it goes. Give the ensemble "
+            "that it is around, and the model plus its hills (`model + metadynamics.bias(state.bath)`)."
+        )
     if any(isinstance(value, Ramp) for value in ensemble.settings().values()):
         raise ConfigError("A sample is made at one temperature and pressure: give the ensemble numbers, not ramps.")
     if not bool((ensemble.kT(state, timestep) > 0).all()):
@@ -185,8 +191,20 @@ def pooled(samples: Sequence[Sample]) -> Sample:
         ConfigError: samples of other atoms, other replicas, of constant volume and constant pressure, or pooled already.
         SimulationError: their free energies can't be told from each other's frames.
     """
+    joint, reduced = joined(samples)
+    counts = np.array([one.energy.size for one in samples], float)
+    u = reduced.reshape(len(samples), -1)
+    made = -_mixture(mbar(u, counts), u, counts)
+    return joint.replace(made=jnp.asarray(made.reshape(reduced.shape[1:]), joint.made.dtype))
+
+
+def joined(samples: Sequence[Sample]) -> tuple[Sample, np.ndarray]:
+    """The frames of all samples in one, and (U_k + P_k V) / kT_k of every sample's model for every frame, float64
+    ``[samples, frames of all, replicas]``; raises as :func:`pooled`."""
+    if isinstance(samples, Sample) or not isinstance(samples, Sequence):
+        raise ConfigError(f"samples must be a list of samples, not {type(samples).__name__}.")
     if not samples or not all(isinstance(one, Sample) for one in samples):
-        raise ConfigError("pooled takes a list of samples.")
+        raise ConfigError("samples must be a list of samples, each from leignn.differentiable.sample.")
     if any(one.model is None for one in samples):
         raise ConfigError("A sample that is pooled already can't be pooled again: give all of its parts at once.")
     first = samples[0]
@@ -202,32 +220,42 @@ def pooled(samples: Sequence[Sample]) -> Sample:
     # Lists in which the frames of all have room.
     old, size = first.state.neighbors, first.system.numbers.shape[1]
     sizes = largest([one.state.neighbors.sizes for one in samples], size)
-    cutoff, skin, dtype = first.model.cutoff, float(np.max(old.skin)), first.positions.dtype
+    cutoff, skin, dtype = max(one.model.cutoff for one in samples), float(np.max(old.skin)), first.positions.dtype
     lists = make_lists(first.system.numbers, old.positions, old.cell, first.system.pbc, cutoff, skin, dtype, sizes)
     frames = dict(zip(_FRAMES, everything, strict=True))
     joint = first.replace(**frames, state=first.state.replace(neighbors=lists), model=None)
-    reduced = np.stack(
-        [
-            np.asarray(_reduced(one.model, joint, _same(one.kT, joint), _same(one.pressure, joint)), np.float64)
-            for one in samples
-        ]
-    )
-    counts = np.array([one.energy.size for one in samples], float)
-    u, free = reduced.reshape(len(samples), -1), np.zeros(len(samples))
+    # Of models that differ in numbers one program serves all.
+    reduce = jax.jit(_reduced)
+    reduced = [reduce(one.model, joint, _same(one.kT, joint), _same(one.pressure, joint)) for one in samples]
+    return joint, np.stack([np.asarray(u, np.float64) for u in reduced])
+
+
+def mbar(u: np.ndarray, counts: np.ndarray, free: np.ndarray | None = None) -> np.ndarray:
+    """Free energies ``[samples]`` in kT, the first one 0, of reduced energies; Shirts and Chodera 2008, eq. 11.
+
+    Args:
+        u: ``[samples, frames]``, of every sample's model for the frames of all. counts: ``[samples]`` frames of each.
+        free: to begin with.
+
+    Raises:
+        SimulationError: they do not settle.
+    """
+    free = np.zeros(len(u)) if free is None else np.asarray(free)
     for _ in range(_ITERATIONS):
-        mixture = _log_sum(free[:, None] - u + np.log(counts)[:, None], 0)
-        new = -_log_sum(-u - mixture, 1)
+        new = -_log_sum(-u - _mixture(free, u, counts), 1)
         new -= new[0]
         change, free = np.abs(new - free).max(), new
         if change < _SETTLED:
-            break
-    else:
-        raise SimulationError(
-            "The free energies of these samples do not settle: their frames are too far apart, or some energies are no "
-            "numbers. Draw samples between them."
-        )
-    made = -_log_sum(free[:, None] - u + np.log(counts)[:, None], 0)
-    return joint.replace(made=jnp.asarray(made.reshape(reduced.shape[1:]), first.made.dtype))
+            return new
+    raise SimulationError(
+        "The free energies of these samples do not settle: their frames are too far apart, or some energies are no "
+        "numbers. Draw samples between them."
+    )
+
+
+def _mixture(free, u, counts):
+    """Logarithm of the density that the frames of all are drawn from."""
+    return _log_sum(free[:, None] - u + np.log(counts)[:, None], 0)
 
 
 _FRAMES = ("positions", "images", "velocities", "cell", "energy", "kT", "pressure", "made")
@@ -272,6 +300,12 @@ def reweighted(
     if pressure is not None and not sample.moves_cell:
         raise ConfigError("pressure: the sample is of constant volume; draw one with a barostat.")
     check_number("least", least, positive=True)
+    reach = sample.state.neighbors.cutoff
+    if not isinstance(reach, jax.core.Tracer) and model.cutoff > float(np.asarray(reach).min()) * (1 + 1e-6):
+        raise ConfigError(
+            f"The model's cutoff is {model.cutoff:g} Å, and the lists of the sample hold pairs within "
+            f"{float(np.asarray(reach).min()):g} Å. Draw the sample with a model of that cutoff, such as a sum."
+        )
     model, shape = without_constants(model), sample.energy.shape
     kT = sample.kT if kT is None else jnp.broadcast_to(jnp.asarray(kT, sample.kT.dtype), shape)
     bars = sample.pressure if pressure is None else jnp.asarray(pressure, sample.kT.dtype) / GIGAPASCAL

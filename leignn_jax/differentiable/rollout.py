@@ -25,6 +25,7 @@ import numpy as np
 from leignn_jax.arguments import (
     MOST_STEPS,
     check_dtype,
+    check_flag,
     check_model,
     check_number,
     check_seed,
@@ -33,11 +34,15 @@ from leignn_jax.arguments import (
     shown,
 )
 from leignn_jax.device_neighbors import ListSizes
+from leignn_jax.differentiable.reversible import moving_of, over_slots
+from leignn_jax.differentiable.reversible import scan as reversible_scan
+from leignn_jax.differentiable.taming import clipped, cut, decayed
+from leignn_jax.differentiable.whole_numbers import either
 from leignn_jax.errors import ConfigError
-from leignn_jax.potential import Potential
 from leignn_jax.simulation.chunks import LIMITS, broken, centers, check_limits, start_state
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
-from leignn_jax.simulation.ensembles import Ensemble
+from leignn_jax.simulation.ensembles import Ensemble, InParts
+from leignn_jax.simulation.model_sums import check_structures_of, without_constants
 from leignn_jax.simulation.settings import check_bath, check_ensemble, make_ensemble
 
 Segment = int | tuple[int, ...] | Literal["sqrt", "recursive"] | None
@@ -100,11 +105,10 @@ def start(
         raise ConfigError(f"sizes must be ListSizes, such as state.neighbors.sizes, not {shown(sizes)}.")
     ensemble = make_ensemble(ensemble, temperature, pressure)
     check_ensemble(ensemble, temperature, structures)
-    if isinstance(model, Potential):
-        for one in structures:
-            model.check_elements(one.numbers)
+    check_structures_of(model, structures)
     model = without_constants(model)
-    system = make_system(structures, np.dtype(dtype), hold_momentum=ensemble.holds_momentum)
+    hold = ensemble.holds_momentum and getattr(model, "conserves_momentum", True)
+    system = make_system(structures, np.dtype(dtype), hold_momentum=hold)
     state, _ = start_state(model, system, structures, ensemble, temperature, seed, skin, np.dtype(dtype))
     if sizes is not None:
         old = state.neighbors
@@ -113,14 +117,6 @@ def start(
         )
         state = state.replace(neighbors=lists)
     return system, state
-
-
-def without_constants(model: EnergyModel) -> EnergyModel:
-    """A potential without reference energies and shift, which no force depends on and which float32 has no room for."""
-    if not isinstance(model, Potential):
-        return model
-    zero = jnp.zeros_like(jnp.asarray(model.reference_energies, jnp.float32))
-    return model.replace(reference_energies=zero, energy_shift=jnp.zeros(()))
 
 
 def rollout(
@@ -134,6 +130,10 @@ def rollout(
     observe: Callable[[System, State], Any] | None = None,
     every: int = 1,
     segment: Segment = None,
+    reversible: bool = False,
+    truncate: int | None = None,
+    decay: Any = None,
+    clip: Any = None,
     temperature: Any = None,
     pressure: Any = None,
     max_temperature: float = LIMITS.temperature,
@@ -154,6 +154,12 @@ def rollout(
             and ``segment`` steps, for one more forward pass. "sqrt" is the number that makes both alike. Several numbers,
             (long, ..., short), are segments of segments: memory of as many states as each has parts, for one more forward
             pass each. "recursive" chooses them: about 10 steps, in segments of at most 50 parts.
+        reversible: the reverse pass undoes the steps, which are in whole numbers: memory of one step, for one more
+            evaluation of the forces; of NVE, Nose-Hoover and Langevin, see :mod:`leignn_jax.differentiable.whole_numbers`.
+        truncate: derivatives of what is observed go back so many steps, at most ``every``, and those of the last state.
+        decay: they count ``decay`` times as much with every step back, in (0, 1].
+        clip: per Å. The adjoint is shrunk until its norm by all positions of a replica is no larger, at every step.
+            Each of these three gives a gradient that is biased: see :mod:`leignn_jax.differentiable.taming`.
         temperature, pressure: K and GPa, of an ensemble given by its name.
         max_temperature, max_step, max_distance: as in :func:`leignn_jax.simulate`; beyond them the rollout is not valid.
 
@@ -168,44 +174,69 @@ def rollout(
         raise ConfigError(f"steps ({steps}) must be a positive multiple of every ({every}).")
     if observe is not None and not callable(observe):
         raise ConfigError(f"observe must be a function (system, state) -> arrays, not {type(observe).__name__}.")
+    check_flag("reversible", reversible)
+    if reversible and segment is not None:
+        raise ConfigError("segment and reversible are two ways to need less memory: choose one of them.")
+    if reversible and not isinstance(ensemble, InParts):
+        raise ConfigError(
+            f"{type(ensemble).__name__} can't be undone: reversible is for NVE, NoseHoover and Langevin, and for ensembles "
+            "of one's own that give their step in parts. Use segment='recursive' (mode 'remat')."
+        )
+    _check_taming(truncate, decay, clip, every)
     limits = check_limits(max_temperature, max_step, max_distance)
     rounds = steps // every
     lengths = segment_lengths(rounds, segment, every)
     model = without_constants(model)
-    center = jax.lax.stop_gradient(centers(system, state.positions))
 
-    def advance(carry, slot):
-        state, good = carry
-        # Slot 0 only takes energy and forces of the start, which belong to the model that is given and not to the one
-        # that the state was made with. It shares the program's one evaluation, whose compilation is what takes long.
-        going = slot > 0
-        begun, positions, before = ensemble.begin(system, state, timestep)
-        begun, positions = _either(going, (begun, positions), (state, state.positions))
-        moved = move_to(model, system, begun, positions, begun.cell)
-        after = _either(going, ensemble.finish(model, system, moved, timestep, before), moved)
-        reason = broken(system, *jax.lax.stop_gradient((state, after)), center, limits)
-        return after, good & (reason == 0).all()
+    def good_step(things, before, after):
+        reason = broken(things["system"], *jax.lax.stop_gradient((before, after)), things["center"], limits)
+        return (reason == 0).all()
 
-    def one_round(carry, number):
-        # Round n ends with step n * every; round 0 holds slot 0 alone, and rounds after the last one hold none.
-        slots = number * every + jnp.arange(1 - every, 1)
-        if every == 1 and not spare:
-            carry = advance(carry, slots[0])
-        else:
-            last = rounds * every
+    if observe is None:
+        look, hoisted = (lambda system, state: None), ()
+    else:
+        look, hoisted = jax.closure_convert(observe, system, state)
 
-            def one_slot(carry, slot):
-                there = (slot >= 0) & (slot <= last)
-                return jax.lax.cond(there, advance, lambda c, _: c, carry, slot), None
+    def see(things, state):
+        return look(things["system"], state, *things["hoisted"])
 
-            carry, _ = jax.lax.scan(one_slot, carry, slots)
-        state, _ = carry
-        return carry, None if observe is None else observe(system, state)
+    def one_step(things, state, slot):
+        moving = moving_of(state)
+        if truncate is not None:
+            moving = cut(moving, (slot - 1) % every == every - truncate)
+        if decay is not None:
+            moving = decayed(moving, jnp.where(slot > 0, things["decay"], 1.0))
+        if clip is not None:
+            moving = clipped(moving, things["clip"])
+        return _one_step(things, state.replace(**moving), slot > 0)
 
-    spare = -(rounds + 1) % (lengths[0] if lengths else 1)
-    numbers = jnp.arange(rounds + 1 + spare)
-    (state, good), seen = _in_segments(one_round, (state, jnp.array(True)), numbers, lengths)
-    seen = jax.tree.map(lambda x: x[1 : rounds + 1], seen)
+    things = {
+        "model": model,
+        "ensemble": ensemble,
+        "system": system,
+        "timestep": timestep,
+        "hoisted": hoisted,
+        "center": jax.lax.stop_gradient(centers(system, state.positions)),
+        "decay": decay,
+        "clip": None if clip is None else jnp.asarray(clip, state.positions.dtype),
+    }
+    if reversible:
+        state, good, seen = reversible_scan(one_step, good_step, things, state, rounds, every, see)
+    else:
+
+        def advance(carry, slot):
+            before, good = carry
+            after = one_step(things, before, slot)
+            return after, good & good_step(things, before, after)
+
+        def one_round(carry, number):
+            carry = over_slots(advance, carry, number, every, rounds * every, spare=spare > 0)
+            return carry, see(things, carry[0])
+
+        spare = -(rounds + 1) % (lengths[0] if lengths else 1)
+        numbers = jnp.arange(rounds + 1 + spare)
+        (state, good), seen = _in_segments(one_round, (state, jnp.array(True)), numbers, lengths)
+        seen = jax.tree.map(lambda x: x[1 : rounds + 1], seen)
 
     valid = good & (state.neighbors.overflow == 0).all()
     # A product, so that gradients are poisoned as well; a choice would make them zero.
@@ -229,9 +260,29 @@ def check_call(ensemble: Ensemble, system: System, state: State, timestep: Any, 
     check_whole("steps", steps, 1, MOST_STEPS)
 
 
-def _either(first, one, other):
-    """Leaves of ``one`` where ``first``, else of ``other``; those that are the same are left alone."""
-    return jax.tree.map(lambda x, y: x if x is y else jnp.where(first, x, y), one, other)
+def _check_taming(truncate, decay, clip, every: int) -> None:
+    if truncate is not None:
+        check_whole("truncate", truncate, 1, MOST_STEPS)
+        if truncate > every:
+            raise ConfigError(
+                f"truncate ({truncate}) is at most every ({every}), so that each observation has steps of its own: "
+                "observe less often, or use decay, which fades instead of cutting."
+            )
+    for name, value, most in (("decay", decay, 1.0), ("clip", clip, math.inf)):
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        check_number(name, value, positive=True)
+        if float(value) > most:
+            raise ConfigError(f"{name} is {value}, and at most {most:g}.")
+
+
+def _one_step(things: dict[str, Any], state: State, going) -> State:
+    """The state after a step; where not ``going``, with energy and forces of the model at the same positions."""
+    model, ensemble, system, timestep = (things[name] for name in ("model", "ensemble", "system", "timestep"))
+    begun, positions, before = ensemble.begin(system, state, timestep)
+    begun, positions = either(going, (begun, positions), (state, state.positions))
+    moved = move_to(model, system, begun, positions, begun.cell)
+    return either(going, ensemble.finish(model, system, moved, timestep, before), moved)
 
 
 def _in_segments(body, carry, numbers, lengths: tuple[int, ...]):

@@ -30,10 +30,10 @@ from jaxtyping import Array, Float
 from leignn_jax.arguments import check_atoms, check_dtype, check_model, check_number
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
-from leignn_jax.potential import Potential
 from leignn_jax.properties.relax import relax
 from leignn_jax.properties.second_derivatives import second_derivatives
 from leignn_jax.simulation.dynamics import GIGAPASCAL, EnergyModel
+from leignn_jax.simulation.model_sums import check_structures_of
 
 log = logging.getLogger("leignn_jax")
 
@@ -110,8 +110,7 @@ def elastic_constants(
             "Elastic constants with held atoms are not defined: remove constraints (atoms.set_constraint())."
         )
     check_dtype(dtype)
-    if isinstance(potential, Potential):
-        potential.check_elements(atoms.numbers)
+    check_structures_of(potential, [atoms])
     graph = Graph.from_ase(atoms, potential.cutoff, np.dtype(dtype))
     if strain is not None and not 0 < check_number("strain", strain) < 0.2:
         raise ConfigError(f"strain must be between 0 and 0.2, not {strain!r}.")

@@ -46,7 +46,6 @@ from leignn_jax.device_neighbors import NeighborList, grown, update
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.interruption import stop_requests
-from leignn_jax.potential import Potential
 from leignn_jax.progress import ProgressBar, is_shown
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
@@ -61,6 +60,7 @@ from leignn_jax.simulation.dynamics import (
     structure_of,
     volume,
 )
+from leignn_jax.simulation.model_sums import check_structures_of, split_constants
 
 log = logging.getLogger("leignn_jax")
 
@@ -150,13 +150,9 @@ def relax(
     _check_settings(structures, cell, pressure, max_force, max_stress, steps, optimizer, dtype, skin)
     if out is not None:
         make_folder(check_path("out", out), SimulationError)
-    references = np.zeros(len(structures))
-    model = potential
-    if isinstance(potential, Potential):
-        for one in structures:
-            potential.check_elements(one.numbers)
-        model, table = potential.split_references()
-        references = np.array([table[a.numbers].sum() for a in structures]) + float(potential.energy_shift)
+    check_structures_of(potential, structures)
+    model, table, shift = split_constants(potential)
+    references = np.array([table[a.numbers].sum() for a in structures]) + shift
     with jax.enable_x64(dtype == "float64"), stop_requests() as stop:
         system = make_system(structures, np.dtype(dtype), hold_momentum=False)
         if cell:

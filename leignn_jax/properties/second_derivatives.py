@@ -21,8 +21,8 @@ from jaxtyping import Array, Float
 from leignn_jax.arguments import check_dtype, check_model, check_number
 from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph
-from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import EnergyModel
+from leignn_jax.simulation.model_sums import check_structures_of
 
 log = logging.getLogger("leignn_jax")
 
@@ -101,8 +101,7 @@ def check_finite(values: np.ndarray) -> None:
 def graph_of(potential: EnergyModel, atoms: ase.Atoms, dtype: str) -> Graph:
     check_model(potential)
     check_dtype(dtype)
-    if isinstance(potential, Potential):
-        potential.check_elements(atoms.numbers)
+    check_structures_of(potential, [atoms])
     return Graph.from_ase(atoms, potential.cutoff, np.dtype(dtype))
 
 

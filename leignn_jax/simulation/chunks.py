@@ -20,11 +20,12 @@ import numpy as np
 from leignn_jax.arguments import check_number
 from leignn_jax.device_neighbors import ListSizes, grown, lattice_vectors
 from leignn_jax.errors import ConfigError, SimulationError, StructureError
-from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import (
     Origins,
     State,
     System,
+    check_answers,
+    check_start,
     check_strain,
     draw_velocities,
     evaluate,
@@ -37,6 +38,7 @@ from leignn_jax.simulation.dynamics import (
     without_momentum,
 )
 from leignn_jax.simulation.ensembles import thermo, value_at
+from leignn_jax.simulation.model_sums import check_structures_of, split_constants
 
 log = logging.getLogger("leignn_jax")
 
@@ -84,14 +86,10 @@ class Run:
 
     def __init__(self, potential, structures, ensemble, timestep, kelvin, seed, skin, dtype):
         self.structures, self.dtype, self.skin = structures, dtype, skin
-        self.references = np.zeros(len(structures))
-        model = potential
-        if isinstance(potential, Potential):
-            for atoms in structures:
-                potential.check_elements(atoms.numbers)
-            # Constants are added on the host in float64: on the device in float32 they would round the rest away.
-            model, table = potential.split_references()
-            self.references = np.array([table[a.numbers].sum() for a in structures]) + float(potential.energy_shift)
+        check_structures_of(potential, structures)
+        # Constants are added on the host in float64: on the device in float32 they would round the rest away.
+        model, table, shift = split_constants(potential)
+        self.references = np.array([table[a.numbers].sum() for a in structures]) + shift
         self.model, self.ensemble = model, ensemble
         # Wells outside of the system take up momentum.
         hold = ensemble.holds_momentum and getattr(model, "conserves_momentum", True)
@@ -188,7 +186,7 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     """The state that a simulation begins with, and from where its positions were taken."""
     _check_motion(system, structures, ensemble)
     size = system.numbers.shape[1]
-    near, origins = start_positions(model, structures, size)
+    near, origins = start_positions(model, structures, size, sees_origin=ensemble.sees_origin)
     positions = jnp.asarray(near, dtype)
     cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
     where = (system.numbers, positions, cell, system.pbc, model.cutoff, skin, dtype)
@@ -209,7 +207,9 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     if not given.all():
         drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
         velocities = jnp.where(given[:, None, None], velocities, drawn)
+    check_answers(model, system, neighbors, positions, cell)
     energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
+    check_start(model, system, energy, forces)
     state = State(
         positions=positions,
         images=jnp.zeros(positions.shape, jnp.int32),

@@ -48,6 +48,21 @@ class EnergyModel(Protocol):
     Atoms that get far come back by whole lattice vectors along periodic directions, and structures start near the origin:
     what a model says must not depend on which image of an atom it sees, nor, unless it has an attribute
     ``conserves_momentum`` that is False, on where along open directions the structure is.
+
+    :mod:`leignn_jax.simulation.own_models` makes one of an energy function. By hand, a field on one component:
+
+    >>> @flax.struct.dataclass
+    ... class Field(leignn.simulation.Adds):  # so that potential + Field(...) is a model too
+    ...     strength: Any  # eV/Å
+    ...     cutoff: float = flax.struct.field(pytree_node=False, default=1.0)
+    ...     conserves_momentum: ClassVar[bool] = False
+    ...
+    ...     def compute(self, graph):
+    ...         forces = jnp.zeros_like(graph.positions).at[:, 2].set(self.strength) * graph.atom_mask[:, None]
+    ...         energy = -self.strength * graph.sum_atoms(graph.positions[:, 2])
+    ...         return leignn.Prediction(energy, forces, jnp.zeros_like(graph.cell), None, None)
+
+    A method ``check(atoms)``, where there is one, is called with every structure before the first step, to raise errors.
     """
 
     @property
@@ -156,6 +171,33 @@ def evaluate(model: EnergyModel, system: System, neighbors: NeighborList, positi
     """Energy [replicas] eV, forces [replicas, atoms, 3] eV/Å and stress [replicas, 3, 3] eV/Å^3 of all replicas at once."""
     out = model.compute(joined_graph(system, neighbors, positions, cell))
     return out.energy, out.forces.reshape(positions.shape), out.stress
+
+
+def check_answers(model: EnergyModel, system: System, neighbors: NeighborList, positions, cell) -> None:
+    """ConfigError where a model's answers are not of the shapes that a simulation needs."""
+    name, atoms = type(model).__name__, positions.shape[0] * positions.shape[1]
+    out = jax.eval_shape(lambda m, *where: m.compute(joined_graph(*where)), model, system, neighbors, positions, cell)
+    for field, shape in {"energy": cell.shape[:1], "forces": (atoms, 3), "stress": cell.shape}.items():
+        answer: Any = getattr(out, field, None)
+        if getattr(answer, "shape", None) != shape or not jnp.issubdtype(answer.dtype, jnp.floating):
+            given = f"{answer.dtype}{list(answer.shape)}" if hasattr(answer, "shape") else "nothing"
+            raise ConfigError(
+                f"{name}.compute(graph) must return {field} as real numbers of shape {list(shape)} for this graph of "
+                f"{cell.shape[0]} structures and {atoms} atoms, padding included; it returns {given}."
+            )
+
+
+def check_start(model: EnergyModel, system: System, energy, forces) -> None:
+    """ConfigError where a model has no finite energy or forces for a structure that a simulation starts with."""
+    real = np.asarray(system.numbers) > 0
+    bad = real & ~np.isfinite(np.asarray(forces)).all(-1) | ~np.isfinite(np.asarray(energy))[:, None]
+    if bad.any():
+        replica, atom = np.argwhere(bad)[0]
+        which = f"atom {atom}" + (f" of structure {replica}" if len(real) > 1 else "")
+        raise ConfigError(
+            f"{type(model).__name__} gives no finite energy or force for {which}: look at what it says of the distances and "
+            "elements there (atoms that overlap, a root or logarithm of zero), and at its parameters."
+        )
 
 
 def joined_graph(system: System, neighbors: NeighborList, positions, cell) -> Graph:
@@ -300,15 +342,19 @@ class Origins(NamedTuple):
         return np.asarray(positions, np.float64) + (whole @ np.asarray(cell, np.float64) + self.center)
 
 
-def start_positions(model: EnergyModel, structures: list[ase.Atoms], atoms: int) -> tuple[np.ndarray, Origins]:
+def start_positions(
+    model: EnergyModel, structures: list[ase.Atoms], atoms: int, *, sees_origin: bool = False
+) -> tuple[np.ndarray, Origins]:
     """``[replicas, atoms, 3]`` Å in float64, near the origin, and from where they were taken; padding lies at the origin.
+
+    sees_origin: something else than the model depends on where along open directions the structures are.
 
     Raises:
         StructureError: as :func:`leignn_jax.neighbors.check_structure`.
     """
     positions, images = np.zeros((len(structures), atoms, 3)), np.zeros((len(structures), atoms, 3), np.int64)
     center = np.zeros((len(structures), 1, 3))
-    anywhere = getattr(model, "conserves_momentum", True)
+    anywhere = getattr(model, "conserves_momentum", True) and not sees_origin
     for r, one in enumerate(structures):
         cell, count = np.asarray(one.cell), slice(len(one))
         near = near_origin(one.positions, cell, np.asarray(one.pbc, bool))

@@ -70,12 +70,14 @@ class Simulation(NamedTuple):
         ``kinetic_energy_eV``, ``temperature_K``, ``pressure_GPa``, ``volume_A3``, ``conserved_eV``.
     summary: facts: steps, speed, renewals of lists, ``stopped``, why it ended early (None where it did not), and
         ``signal``, the name of the signal that asked it to end (None where none did).
+    bath: what the ensemble remembers at the end, arrays ``[replicas, ...]``, such as the hills of metadynamics.
     """
 
     atoms: Any
     trajectory: Any
     thermo: Any
     summary: dict[str, Any]
+    bath: Any = ()
 
 
 def simulate(
@@ -217,7 +219,9 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     if interrupted is not None and done < steps:
         remedy = "" if folder is None else "; resume (--resume) goes on from there"
         log.warning("Stopped by a signal at step %d of %d%s.", done, steps, remedy)
-    final = _final_atoms(run)
+    for words in run.ensemble.at_end(run.state):
+        log.warning(words)
+    final, bath = _final_atoms(run), jax.device_get(run.state.bath)
     if folder is not None:
         folder.finish(run, summary, final)
         trajectory = [read_trajectory(p / "trajectory.h5") for p in folder.parts]
@@ -226,8 +230,8 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
         trajectory = [Frames(**{k: np.concatenate([p[k] for p in parts]) for k in Frames._fields}) for parts in kept]
         numbers = [{column(k): np.concatenate([p[k] for p in parts]) for k in parts[0]} for parts in lines]
     if single:
-        return Simulation(final[0], trajectory[0], numbers[0], summary)
-    return Simulation(final, trajectory, numbers, summary)
+        return Simulation(final[0], trajectory[0], numbers[0], summary, bath)
+    return Simulation(final, trajectory, numbers, summary, bath)
 
 
 def _facts(run: Run, rate: float | None) -> str:

@@ -27,10 +27,12 @@ changes nothing that can be measured. Positions go with the cell, velocities aga
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from leignn_jax.errors import ConfigError
@@ -53,6 +55,8 @@ from leignn_jax.simulation.dynamics import (
 _CHAIN = 3
 # Yoshida 1990: weights of a fourth-order composition.
 _YOSHIDA = (1.3512071919596578, -1.7024143839193153, 1.3512071919596578)
+# What random numbers of a step are for; the place of each is part of its key.
+_USES = ("friction", "scaling", "scaling by others", "cell")
 
 
 @struct.dataclass
@@ -70,10 +74,59 @@ def value_at(number: Any, time) -> Any:
     return jnp.asarray(number, time.dtype)
 
 
+class Shift(NamedTuple):
+    """A part of a step: a number of the state, or ``of`` its memory, changes by an amount that does not depend on it."""
+
+    of: str | tuple[str, int]
+    amount: Callable[[State], Any]
+
+
+class Scaling(NamedTuple):
+    """A part of a step: a number of the state, or ``of`` its memory, times exp of what does not depend on it."""
+
+    of: str | tuple[str, int]
+    exponent: Callable[[State], Any]
+
+
+class Parts(NamedTuple):
+    """A step in parts that can be undone one by one.
+
+    first: with the forces at the old positions, which stay. drift: without forces. last: with those at the new positions.
+    """
+
+    first: list[Shift | Scaling]
+    drift: list[Shift | Scaling]
+    last: list[Shift | Scaling]
+
+
+def number_of(state: Any, of: str | tuple[str, int]) -> Any:
+    """A field of the state, or one ``(name, place)`` of the lists that its ensemble remembers."""
+    return getattr(state, of) if isinstance(of, str) else state.bath[of[0]][of[1]]
+
+
+def with_number(state: Any, of: str | tuple[str, int], value: Any) -> Any:
+    """The state with another value of :func:`number_of`."""
+    if isinstance(of, str):
+        return state.replace(**{of: value})
+    name, place = of
+    several = state.bath[name]
+    return state.replace(bath={**state.bath, name: [*several[:place], value, *several[place + 1 :]]})
+
+
+def done(state: State, parts: list[Shift | Scaling]) -> State:
+    """The state after these parts, one after the other."""
+    for part in parts:
+        now = number_of(state, part.of)
+        after = now + part.amount(state) if isinstance(part, Shift) else now * jnp.exp(part.exponent(state))
+        state = with_number(state, part.of, after)
+    return state
+
+
 class Ensemble(ABC):
     """What surrounds the atoms: a pytree whose leaves are its numbers. Those below, jax-md's, or one's own.
 
-    moves_cell: whether the cell changes. holds_momentum: whether the total momentum stays zero.
+    moves_cell: whether the cell changes. holds_momentum: whether the total momentum stays zero. sees_origin: whether what it
+    does depends on where along open directions the structure is. wrapped: another ensemble, around which it is.
 
     A step is given in what comes before the forces at the new positions, ``begin``, and what comes after them, ``finish``.
     They are apart so that a rollout can have one evaluation of the model in its program, also for the first forces.
@@ -81,6 +134,8 @@ class Ensemble(ABC):
 
     moves_cell: ClassVar[bool] = False
     holds_momentum: ClassVar[bool] = True
+    sees_origin: ClassVar[bool] = False
+    wrapped: ClassVar[Ensemble | None] = None
 
     @abstractmethod
     def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
@@ -120,27 +175,56 @@ class Ensemble(ABC):
         """Energy in eV held by the bath's own variables; what it has put in by noise is counted in ``exchanged``."""
         return jnp.zeros_like(state.energy)
 
+    def at_end(self, state: State) -> list[str]:
+        """Sentences to warn of at the end of a simulation; on the host."""
+        return []
 
-class _VelocityVerlet(Ensemble):
-    """A step of velocity Verlet."""
+
+class InParts(Ensemble):
+    """A step that is done in parts, each of which can be undone: see :mod:`leignn_jax.differentiable.reversible`."""
+
+    @abstractmethod
+    def parts(self, system: System, dt) -> Parts:
+        """The parts of a step of ``dt`` fs."""
+
+    def damping(self, dt) -> Any:
+        """By what exponent velocities shrink in a step, whatever they are; zero where they grow as often."""
+        return 0.0
 
     def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
-        """Half a kick, and the positions that the atoms drift to."""
-        kicked = _kicked(system, state, 0.5 * dt)
-        return kicked, kicked.positions + dt * kicked.velocities, ()
+        """All before the new forces."""
+        first, drift, _ = self.parts(system, dt)
+        moved = done(done(state, first), drift)
+        return moved.replace(positions=state.positions), moved.positions, ()
 
     def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
-        """Half a kick by the forces at the new positions."""
-        return _kicked(system, state, 0.5 * dt).replace(step=state.step + 1)
+        """All after them."""
+        return done(state, self.parts(system, dt).last)
+
+
+def _kick(system: System, dt) -> Shift:
+    """Velocities change by the forces during ``dt`` fs."""
+    return Shift("velocities", lambda s: dt * ACCELERATION * s.forces / system.masses[..., None] * system.mobile)
+
+
+def _drift(dt) -> Shift:
+    return Shift("positions", lambda s: dt * s.velocities)
+
+
+_COUNT = Shift("step", lambda s: 1)
 
 
 @struct.dataclass
-class NVE(_VelocityVerlet):
+class NVE(InParts):
     """Constant energy: nothing acts on the atoms but their forces."""
 
+    def parts(self, system: System, dt) -> Parts:
+        """Half a kick; drift; half a kick: velocity Verlet."""
+        return Parts([_kick(system, 0.5 * dt)], [_drift(dt)], [_kick(system, 0.5 * dt), _COUNT])
+
 
 @struct.dataclass
-class NoseHoover(_VelocityVerlet):
+class NoseHoover(InParts):
     """Constant temperature by a Nose-Hoover chain: deterministic and time-reversible.
 
     temperature: K. time_constant: fs, of the chain's oscillation; it can't be a :class:`Ramp`.
@@ -150,69 +234,73 @@ class NoseHoover(_VelocityVerlet):
     time_constant: Any = 100.0
 
     def start(self, system: System, state: State):
-        """Positions and velocities [1/fs] of the chain, ``[replicas, 3]`` each."""
-        zero = jnp.zeros((system.numbers.shape[0], _CHAIN), state.cell.dtype)
-        return {"chain_positions": zero, "chain_velocities": zero}
+        """Positions and velocities [1/fs] of the three thermostats of the chain, ``[replicas]`` each."""
+
+        def zeros():
+            return [jnp.zeros(system.numbers.shape[0], state.cell.dtype) for _ in range(_CHAIN)]
+
+        return {"chain_positions": zeros(), "chain_velocities": zeros()}
 
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
-        """Half a step of the chain, half a kick, drift."""
-        return NVE().begin(system, self._chain(system, state, 0.5 * dt, self.kT(state, dt)), dt)
-
-    def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
-        """Half a kick, half a step of the chain."""
-        moved = NVE().finish(model, system, state, dt)
-        return self._chain(system, moved, 0.5 * dt, self.kT(moved, dt))
+    def parts(self, system: System, dt) -> Parts:
+        """Half a step of the chain and half a kick; drift; half a kick and half a step of the chain."""
+        chain = self._chain(system, dt)
+        kick = _kick(system, 0.5 * dt)
+        return Parts([*chain, kick], [_drift(dt)], [kick, _COUNT, *chain])
 
     def _masses(self, system: System, kT, dtype):
         tau = jnp.broadcast_to(jnp.asarray(self.time_constant, dtype), kT.shape)
-        first = system.degrees_of_freedom() * kT * tau**2
-        rest = kT * tau**2
-        return jnp.stack([first] + [rest] * (_CHAIN - 1), -1)
+        return [system.degrees_of_freedom() * kT * tau**2, *[kT * tau**2] * (_CHAIN - 1)]
 
-    def _chain(self, system: System, state: State, dt, kT) -> State:
-        """Martyna et al., Mol. Phys. 87, 1117 (1996), eq. 29 to 34, for ``dt`` fs."""
-        positions, speeds = state.bath["chain_positions"], state.bath["chain_velocities"]
-        masses = self._masses(system, kT, positions.dtype)
-        twice = 2 * kinetic_energy(system, state.velocities)
-        degrees = system.degrees_of_freedom()
-        v = [speeds[:, k] for k in range(_CHAIN)]
-        scale = jnp.ones_like(twice)
+    def _chain(self, system: System, dt) -> list[Shift | Scaling]:
+        """Half a step of the chain: Martyna et al., Mol. Phys. 87, 1117 (1996), eq. 29 to 34."""
 
         def push(k):
-            if k == 0:
-                return (twice - degrees * kT) / masses[:, 0]
-            return (masses[:, k - 1] * v[k - 1] ** 2 - kT) / masses[:, k]
+            def acceleration(state):
+                kT = self.kT(state, dt)
+                masses, speeds = self._masses(system, kT, kT.dtype), state.bath["chain_velocities"]
+                if k == 0:
+                    twice = 2 * kinetic_energy(system, state.velocities)
+                    return (twice - system.degrees_of_freedom() * kT) / masses[0]
+                return (masses[k - 1] * speeds[k - 1] ** 2 - kT) / masses[k]
 
+            return acceleration
+
+        def shift(k, h):
+            return Shift(("chain_velocities", k), lambda s: h * push(k)(s))
+
+        def brake(k, h):
+            return Scaling(("chain_velocities", k), lambda s: -h * s.bath["chain_velocities"][k + 1])
+
+        last, inner = _CHAIN - 1, range(_CHAIN - 1)
+        parts = []
         for weight in _YOSHIDA:
-            h = weight * dt
-            v[-1] = v[-1] + 0.5 * h * push(_CHAIN - 1)
-            for k in reversed(range(_CHAIN - 1)):
-                brake = jnp.exp(-0.25 * h * v[k + 1])
-                v[k] = brake * (brake * v[k] + 0.5 * h * push(k))
-            factor = jnp.exp(-h * v[0])
-            scale, twice = scale * factor, twice * factor**2
-            positions = positions + h * jnp.stack(v, -1)
-            for k in range(_CHAIN - 1):
-                brake = jnp.exp(-0.25 * h * v[k + 1])
-                v[k] = brake * (brake * v[k] + 0.5 * h * push(k))
-            v[-1] = v[-1] + 0.5 * h * push(_CHAIN - 1)
-        bath = {"chain_positions": positions, "chain_velocities": jnp.stack(v, -1)}
-        return state.replace(velocities=state.velocities * scale[:, None, None], bath=bath)
+            h = weight * 0.5 * dt
+            parts.append(shift(last, 0.5 * h))
+            for k in reversed(inner):
+                parts += [brake(k, 0.25 * h), shift(k, 0.5 * h), brake(k, 0.25 * h)]
+            parts.append(Scaling("velocities", lambda s, h=h: -h * s.bath["chain_velocities"][0][:, None, None]))
+            for k in range(_CHAIN):
+                parts.append(Shift(("chain_positions", k), lambda s, h=h, k=k: h * s.bath["chain_velocities"][k]))
+            for k in inner:
+                parts += [brake(k, 0.25 * h), shift(k, 0.5 * h), brake(k, 0.25 * h)]
+            parts.append(shift(last, 0.5 * h))
+        return parts
 
     def stored_energy(self, system: System, state: State, dt):
         """Energy of the chain in eV."""
         kT = self.kT(state, dt)
         positions, speeds = state.bath["chain_positions"], state.bath["chain_velocities"]
-        kinetic = 0.5 * (self._masses(system, kT, positions.dtype) * speeds**2).sum(-1)
-        return kinetic + kT * (system.degrees_of_freedom() * positions[:, 0] + positions[:, 1:].sum(-1))
+        masses = self._masses(system, kT, kT.dtype)
+        kinetic = sum(0.5 * mass * speed**2 for mass, speed in zip(masses, speeds, strict=True))
+        return kinetic + kT * (system.degrees_of_freedom() * positions[0] + sum(positions[1:]))
 
 
 @struct.dataclass
-class Langevin(_VelocityVerlet):
+class Langevin(InParts):
     """Constant temperature by friction and noise on every atom.
 
     temperature: K. friction: 1/fs.
@@ -226,22 +314,37 @@ class Langevin(_VelocityVerlet):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
-    def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
-        """Half a kick, half a drift, friction and noise, half a drift."""
-        key, noise = _noise(state, state.velocities.shape[1:])
-        kicked = _kicked(system, state, 0.5 * dt)
-        positions = kicked.positions + 0.5 * dt * kicked.velocities
-        friction = jnp.broadcast_to(value_at(self.friction, time_of(state, dt)), state.energy.shape)[:, None, None]
-        keep = jnp.exp(-friction * dt)
-        spread = jnp.sqrt((self.kT(state, dt) * ACCELERATION)[:, None, None] / system.masses[..., None])
-        velocities = keep * kicked.velocities + jnp.sqrt(1 - keep**2) * spread * noise * system.mobile
-        given = kinetic_energy(system, velocities) - kinetic_energy(system, kicked.velocities)
-        state = state.replace(velocities=velocities, exchanged=state.exchanged + given, key=key)
-        return state, positions + 0.5 * dt * velocities, ()
+    def damping(self, dt) -> Any:
+        """Friction times timestep, the largest of a ramp."""
+        friction = self.friction.values if isinstance(self.friction, Ramp) else self.friction
+        # Of what is known while a program is traced this is known too.
+        known = not isinstance(friction, jax.core.Tracer)
+        return (np.max(np.asarray(friction)) if known else jnp.max(friction)) * dt
+
+    def parts(self, system: System, dt) -> Parts:
+        """Half a kick; half a drift, friction and noise, half a drift; half a kick."""
+
+        def slowing(state):
+            friction = jnp.broadcast_to(value_at(self.friction, time_of(state, dt)), state.energy.shape)
+            return -(friction * dt)[:, None, None]
+
+        def noise(state):
+            spread = jnp.sqrt((self.kT(state, dt) * ACCELERATION)[:, None, None] / system.masses[..., None])
+            drawn = _noise(state, state.velocities.shape[1:], "friction")
+            return jnp.sqrt(-jnp.expm1(2 * slowing(state))) * spread * drawn * system.mobile
+
+        friction = [
+            Shift("exchanged", lambda s: -kinetic_energy(system, s.velocities)),
+            Scaling("velocities", slowing),
+            Shift("velocities", noise),
+            Shift("exchanged", lambda s: kinetic_energy(system, s.velocities)),
+        ]
+        kick, half = _kick(system, 0.5 * dt), _drift(0.5 * dt)
+        return Parts([kick], [half, *friction, half], [kick, _COUNT])
 
 
 @struct.dataclass
-class CSVR(_VelocityVerlet):
+class CSVR(Ensemble):
     """Constant temperature by scaling all velocities at random towards the canonical kinetic energy.
 
     temperature: K. time_constant: fs.
@@ -254,6 +357,10 @@ class CSVR(_VelocityVerlet):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
+        """As :class:`NVE`."""
+        return NVE().begin(system, state, dt)
+
     def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
         """Half a kick, then the scaling."""
         kT = self.kT(state, dt)
@@ -261,7 +368,7 @@ class CSVR(_VelocityVerlet):
 
 
 @struct.dataclass
-class CellRescaling(_VelocityVerlet):
+class CellRescaling(Ensemble):
     """Constant temperature and pressure by CSVR and stochastic cell rescaling; see the top of this module.
 
     temperature: K. pressure: GPa, isotropic.
@@ -290,6 +397,10 @@ class CellRescaling(_VelocityVerlet):
         """Thermal energy in eV, ``[replicas]``."""
         return _kT(self.temperature, state, dt)
 
+    def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
+        """As :class:`NVE`."""
+        return NVE().begin(system, state, dt)
+
     def finish(self, model: EnergyModel, system: System, state: State, dt, before: Any = ()) -> State:
         """As :class:`CSVR`; after every ``every`` steps the cell moves."""
         moved = CSVR(self.temperature, self.time_constant).finish(model, system, state, dt)
@@ -304,7 +415,7 @@ class CellRescaling(_VelocityVerlet):
         """
         kT = self.kT(state, dt)
         unit = jnp.eye(3, dtype=state.cell.dtype)
-        key, noise = _noise(state, (3, 3))
+        noise = _noise(state, (3, 3), "cell")
         drift, variance = self._drift(system, state, kT, dt)
         exponent = drift + jnp.sqrt(variance)[:, None, None] * self._allowed(noise)
         deformation = _exponential(exponent)
@@ -313,7 +424,7 @@ class CellRescaling(_VelocityVerlet):
 
         across = jnp.swapaxes(strain, 1, 2)
         velocities = state.velocities @ jnp.linalg.inv(strain) * system.mobile
-        strained = state.replace(velocities=velocities, key=key)
+        strained = state.replace(velocities=velocities)
         moved = move_to(model, system, strained, state.positions @ across, state.cell @ across)
 
         back, _ = self._drift(system, moved, kT, dt)
@@ -380,27 +491,25 @@ def _kT(kelvin, state: State, dt):
     return jnp.broadcast_to(BOLTZMANN * value_at(kelvin, time_of(state, dt)), state.energy.shape)
 
 
-def _kicked(system: System, state: State, dt) -> State:
-    """Velocities changed by the forces during ``dt`` fs."""
-    change = dt * ACCELERATION * state.forces / system.masses[..., None] * system.mobile
-    return state.replace(velocities=state.velocities + change)
+def _keys(state: State, use: str) -> Any:
+    """Keys ``[replicas]`` for one use in this step: noise that is a function of key and step can be drawn again."""
+    tag = _USES.index(use)
+    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, state.step), tag))(state.key)
 
 
-def _noise(state: State, shape):
-    """The key for the next step and normal numbers ``[replicas, *shape]`` for this one."""
-    keys = jax.vmap(jax.random.split)(state.key)
-    return keys[:, 0], normals(keys[:, 1], shape, state.energy.dtype)
+def _noise(state: State, shape, use: str):
+    """Normal numbers ``[replicas, *shape]`` of this step."""
+    return normals(_keys(state, use), shape, state.energy.dtype)
 
 
 def _rescaled(system: System, state: State, dt, kT, time_constant) -> State:
     """Velocities scaled at random, Bussi et al., J. Chem. Phys. 126, 014101 (2007), eq. A7."""
     dtype = state.energy.dtype
-    keys = jax.vmap(lambda k: jax.random.split(k, 3))(state.key)
     degrees = system.degrees_of_freedom()
-    first = normals(keys[:, 1], (), dtype)
+    first = _noise(state, (), "scaling")
     # A sum of squares of n normal numbers is twice a Gamma(n / 2) number.
     others = jax.vmap(lambda k, a: jax.random.gamma(k, a, dtype=dtype))(
-        keys[:, 2], jnp.maximum(0.5 * (degrees - 1), 1e-3)
+        _keys(state, "scaling by others"), jnp.maximum(0.5 * (degrees - 1), 1e-3)
     )
     others = jnp.where(degrees > 1, 2 * others, 0.0)
     keep = jnp.exp(-dt / value_at(time_constant, time_of(state, dt)))
@@ -411,7 +520,6 @@ def _rescaled(system: System, state: State, dt, kT, time_constant) -> State:
     return state.replace(
         velocities=state.velocities * jnp.sqrt(jnp.where(scale > 0, scale, 1e-12))[:, None, None],
         exchanged=state.exchanged + (scale - 1) * kinetic,
-        key=keys[:, 0],
     )
 
 

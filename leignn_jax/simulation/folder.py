@@ -20,7 +20,7 @@ from leignn_jax.errors import SimulationError
 from leignn_jax.files import make_folder, why_not_written, write_atomically
 from leignn_jax.simulation.chunks import Run
 from leignn_jax.simulation.dynamics import ACCELERATION, EnergyModel, System
-from leignn_jax.simulation.ensembles import Ramp
+from leignn_jax.simulation.ensembles import Ensemble, Ramp
 from leignn_jax.simulation.state import load_state, save_state
 from leignn_jax.simulation.thermo import ThermoLog
 from leignn_jax.simulation.trajectory import TrajectoryWriter
@@ -126,11 +126,9 @@ def _restartable(run: Run) -> dict[str, Any]:
 
 def _settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
     """What a resumed simulation must have in common with its start."""
-    numbers = {name: jax.tree.map(lambda x: np.asarray(x).tolist(), v) for name, v in run.ensemble.settings().items()}
-    numbers = {name: vars(v) if isinstance(v, Ramp) else v for name, v in numbers.items()}
     return {
         "ensemble": type(run.ensemble).__name__,
-        "ensemble_numbers": json.loads(json.dumps(numbers)),
+        "ensemble_numbers": json.loads(json.dumps(_numbers(run.ensemble))),
         "timestep": float(run.timestep),
         "save_every": save_every,
         "log_every": log_every,
@@ -141,6 +139,13 @@ def _settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
         "acceleration": ACCELERATION,
         "potential (sha256 of its numbers)": _digest(run.model),
     }
+
+
+def _numbers(ensemble: Ensemble) -> dict[str, Any]:
+    numbers = {name: jax.tree.map(lambda x: np.asarray(x).tolist(), v) for name, v in ensemble.settings().items()}
+    numbers = {name: vars(v) if isinstance(v, Ramp) else v for name, v in numbers.items()}
+    inside = ensemble.wrapped
+    return numbers if inside is None else numbers | {"around": {type(inside).__name__: _numbers(inside)}}
 
 
 def _held(system: System) -> list[list[int]]:

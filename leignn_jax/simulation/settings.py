@@ -63,6 +63,8 @@ def make_ensemble(ensemble: Ensemble | str, temperature: Any = None, pressure: A
 def check_ensemble(ensemble: Ensemble, kelvin: Any, structures: list[ase.Atoms]) -> None:
     """ConfigError where a number of the ensemble is out of range, one per replica is of another length, or the cell would
     change of a structure that is not periodic."""
+    if ensemble.wrapped is not None:
+        check_ensemble(ensemble.wrapped, kelvin, structures)
     replicas = len(structures)
     zero = ("temperature", "friction", "gamma")
     for name, value in {**ensemble.settings(), "temperature of the start": kelvin}.items():

@@ -14,10 +14,11 @@ from leignn_jax.models.leignn import pair_geometry
 from leignn_jax.models.radial import polynomial_envelope
 from leignn_jax.pair_ops import pair_divergence, pair_sum
 from leignn_jax.potential import Prediction, stress_of
+from leignn_jax.simulation.model_sums import Adds
 
 
 @struct.dataclass
-class LennardJones:
+class LennardJones(Adds):
     """Pairs of 4 epsilon ((sigma / r)^12 - (sigma / r)^6), taken smoothly to zero at the cutoff. A pytree.
 
     epsilon: eV. sigma: Å. cutoff: Å. The defaults are argon's.
@@ -51,7 +52,7 @@ class LennardJones:
 
 
 @struct.dataclass
-class HarmonicWells:
+class HarmonicWells(Adds):
     """Every atom in a well of its own, ``stiffness |r - center|^2 / 2``: frequencies and averages are known exactly.
 
     stiffness: eV/Å^2. centers: ``[atoms, 3]`` Å, the same for every replica; along periodic directions a well is there
@@ -86,7 +87,7 @@ class HarmonicWells:
 
 
 @struct.dataclass
-class IdealGas:
+class IdealGas(Adds):
     """Nothing acts on anything. cutoff: Å, of lists that nothing is taken from."""
 
     cutoff: float = struct.field(pytree_node=False, default=1.0)

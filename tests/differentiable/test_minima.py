@@ -48,7 +48,7 @@ def compare(of, argument, mode="reverse", rel=1e-5):
     ("cell", "mode"),
     [
         ("full", "reverse"),
-        ("full", "forward"),
+        pytest.param("full", "forward", marks=pytest.mark.slow),
         pytest.param("isotropic", "reverse", marks=pytest.mark.slow),
         pytest.param(False, "reverse", marks=pytest.mark.slow),
     ],
@@ -74,6 +74,7 @@ def test_atoms_move_with_the_model():
     compare(of, {"epsilon": 0.0104, "sigma": 3.4})
 
 
+@pytest.mark.slow
 def test_elastic_constants_and_a_vibration_move_with_the_minimum(argon):
     def of(argument):
         found = run.relaxed(model(argument), argon, cell="isotropic", pressure=argument["pressure"])

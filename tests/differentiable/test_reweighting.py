@@ -84,6 +84,7 @@ def test_slopes_are_exact(sample):
     assert float(by_kT) == pytest.approx(3 / STIFFNESS, rel=0.1)
 
 
+@pytest.mark.slow
 def test_samples_pooled_reach_farther(sample):
     there = 1.6
     colder = sample_of_wells(stiffness=there * there * STIFFNESS, seed=1)

@@ -137,7 +137,7 @@ def test_turned_around_it_runs_back(ensemble):
     system, state = begin(ARGON, [argon()], ensemble, 50.0, seed=1)
     there, *_ = advance(ARGON, ensemble, system, state, 4.0, 100, 100)
     # The chain's velocities turn around as well.
-    bath = {**there.bath, "chain_velocities": -there.bath["chain_velocities"]} if there.bath else ()
+    bath = {**there.bath, "chain_velocities": [-v for v in there.bath["chain_velocities"]]} if there.bath else ()
     back, *_ = advance(ARGON, ensemble, system, there.replace(velocities=-there.velocities, bath=bath), 4.0, 100, 100)
     assert np.abs(there.positions - state.positions).max() > 0.1
     np.testing.assert_allclose(back.positions, state.positions, rtol=0, atol=1e-10)

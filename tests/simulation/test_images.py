@@ -159,7 +159,10 @@ def leaving():
 
 @pytest.mark.parametrize(
     "ensemble",
-    [pytest.param(Langevin(40.0, 0.001), marks=pytest.mark.slow, id="langevin"), pytest.param(NPT, id="npt")],
+    [
+        pytest.param(Langevin(40.0, 0.001), marks=pytest.mark.slow, id="langevin"),
+        pytest.param(NPT, marks=pytest.mark.slow, id="npt"),
+    ],
 )
 @pytest.mark.usefixtures("x64")
 def test_gradients_of_a_rollout_are_those_of_the_unwrapped_way(ensemble):

@@ -102,11 +102,11 @@ def test_a_barostat_takes_the_pressure_to_its_target():
     ("name", "mode"),
     [
         ("nose-hoover", "reverse"),
-        ("langevin", "remat"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ("nose-hoover", "remat"),
+                ("langevin", "remat"),
                 ("nose-hoover", "forward"),
                 ("langevin", "reverse"),
                 ("langevin", "forward"),
