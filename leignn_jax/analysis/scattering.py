@@ -1,4 +1,4 @@
-r"""The static structure factor S(q) = <|sum_i b_i exp(i q . r_i)|^2> / sum_i b_i^2 at the vectors q of a periodic cell.
+r"""The static structure factor ``S(q) = <|sum_i b_i exp(i q . r_i)|^2> / sum_i b_i^2`` at q of a periodic cell.
 
 Only q = 2 pi (h, k, l) cell^-T are seen of a periodic system; at others S(q) would be of its box. It is smooth in the
 positions and in the cell as it is: :func:`scattering_intensity` is what both the averages here and
@@ -58,7 +58,7 @@ def structure_factor(
     bins: int = 100,
     weights: ArrayLike | None = None,
 ) -> StructureFactor:
-    """S(q) of a system periodic in all directions, by vectors and averaged over shells of |q|.
+    """S(q) of a system periodic in all directions, by vectors and averaged over shells of its length.
 
     Args:
         positions: ``[frames, atoms, 3]`` Å, wrapped or not.
@@ -108,7 +108,7 @@ def structure_factor(
 
 
 def scattering_vectors(cell: np.ndarray, q_max: float) -> np.ndarray:
-    """All (h, k, l) with 0 < |q| <= q_max, one of q and -q, ``[vectors, 3]`` int32; rows of ``cell`` in Å."""
+    """``[vectors, 3]`` int32, (h, k, l) of all q up to q_max but zero, one of q and -q; rows of ``cell`` in Å."""
     cell = np.asarray(cell, np.float64)
     expected = abs(np.linalg.det(cell)) * q_max**3 / (12 * np.pi**2)
     if expected > MOST_VECTORS:
@@ -138,7 +138,7 @@ def scattering_intensity(
     cell: Float[AnyArray, "3 3"],
     weights: Float[AnyArray, "atoms"],
 ) -> Float[Array, "vectors"]:
-    """|sum_i b_i exp(i q . r_i)|^2 / sum_i b_i^2 of one frame; pure jax, differentiable by positions, cell and weights.
+    """``|sum_i b_i exp(i q . r_i)|^2 / sum_i b_i^2`` of one frame; pure jax, differentiable by positions, cell and weights.
 
     Args:
         positions: Å.
