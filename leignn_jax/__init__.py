@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leignn_jax.data.readers import read_frames as read_frames
+    from leignn_jax.fitting.api import fit as fit
     from leignn_jax.graph import Graph as Graph
     from leignn_jax.interop.jax_md import neighbor_list as neighbor_list
     from leignn_jax.interop.torch_checkpoint import import_torch_checkpoint as import_torch_checkpoint
@@ -52,6 +53,7 @@ _HOME = {
     "committee": "sweeps.population",
     "committee_predict": "sweeps.population",
     "evaluate": "training.evaluate",
+    "fit": "fitting.api",
     "import_torch_checkpoint": "interop.torch_checkpoint",
     "load_potential": "potential_file",
     "neighbor_list": "interop.jax_md",

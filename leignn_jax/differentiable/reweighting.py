@@ -21,6 +21,7 @@ frames that follow each other have in common, which the standard error by blocks
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -142,16 +143,8 @@ def sample(
         )
     model = without_constants(model)
 
-    def observe(_, state: State):
-        kept = ("positions", "images", "velocities", "cell", "energy")
-        return {name: getattr(state, name) for name in kept}
-
-    @jax.jit
-    def go(state):
-        return rollout(model, ensemble, system, state, timestep, steps, observe=observe, every=every)
-
     for _ in range(_GROWTHS):
-        out = go(state)
+        out = _drawn(model, ensemble, system, state, timestep, steps, every)
         overflow = int(np.bitwise_or.reduce(np.asarray(out.state.neighbors.overflow)))
         if not overflow:
             break
@@ -182,6 +175,16 @@ def sample(
         model=model,
         moves_cell=ensemble.moves_cell,
     )
+
+
+@partial(jax.jit, static_argnames=("steps", "every"))
+def _drawn(model, ensemble, system, state: State, timestep, steps: int, every: int):
+    """Compiled once for all samples of models and systems that differ in numbers."""
+
+    def observe(_, state: State):
+        return {name: getattr(state, name) for name in ("positions", "images", "velocities", "cell", "energy")}
+
+    return rollout(model, ensemble, system, state, timestep, steps, observe=observe, every=every)
 
 
 def pooled(samples: Sequence[Sample]) -> Sample:

@@ -28,18 +28,21 @@ def train(
         resume: False refuses a run folder that holds a run.
         progress: show progress; None where it can be seen.
     """
+    return train_config(checked_config(config, overrides, resume), resume=resume, progress=progress)
+
+
+def checked_config(config: Any, overrides: Sequence[str], resume: bool, kind: type[TrainConfig] = TrainConfig) -> Any:
+    """The config of these arguments, of a ``kind`` with more sections; ConfigError where one is not what it must be."""
     if isinstance(overrides, str) or not all(isinstance(one, str) for one in check_sequence("overrides", overrides)):
         raise ConfigError('overrides must be a list of "section.key=value".')
     check_flag("resume", resume)
     if isinstance(config, str | Path):
-        config = load_config(config, overrides)
-    elif isinstance(config, Mapping):
-        config = make_config(config, overrides)
-    elif not isinstance(config, TrainConfig):
+        return load_config(config, overrides, kind)
+    if isinstance(config, Mapping):
+        return make_config(config, overrides, kind)
+    if not isinstance(config, kind):
         raise ConfigError(
-            f"config must be a YAML file, nested settings or a TrainConfig, not {type(config).__name__}. A few words do: "
-            '{"data": {"train": "frames.extxyz"}}.'
+            f"config must be a YAML file, nested settings or a {kind.__name__}, not {type(config).__name__}. A few words "
+            'do: {"data": {"train": "frames.extxyz"}}.'
         )
-    elif overrides:
-        config = make_config(config.model_dump(), overrides)
-    return train_config(config, resume=resume, progress=progress)
+    return make_config(config.model_dump(), overrides, kind) if overrides else config

@@ -27,7 +27,9 @@ Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a config: no unknown key, no truth value for a number, nothing that is no finite number."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
@@ -39,7 +41,7 @@ class _Section(BaseModel):
         return value
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """Which frames, and how they come in batches.
 
     train, validation, test: files or folders that :func:`leignn_jax.data.read_frames` reads.
@@ -80,7 +82,7 @@ class DataSettings(_Section):
         return value
 
 
-class LossSettings(_Section):
+class LossSettings(Section):
     """Kinds and weights of the loss, see :mod:`leignn_jax.training.loss`; ``final_*`` None keeps the weight.
 
     ramp: the weights turn into the final ones between these fractions of the training.
@@ -105,7 +107,7 @@ class LossSettings(_Section):
         return LossKinds(self.energy, self.forces, self.stress, self.force_source, with_stress)
 
 
-class OptimizerSettings(_Section):
+class OptimizerSettings(Section):
     """Numbers of the optimizer, see :class:`leignn_jax.training.optimizer.Hyperparameters`.
 
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
@@ -130,7 +132,7 @@ class OptimizerSettings(_Section):
     freeze: list[str] = []
 
 
-class RunSettings(_Section):
+class RunSettings(Section):
     """Where and how long.
 
     out: the run folder.
@@ -156,7 +158,7 @@ class RunSettings(_Section):
     wandb: str | None = None
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """A training run: data, model (a preset's name and any field of LEIGNNConfig), loss, optimizer, run.
 
     recipe: what is not said comes from "default" or from "published", the recipe of arXiv:2311.02869 (direct forces,
@@ -246,8 +248,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
-    """A checked config from nested values and ``section.key=value`` overrides.
+def make_config(values: Mapping[str, Any], overrides: Sequence[str] = (), kind: type[TrainConfig] = TrainConfig) -> Any:
+    """A checked config from nested values and ``section.key=value`` overrides; of a ``kind`` with more sections.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value of the wrong kind or out of range.
@@ -270,22 +272,22 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Tra
     if isinstance(recipe, str) and recipe in RECIPES:
         values = _merge(RECIPES[recipe], values)
     try:
-        config = TrainConfig.model_validate(values)
+        config = kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, kind)) from None
     _check_model(config)
     if config.loss.force_source == "direct" and config.loss.kinds().with_stress:
         raise ConfigError("loss: direct forces give no stress; set loss.stress_weight to 0.")
     return config
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type[TrainConfig] = TrainConfig) -> Any:
     """The config in a YAML file; paths in it are relative to the working directory."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file.")
     try:
-        return make_config(read_yaml(path) or {}, overrides)
+        return make_config(read_yaml(path) or {}, overrides, kind)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -367,19 +369,38 @@ def _check_model(config: TrainConfig) -> None:
         raise ConfigError("loss.force_source is direct, but the model has no such head: set model.direct_forces=true.")
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[TrainConfig]) -> str:
     lines = []
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            section: Any = TrainConfig
-            for part in problem["loc"][:-1]:
-                section = section.model_fields[part].annotation
-            key = str(problem["loc"][-1])
-            lines.append(f"unknown key {place!r}{did_you_mean(key, list(section.model_fields))}")
+            lines.append(
+                f"unknown key {place!r}{did_you_mean(str(problem['loc'][-1]), _keys_at(kind, problem['loc']))}"
+            )
+        elif problem["type"] == "union_tag_invalid":
+            known = [word.strip(" '") for word in problem["ctx"]["expected_tags"].split(",")]
+            tag = problem["ctx"]["tag"]
+            lines.append(f"{place}: {tag!r} is none of {', '.join(known)}{did_you_mean(tag, known)}")
         else:
             lines.append(f"{place} = {problem['input']!r}: {problem['msg']}.")
     return " ".join(lines)
+
+
+def _keys_at(kind: type[Section], place: Sequence[int | str]) -> list[str]:
+    """The keys of the section in which the last part of ``place`` stands; of kinds of sections, the part names the kind."""
+    found = [kind]
+    for part in place[:-1]:
+        if isinstance(part, str) and len(found) == 1:
+            found = _sections_in(found[0].model_fields[part].annotation)
+        elif isinstance(part, str):
+            found = [one for one in found if part in get_args(one.model_fields["observable"].annotation)]
+    return list(found[0].model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
 
 
 class StrictLoader(yaml.SafeLoader):

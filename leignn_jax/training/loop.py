@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -224,7 +224,34 @@ class CountedCompiles:
         return max(sizes, default=None)
 
 
-def train(config: TrainConfig, *, resume: bool = True, progress: bool | None = None) -> TrainResult:
+class MoreTerms(Protocol):
+    """What a loss has beside frames, such as :class:`leignn_jax.fitting.targets.Targets`."""
+
+    def pull(self, potential: Potential, step: int) -> Any:
+        """The gradient by the parameters of what is added to the loss of update ``step``."""
+
+    def row(self, potential: Potential) -> dict[str, float]:
+        """What an epoch's line says of it; "targets_loss" is added to the validation loss."""
+        ...
+
+    def memory(self) -> Any:
+        """What a checkpoint holds of it, a pytree of arrays that keep their shapes."""
+
+    def recall(self, memory: Any) -> None:
+        """Go on from such a memory."""
+
+    def report(self, potential: Potential, out: Path) -> tuple[list[str], dict[str, Any]]:
+        """Of the best potential: parts of report.html, and numbers for metrics.json."""
+        ...
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = True,
+    progress: bool | None = None,
+    more: Callable[[Potential], MoreTerms] | None = None,
+) -> TrainResult:
     """Train a potential; the same call with the same config goes on where an earlier one stopped.
 
     With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.training.processes.join_processes` before)
@@ -235,6 +262,7 @@ def train(config: TrainConfig, *, resume: bool = True, progress: bool | None = N
         config: from :func:`leignn_jax.training.config.make_config` or ``load_config``.
         resume: go on from the run folder's last checkpoint; False refuses a folder that has one.
         progress: show a progress bar; None where there is a terminal or notebook.
+        more: of the potential to start from, makes what the loss has beside frames; one process on one device only.
 
     Raises:
         ConfigError, DataError, ElementError, FileFormatError: see the config and the data.
@@ -249,7 +277,7 @@ def train(config: TrainConfig, *, resume: bool = True, progress: bool | None = N
     with together():
         folder = RunFolder(config, _data_of_run(prepared), resume)
     try:
-        run = _Run(config, prepared, folder)
+        run = _Run(config, prepared, folder, None if more is None else more(prepared.potential))
         finished = run.go(progress if folder.mine else False)
         return run.result(finished)
     finally:
@@ -289,12 +317,13 @@ def _what_processes_share(config: TrainConfig, prepared: Prepared) -> dict[str, 
 def _advance(carry, item, *, step: Callable):
     """One step, with the epoch's sums kept on the device, and what the host looks at two steps later.
 
-    ``item`` is the batch and, with several processes, whether this device's process was asked to stop: the answer
+    ``item`` is the batch, with several processes whether this device's process was asked to stop, and what is added to
+    the gradient: the answer
     travels with the step, so that all learn it after the same one without waiting for each other.
     """
-    (state, running), (batch, asked) = carry, item
+    (state, running), (batch, asked, added) = carry, item
     before = state.step
-    state, out = step(state, batch)
+    state, out = step(state, batch, added=added)
     good = state.step > before
     one = {"sums": out["sums"], "loss": out["loss"], "steps": jnp.ones(())}
     last = {k: out[k] for k in ("gradient_norm", "learning_rate")}
@@ -322,8 +351,8 @@ class _Run:
     a step returns, and each epoch's row, which is the first process's.
     """
 
-    def __init__(self, config: TrainConfig, prepared: Prepared, folder: RunFolder):
-        self.config, self.prepared, self.folder = config, prepared, folder
+    def __init__(self, config: TrainConfig, prepared: Prepared, folder: RunFolder, more: MoreTerms | None):
+        self.config, self.prepared, self.folder, self.more = config, prepared, folder, more
         kinds, algorithm = config.loss.kinds(), config.optimizer.algorithm
         devices = config.run.devices
         self.mesh = make_mesh(1, devices) if devices > 1 else None
@@ -346,7 +375,7 @@ class _Run:
             hyper = config.hyperparameters(prepared.steps_per_epoch)
             state = start_state(prepared.potential, hyper, algorithm, config.optimizer.freeze)
             carry = (state, _zero_running(state, prepared, config))
-            restored = folder.restore(carry)
+            restored = folder.restore(self._kept(carry))
         self.standing = _Standing()
         meta = from_first(None if restored is None else {k: restored[1][k] for k in dataclasses.asdict(self.standing)})
         if meta is not None:
@@ -354,10 +383,19 @@ class _Run:
             log.info("Going on from epoch %d, step %d of %s.", meta["epoch"], meta["next_step"], folder.path)
         with together():
             folder.open_logs(self.standing.history)
-        self.carry = self._place(arrays_from_first(carry if restored is None else restored[0]))
+        if restored is not None:
+            carry = restored[0]
+            if more is not None:
+                carry, memory = carry
+                more.recall(memory)
+        self.carry = self._place(arrays_from_first(carry))
         self.saved = time.monotonic()
         self.waited = self.worked = 0.0
         self.signal: str | None = None
+
+    def _kept(self, carry: Any) -> Any:
+        """What a checkpoint holds."""
+        return carry if self.more is None else (carry, self.more.memory())
 
     def _place(self, tree: Any) -> Any:
         return jax.device_put(tree) if self.mesh is None else place_state(self.mesh, tree)
@@ -400,7 +438,7 @@ class _Run:
                 if item is None:
                     break
                 number, batch = item
-                self.carry, shown = self.advance(self.carry, (batch, self.asked[stop.is_set()]))
+                self.carry, shown = self.advance(self.carry, (batch, self.asked[stop.is_set()], self._pull(number)))
                 standing.next_step = number + 1
                 inflight.append(shown)
                 if len(inflight) > _AHEAD:
@@ -426,6 +464,12 @@ class _Run:
                 self._save()
         return not ended
 
+    def _pull(self, number: int) -> Any:
+        """What is added to the gradient of an epoch's step."""
+        if self.more is None:
+            return None
+        return self.more.pull(self.carry[0].potential, self.standing.epoch * self.prepared.steps_per_epoch + number)
+
     def _close_epoch(self, seconds: float, bar: TrainingProgress) -> None:
         """Evaluate, and write down what the epoch brought."""
         with together():
@@ -445,6 +489,9 @@ class _Run:
         if epoch % run.validate_every == 0 or epoch == run.epochs:
             value, errors = _evaluate(self.evaluate, on_own_device(state), self.prepared.validation, self.config)
             row |= {"validation_loss": value, **{f"validation_{k}": v for k, v in errors.items()}}
+            if self.more is not None:
+                row |= self.more.row(state.averaged())
+                row["validation_loss"] += row["targets_loss"]
         return row
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -471,7 +518,9 @@ class _Run:
         step, failed_at = jax.device_get((self.carry[0].step, self.carry[0].failed_at))
         if failed_at < 0:
             # After the same step, a checkpoint with its epoch evaluated is another than one without.
-            self.folder.save_checkpoint(int(step) + self.standing.epoch, self.carry, dataclasses.asdict(self.standing))
+            self.folder.save_checkpoint(
+                int(step) + self.standing.epoch, self._kept(self.carry), dataclasses.asdict(self.standing)
+            )
             self.saved = time.monotonic()
 
     def _save_last(self) -> None:
@@ -528,7 +577,11 @@ class _Run:
             if folder.mine:
                 from leignn_jax.training.report import finish_report
 
-                found = finish_report(config, prepared.splits, potential, standing.history, self._facts())
+                before = None if self.more is None else prepared.potential
+                more = None if self.more is None else self.more.report(potential, folder.path)
+                found = finish_report(
+                    config, prepared.splits, potential, standing.history, self._facts(), before=before, more=more
+                )
         return TrainResult(potential, from_first(found), standing.history, folder.path, True)
 
     def _facts(self) -> dict[str, Any]:

@@ -107,8 +107,14 @@ def finish_report(
     potential: Potential,
     rows: Sequence[Mapping[str, Any]],
     info: Mapping[str, Any],
+    *,
+    before: Potential | None = None,
+    more: tuple[list[str], dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate on validation and test, write metrics.json, the figures and report.html; returns the errors."""
+    """Evaluate on validation and test, write metrics.json, the figures and report.html; returns the errors.
+
+    before: whose errors stand beside. more: parts of the page and numbers about what else there is than frames.
+    """
     out, direct = config.run.out, config.loss.force_source == "direct"
     images, found = [], {}
     if rows:
@@ -116,22 +122,31 @@ def finish_report(
     for name, frames in (("validation", splits.validation), ("test", splits.test)):
         if frames is None:
             continue
+        if before is not None:
+            old = compare(before, (frames.frame(i) for i in range(frames.size)), direct)
+            found[f"{name}_before"] = old.metrics
         evaluation = compare(potential, (frames.frame(i) for i in range(frames.size)), direct)
         found[name] = evaluation.metrics
         title = f"{name}, {frames.size} structures"
         images.append(picture(save_figure(parity(evaluation, title), out / f"parity_{name}.png"), f"Parity: {title}"))
     seconds = float(np.sum([row["seconds"] for row in rows])) if rows else 0.0
-    summary = {**found, "run": {**info, "training_seconds": round(seconds, 1), "epochs": len(rows)}}
+    pages, numbers = ([], {}) if more is None else more
+    summary = {
+        **found,
+        **({"targets": numbers} if numbers else {}),
+        "run": {**info, "training_seconds": round(seconds, 1), "epochs": len(rows)},
+    }
     write_atomically(out / "metrics.json", (json.dumps(summary, indent=1) + "\n").encode())
 
     def show(value):
         return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
 
     names = list(next(iter(found.values()), {}))
-    errors = table([[n.replace("_", " "), *(show(found[s][n]) for s in found)] for n in names], ["error", *found])
+    columns = ["error", *(split.replace("_", " ") for split in found)]
+    errors = table([[n.replace("_", " "), *(show(found[s][n]) for s in found)] for n in names], columns)
     model = table(list(potential.summary().items()), ["potential", ""])
     facts = table([[k.replace("_", " "), show(v)] for k, v in summary["run"].items()], ["run", ""])
     settings = f"<h2>Settings</h2><pre>{html.escape((out / 'config.yaml').read_text())}</pre>"
-    parts = [errors, *images, "<h2>Potential and run</h2>", model, facts, settings]
+    parts = [*pages, errors, *images, "<h2>Potential and run</h2>", model, facts, settings]
     write_atomically(out / "report.html", page(f"Training run {out.name}", parts).encode())
     return found

@@ -90,6 +90,7 @@ def train_step(
     algorithm: Algorithm = "adam",
     accumulate: int = 1,
     axis: str | None = None,
+    added: Any = None,
 ):
     """One update.
 
@@ -103,6 +104,7 @@ def train_step(
         algorithm: of :func:`start_state` (static).
         accumulate: batches per update (static).
         axis: name of a mesh axis over whose devices gradients are averaged, each device having its own batch (static).
+        added: the gradient of what the loss has beside frames, a tree like the parameters.
 
     Returns:
         The state after, and metrics: ``loss``, ``gradient_norm``, ``learning_rate`` and error sums.
@@ -130,6 +132,8 @@ def train_step(
         value, gradient = jax.lax.pmean((value, gradient), axis)
         sums = jax.lax.psum(sums, axis)
 
+    if added is not None:
+        gradient = jax.tree.map(jnp.add, gradient, added)
     gradient = jax.tree.map(jnp.multiply, gradient, state.trainable)
     norm = optax.global_norm(gradient)
     rate = learning_rate(hyper, state.plateau, state.step)
