@@ -293,7 +293,7 @@ class Targets:
         self.each = [self._made(target, network) for target in targets]
 
     def _made(self, target: Any, potential: Potential):
-        atoms = read_frames(target.structure, index=-1)[0]
+        atoms = read_frames(target.structure, index="-1:")[0]
         check_target(target, atoms)
         return _ESTIMATORS[target.estimator](target, potential, atoms, goal_of(target))
 

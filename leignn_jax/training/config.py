@@ -50,7 +50,8 @@ class DataSettings(Section):
     max_frames: of train, the first ones.
     units: of all files, see :data:`leignn_jax.data.readers.UNITS`.
     keys: other names of energy, forces, stress.
-    reference_energies: "fit" by least squares, "isolated" from ``isolated_atoms``, or numbers in eV by symbol.
+    reference_energies: "fit" by least squares, "isolated" from ``isolated_atoms``, numbers in eV by symbol, or "keep", those
+        of ``run.start_from``, for frames computed as those that it was trained on.
     batch_size: frames per batch; accumulate: batches per update.
     allow: labels to take as they are although they can't be in eV and Å ("positions", "forces", "energy", "stress"), and
         "duplicates", structures that stand in train and in another set; what is not named here stops the training.
@@ -68,7 +69,7 @@ class DataSettings(Section):
     max_frames: Count | None = None
     units: str | None = None
     keys: dict[Literal["energy", "forces", "stress"], str] = {}
-    reference_energies: Literal["fit", "isolated"] | dict[str, float] = "fit"
+    reference_energies: Literal["fit", "isolated", "keep"] | dict[str, float] = "fit"
     isolated_atoms: Path | None = None
     batch_size: Count = 8
     accumulate: Count = 1
@@ -276,6 +277,8 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = (), kind: 
     except ValidationError as error:
         raise ConfigError(_explain(error, kind)) from None
     _check_model(config)
+    if config.data.reference_energies == "keep" and config.run.start_from is None:
+        raise ConfigError('data.reference_energies: "keep" needs run.start_from, a potential to keep them of.')
     if config.loss.force_source == "direct" and config.loss.kinds().with_stress:
         raise ConfigError("loss: direct forces give no stress; set loss.stress_weight to 0.")
     return config

@@ -124,8 +124,14 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
                 f"{config.run.start_from} knows {', '.join(potential.config.elements)}; the data hold {missing[0]} too."
             )
         references = dict(zip(potential.config.elements, map(float, potential.reference_energies), strict=True))
-        # New data may come from another code or functional: their own references, the network's energies on top.
-        references |= references_for(splits.train, data)
+        if data.reference_energies != "keep":
+            # New data may come from another code or functional: their own references, the network's energies on top.
+            references |= references_for(splits.train, data)
+        elif float(potential.energy_shift) != 0:
+            raise ConfigError(
+                f'data.reference_energies: {config.run.start_from} adds a constant to each structure's energy; "keep" is not '
+                "for it. Give reference energies, or fit them."
+            )
         table = np.array([references[e] for e in potential.config.elements])
         potential = potential.replace(reference_energies=table, energy_shift=np.zeros(()))
     else:
@@ -273,11 +279,12 @@ def train(
     with together():
         check_devices(config.run.devices)
         prepared = prepare(config, config.run.devices, progress)
+        terms = None if more is None else more(prepared.potential)
     check_same(_what_processes_share(config, prepared))
     with together():
         folder = RunFolder(config, _data_of_run(prepared), resume)
     try:
-        run = _Run(config, prepared, folder, None if more is None else more(prepared.potential))
+        run = _Run(config, prepared, folder, terms)
         finished = run.go(progress if folder.mine else False)
         return run.result(finished)
     finally:
@@ -317,9 +324,9 @@ def _what_processes_share(config: TrainConfig, prepared: Prepared) -> dict[str, 
 def _advance(carry, item, *, step: Callable):
     """One step, with the epoch's sums kept on the device, and what the host looks at two steps later.
 
-    ``item`` is the batch, with several processes whether this device's process was asked to stop, and what is added to
-    the gradient: the answer
-    travels with the step, so that all learn it after the same one without waiting for each other.
+    ``item`` is the batch, whether this device's process was asked to stop (with several processes: the answer travels
+    with the step, so that all learn it after the same one without waiting for each other), and what is added to the
+    gradient (None: nothing).
     """
     (state, running), (batch, asked, added) = carry, item
     before = state.step
