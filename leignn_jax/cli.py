@@ -111,6 +111,28 @@ def train(
         typer.echo(f"Potential: {result.out / 'potential.safetensors'}\nReport: {result.out / 'report.html'}", err=True)
 
 
+@app.command(epilog="Example:  leignn fit fit.yaml run.epochs=20")
+def fit(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, with targets.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Settings, section.key=value.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a run folder that holds a run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Fit a potential to DFT frames and measured numbers together; the same command goes on with a stopped fit."""
+    with _interruptible("The same command goes on from the last checkpoint, or starts anew where there is none."):
+        from leignn_jax.fitting.api import fit as run
+        from leignn_jax.interruption import exit_code
+
+        result = run(config, overrides or [], resume=not fresh, progress=False if quiet else None)
+        if not result.finished:
+            raise typer.Exit(exit_code(result.signal))
+        _show(result.metrics, json_file)
+        typer.echo(f"Potential: {result.out / 'potential.safetensors'}\nReport: {result.out / 'report.html'}", err=True)
+
+
 @app.command(
     epilog="Example:  leignn evaluate run/potential.safetensors test.extxyz --json errors.json --plot parity.png"
 )

@@ -129,8 +129,8 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
             references |= references_for(splits.train, data)
         elif float(potential.energy_shift) != 0:
             raise ConfigError(
-                f'data.reference_energies: {config.run.start_from} adds a constant to each structure's energy; "keep" is not '
-                "for it. Give reference energies, or fit them."
+                f"data.reference_energies: {config.run.start_from} adds a constant to every structure's energy; 'keep' "
+                "is not for it. Give reference energies, or fit them."
             )
         table = np.array([references[e] for e in potential.config.elements])
         potential = potential.replace(reference_energies=table, energy_shift=np.zeros(()))
