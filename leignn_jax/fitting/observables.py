@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ase
@@ -21,13 +21,13 @@ from leignn_jax.fitting.config import (
     DensityOfStates,
     Diffusivity,
     ElasticConstant,
-    LatticeConstant,
     PhononFrequency,
     Pressure,
     Rdf,
     pair_numbers,
 )
 from leignn_jax.fitting.curves import check_range, read_curve
+from leignn_jax.graph import Graph
 from leignn_jax.properties.elasticity import elastic_tensor
 from leignn_jax.properties.second_derivatives import INVERSE_CM, TERAHERTZ, second_derivatives, signed_root
 from leignn_jax.simulation.dynamics import EnergyModel, State, System
@@ -127,25 +127,30 @@ def of_trajectory(
     return of_states(target, reach), lambda system, seen: seen[first:].mean(0)
 
 
-def at_minimum(target: Any, model: EnergyModel, atoms: ase.Atoms) -> jax.Array:
-    """The number ``[1]`` that the relaxed structure has."""
-    found = relaxed(model, atoms, cell=target.cell, pressure=target.pressure)
-    if isinstance(target, LatticeConstant):
-        value = jnp.linalg.norm(found.cell[target.axis])
-    elif isinstance(target, ElasticConstant):
-        i, j = target.component
-        value = elastic_tensor(model, found.graph)[i - 1, j - 1]
-    elif isinstance(target, PhononFrequency):
-        size = len(atoms)
-        root = jnp.sqrt(jnp.repeat(jnp.asarray(atoms.get_masses()), 3))
-        hessian = (
-            second_derivatives(model, found.graph, np.arange(size)).reshape(3 * size, 3 * size) / root / root[:, None]
-        )
-        squares = jnp.linalg.eigvalsh(0.5 * (hessian + hessian.T))
-        value = TERAHERTZ * signed_root(squares[np.array(target.modes)]).mean()
-    else:
-        raise ConfigError(f"{target.name}: {target.observable} is nothing that a minimum has.")
-    return value[None]
+def at_minimum(targets: Sequence[Any], model: EnergyModel, atoms: ase.Atoms) -> list[jax.Array]:
+    """The numbers ``[1]`` that the relaxed structure has, of targets that are relaxed alike."""
+    found = relaxed(model, atoms, cell=targets[0].cell, pressure=targets[0].pressure)
+    # Once for all: these are what takes long to compile.
+    asked = {type(target) for target in targets}
+    elastic = elastic_tensor(model, found.graph) if ElasticConstant in asked else None
+    frequencies = _frequencies(model, found.graph, atoms.get_masses()) if PhononFrequency in asked else None
+
+    def number(target):
+        if elastic is not None and isinstance(target, ElasticConstant):
+            i, j = target.component
+            return elastic[i - 1, j - 1]
+        if frequencies is not None and isinstance(target, PhononFrequency):
+            return frequencies[np.array(target.modes)].mean()
+        return jnp.linalg.norm(found.cell[target.axis])
+
+    return [number(target)[None] for target in targets]
+
+
+def _frequencies(model: EnergyModel, graph: Graph, masses: np.ndarray) -> jax.Array:
+    """THz ``[3 atoms]``, ascending."""
+    size, root = len(masses), jnp.sqrt(jnp.repeat(jnp.asarray(masses), 3))
+    hessian = second_derivatives(model, graph, np.arange(size)).reshape(3 * size, 3 * size) / root / root[:, None]
+    return TERAHERTZ * signed_root(jnp.linalg.eigvalsh(0.5 * (hessian + hessian.T)))
 
 
 def check_target(target: Any, atoms: ase.Atoms) -> None:

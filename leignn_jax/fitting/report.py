@@ -34,11 +34,12 @@ def plot_target(goal: Goal, before: Seen, after: Seen, title: str) -> Figure:
 
 
 def targets_report(
-    names: Sequence[str], before: Sequence[tuple[Goal, Seen]], after: Sequence[tuple[Goal, Seen]], out: Path
+    before: Sequence[tuple[Any, Goal, Seen]], after: Sequence[tuple[Any, Goal, Seen]], out: Path
 ) -> tuple[list[str], dict[str, Any]]:
     """Parts of report.html, whose figures are written to ``out`` as well, and numbers for metrics.json."""
     rows, images, numbers = [], [], {}
-    for name, (goal, first), (_, last) in zip(names, before, after, strict=True):
+    for (target, goal, first), (_, _, last) in zip(before, after, strict=True):
+        name = target.name
         deviations = [float(np.sqrt(seen.loss)) for seen in (first, last)]
         numbers[name] = {
             "observable": goal.of_values,

@@ -5,7 +5,8 @@ With y the numbers that a potential gives and m those that were measured with un
     weight * mean(((y - m) / s)^2)
 
 to the loss of every ``period``-th update. y is an average over a sample by its weights (Thaler and Zavadlav 2021), drawn
-anew when too few of its frames still count; a trajectory's, differentiated through time; or a minimum's.
+anew when too few of its frames still count; a trajectory's, differentiated through time; or a minimum's. Targets of one
+structure that are simulated or relaxed alike are of one group, which does it once for all, by one program.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ from leignn_jax.device_neighbors import ListSizes, grown
 from leignn_jax.differentiable.gradients import value_and_grad
 from leignn_jax.differentiable.minima import relaxed
 from leignn_jax.differentiable.reweighting import Sample, reweighted, sample
-from leignn_jax.differentiable.rollout import rollout, start
+from leignn_jax.differentiable.rollout import start
 from leignn_jax.errors import ConfigError, SimulationError, TrainingError
+from leignn_jax.fitting.config import Sampling
 from leignn_jax.fitting.observables import Goal, at_minimum, check_target, goal_of, of_states, of_trajectory
 from leignn_jax.fitting.report import targets_report
 from leignn_jax.potential import Potential
-from leignn_jax.simulation.dynamics import make_lists
+from leignn_jax.simulation.dynamics import State, make_lists
 from leignn_jax.simulation.settings import make_ensemble
 
 log = logging.getLogger("leignn_jax")
 
 _GROWTHS = 20
 _WALK = ("positions", "images", "velocities", "cell")
+_FACTS = ("energy", "kT", "pressure", "made")
 
 
 class Seen(NamedTuple):
@@ -49,44 +52,52 @@ class Seen(NamedTuple):
     effective: Any
 
 
-def deviation(goal: Goal, values) -> Any:
-    """Mean squared deviation in units of the uncertainty."""
-    return jnp.mean(((values - goal.values) / goal.uncertainties) ** 2)
+def _loss(goals: Sequence[Goal], values: Sequence[Any], weights) -> tuple[Any, list[Any]]:
+    """The weighted loss, and each target's: the mean squared deviation in units of the uncertainty."""
+    each = [jnp.mean(((v - goal.values) / goal.uncertainties) ** 2) for v, goal in zip(values, goals, strict=True)]
+    return sum(weights[i] * one for i, one in enumerate(each)), each
 
 
 class Walk:
     """A simulation that goes on from where it was, with whatever potential there is now.
 
-    memory: a pytree of arrays: where it stands, how many runs it has done, sizes of its lists.
+    memory: a pytree of arrays: where it stands, how many runs it has done, the number of the first, sizes of its lists.
     """
 
-    def __init__(self, target: Any, potential: Potential, atoms: ase.Atoms):
-        s = target.sampling
-        self.sampling = s
+    def __init__(self, sampling: Sampling, potential: Potential, atoms: ase.Atoms):
+        s = self.sampling = sampling
         self.ensemble = make_ensemble(s.ensemble, s.temperature, s.pressure)
         self.system, self.begin = start(
             potential, [atoms] * s.replicas, self.ensemble, temperature=s.temperature, seed=s.seed
         )
-        self.memory = {name: getattr(self.begin, name) for name in _WALK}
-        self.memory |= {"done": jnp.int32(0), "sizes": _as_array(self.begin.neighbors.sizes)}
+        self.memory = self.at_start(0)
 
-    def state(self, frame: dict[str, Any], number: int):
-        """A state with these positions and lists of them, whose noise is that of run ``number``."""
+    def at_start(self, first: int) -> dict[str, Any]:
+        """A memory of nothing but the structure; noise is of runs from number ``first`` on."""
+        memory = {name: getattr(self.begin, name) for name in _WALK}
+        return memory | {
+            "done": jnp.int32(0),
+            "first": jnp.int32(first),
+            "sizes": _as_array(self.begin.neighbors.sizes),
+        }
+
+    @property
+    def done(self) -> int:
+        return int(self.memory["done"])
+
+    def state(self, frame: dict[str, Any]) -> State:
+        """A state with these positions and lists of them, with the noise of the next run."""
         old = self.begin.neighbors
-        skin = float(np.max(old.skin))
-        cutoff = float(np.max(old.cutoff))
-        neighbors = make_lists(
-            self.system.numbers,
-            frame["positions"],
-            frame["cell"],
-            self.system.pbc,
-            cutoff,
-            skin,
-            self.begin.positions.dtype,
-            _as_sizes(self.memory["sizes"]),
-        )
+        where = (self.system.numbers, frame["positions"], frame["cell"], self.system.pbc)
+        reach = (float(np.max(old.cutoff)), float(np.max(old.skin)), self.begin.positions.dtype)
+        neighbors = make_lists(*where, *reach, _as_sizes(self.memory["sizes"]))
+        number = self.memory["first"] + self.memory["done"]
         keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(self.begin.key)
         return self.begin.replace(**{name: jnp.asarray(frame[name]) for name in _WALK}, key=keys, neighbors=neighbors)
+
+    def next(self) -> State:
+        """The state that the next run begins with."""
+        return self.state(self.memory)
 
     def go_on(self, frame: dict[str, Any]) -> None:
         """Stand at the end of one more run."""
@@ -96,33 +107,32 @@ class Walk:
     def enlarge(self, overflow: int) -> None:
         """Larger lists, after one was too small."""
         sizes = grown(_as_sizes(self.memory["sizes"]), overflow, self.system.numbers.shape[1])
-        self.memory["sizes"] = _as_array(sizes)
+        self.memory = {**self.memory, "sizes": _as_array(sizes)}
 
 
 class Reweighting:
-    """A target whose numbers are averages over a sample, by weights for the potential that there is now."""
+    """Averages over a sample, by weights for the potential that there is now."""
 
-    def __init__(self, target: Any, potential: Potential, atoms: ase.Atoms, goal: Goal):
-        self.target, self.walk, self.goal = target, Walk(target, potential, atoms), goal
-        if not bool((self.walk.ensemble.kT(self.walk.begin, target.sampling.timestep) > 0).all()):
-            raise ConfigError(f"{target.name}: an average needs an ensemble with a temperature, such as nvt or npt.")
-        s, begin = target.sampling, self.walk.begin
-        frames = (s.steps - s.discard) // s.every
-        shape = (frames, s.replicas)
-        self.frames = {
-            name: jnp.zeros((frames, *getattr(begin, name).shape), getattr(begin, name).dtype) for name in _WALK
-        }
-        self.frames |= {name: jnp.zeros(shape, begin.positions.dtype) for name in ("energy", "kT", "pressure", "made")}
-        observe = of_states(target, potential.cutoff)
+    def __init__(self, targets: Sequence[Any], potential: Potential, atoms: ase.Atoms, goals: Sequence[Goal]):
+        self.targets, self.goals = targets, goals
+        s, walk = targets[0].sampling, Walk(targets[0].sampling, potential, atoms)
+        self.sampling, self.walk = s, walk
+        if not bool((walk.ensemble.kT(walk.begin, s.timestep) > 0).all()):
+            raise ConfigError(
+                f"{targets[0].name}: an average needs an ensemble with a temperature, such as nvt or npt."
+            )
+        self.frames = self._no_frames()
+        observers = [of_states(target, potential.cutoff) for target in targets]
 
-        def found(potential, params, sample):
-            out = reweighted(potential.replace(params=params), sample, observe)
-            return deviation(goal, out.value), (out.value, out.error, out.effective)
+        def loss(params, potential, sample, weights):
+            model = potential.replace(params=params)
+            out = reweighted(model, sample, lambda system, state: [look(system, state) for look in observers])
+            total, each = _loss(goals, out.value, weights)
+            effective = out.effective / sample.energy.size
+            seen = [Seen(*of, effective) for of in zip(each, out.value, out.error, strict=True)]
+            return total, seen
 
-        self._found = jax.jit(lambda potential, sample: (found(potential, potential.params, sample), None))
-        self._slope = jax.jit(
-            lambda potential, sample: jax.value_and_grad(found, 1, has_aux=True)(potential, potential.params, sample)
-        )
+        self._slope = jax.jit(jax.grad(loss, has_aux=True))
 
     def memory(self) -> Any:
         return {"walk": self.walk.memory, "frames": self.frames}
@@ -131,77 +141,81 @@ class Reweighting:
         memory = jax.tree.map(jnp.asarray, memory)
         self.walk.memory, self.frames = memory["walk"], memory["frames"]
 
-    def seen(self, potential: Potential) -> Seen:
-        """What the potential gives; draws a sample where there is none or too few of its frames count."""
-        return self._counted(self._found, potential)[0]
+    def at_start(self, first: int) -> Any:
+        return {"walk": self.walk.at_start(first), "frames": self._no_frames()}
 
-    def slope(self, potential: Potential) -> tuple[Seen, Any]:
-        """And the gradient of the loss by the parameters."""
-        return self._counted(self._slope, potential)
-
-    def _counted(self, function, potential: Potential):
-        if int(self.walk.memory["done"]) == 0:
-            for _ in range(self.target.sampling.warm_up + 1):
+    def slope(self, potential: Potential, weights) -> tuple[Any, list[Seen]]:
+        """The gradient of the weighted loss by the parameters, and what is seen; draws a sample where there is none, or
+        too few of its frames count."""
+        if self.walk.done == 0:
+            for _ in range(self.sampling.warm_up + 1):
                 self._draw(potential)
-        out = self._use(function, potential)
-        effective = float(out[0].effective)
-        if not effective >= self.target.sampling.effective:
-            log.info("%s: %.0f %% of the frames count; drawing new ones.", self.target.name, 100 * effective)
+        slope, seen = self._slope(potential.params, potential, self._sample(), weights)
+        effective = float(seen[0].effective)
+        if not effective >= self.sampling.effective:
+            log.info("%s: %.0f %% of the frames count; drawing new ones.", self.targets[0].name, 100 * effective)
             self._draw(potential)
-            out = self._use(function, potential)
-        return out
+            slope, seen = self._slope(potential.params, potential, self._sample(), weights)
+        return slope, seen
 
-    def _use(self, function, potential: Potential):
-        frames = self.frames
-        state = self.walk.state({name: frames[name][0] for name in _WALK}, 0).replace(bath=())
+    def _no_frames(self) -> dict[str, Any]:
+        s, begin = self.sampling, self.walk.begin
+        frames = (s.steps - s.discard) // s.every
+        kept = {name: getattr(begin, name) for name in _WALK} | dict.fromkeys(_FACTS, begin.energy)
+        return {name: jnp.zeros((frames, *x.shape), x.dtype) for name, x in kept.items()}
+
+    def _sample(self) -> Sample:
+        # Lists of the first frame: the same from a checkpoint and from a draw.
+        state = self.walk.state({name: self.frames[name][0] for name in _WALK}).replace(bath=())
         moves = self.walk.ensemble.moves_cell
-        made = Sample(**frames, system=self.walk.system, state=state, model=None, moves_cell=moves)
-        (loss, (values, errors, effective)), slope = function(potential, made)
-        return Seen(loss, values, errors, effective / frames["energy"].size), slope
+        return Sample(**self.frames, system=self.walk.system, state=state, model=None, moves_cell=moves)
 
     def _draw(self, potential: Potential) -> None:
-        s, walk = self.target.sampling, self.walk
-        state = walk.state(walk.memory, int(walk.memory["done"]))
+        s, walk = self.sampling, self.walk
+        run = (walk.ensemble, walk.system, walk.next(), s.timestep, s.steps)
         try:
-            drawn = sample(
-                potential, walk.ensemble, walk.system, state, s.timestep, s.steps, every=s.every, discard=s.discard
-            )
+            drawn = sample(potential, *run, every=s.every, discard=s.discard)
         except SimulationError as error:
             raise TrainingError(
-                f"{self.target.name}: {error} The potential may have lost its way: lower the target's weight or "
+                f"{self.targets[0].name}: {error} The potential may have lost its way: lower the target's weight or "
                 "optimizer.learning_rate."
             ) from error
         self.frames = {name: getattr(drawn, name) for name in self.frames}
-        walk.memory["sizes"] = _as_array(drawn.state.neighbors.sizes)
+        walk.memory = {**walk.memory, "sizes": _as_array(drawn.state.neighbors.sizes)}
         walk.go_on({name: self.frames[name][-1] for name in _WALK})
 
 
 class Trajectory:
-    """A target whose numbers are a trajectory's, with gradients through its steps."""
+    """What a trajectory shows, with gradients through its steps; each goes on where the one before ended."""
 
-    def __init__(self, target: Any, potential: Potential, atoms: ase.Atoms, goal: Goal):
-        self.target, self.walk, self.goal = target, Walk(target, potential, atoms), goal
-        s, reach = target.sampling, potential.cutoff
-        walk = self.walk
+    def __init__(self, targets: Sequence[Any], potential: Potential, atoms: ase.Atoms, goals: Sequence[Goal]):
+        self.targets, self.goals = targets, goals
+        s, walk = targets[0].sampling, Walk(targets[0].sampling, potential, atoms)
+        self.sampling, self.walk = s, walk
 
-        def loss(potential, params, run, state):
-            observe, reduce = of_trajectory(target, reach, state)
-            model, taming = potential.replace(params=params), {"decay": s.decay, "clip": s.clip}
-            out = run(
-                model, walk.ensemble, walk.system, state, s.timestep, s.steps, observe=observe, every=s.every, **taming
-            )
-            each = reduce(walk.system, out.seen)
-            spread = each.std(0, ddof=1) / np.sqrt(s.replicas) if s.replicas > 1 else jnp.zeros_like(each[0])
+        def loss(params, run, potential, state, weights):
+            looks = [of_trajectory(target, potential.cutoff, state) for target in targets]
+            model, walked = potential.replace(params=params), (walk.ensemble, walk.system, state, s.timestep, s.steps)
+
+            def observe(system, state):
+                return [look(system, state) for look, _ in looks]
+
+            out = run(model, *walked, observe=observe, every=s.every, decay=s.decay, clip=s.clip)
+            given = [reduce(walk.system, x) for (_, reduce), x in zip(looks, out.seen, strict=True)]
+            values = [x.mean(0) for x in given]
+            total, each = _loss(goals, values, weights)
+            seen = [
+                Seen(one, mean, x.std(0, ddof=1) / np.sqrt(s.replicas) if s.replicas > 1 else 0 * mean, jnp.ones(()))
+                for one, mean, x in zip(each, values, given, strict=True)
+            ]
             frame = {name: getattr(out.state, name) for name in _WALK}
-            seen = Seen(deviation(goal, each.mean(0)), each.mean(0), spread, jnp.ones(()))
-            return seen.loss, (seen, frame, out.state.neighbors.overflow)
+            return total, (seen, frame, out.state.neighbors.overflow)
 
-        def slope(potential, state):
-            of = value_and_grad(lambda params, run: loss(potential, params, run, state), s.mode, has_aux=True)
+        def slope(potential, state, weights):
+            of = value_and_grad(lambda params, run: loss(params, run, potential, state, weights), s.mode, has_aux=True)
             (_, facts), gradient = of(potential.params)
-            return facts, gradient
+            return gradient, facts
 
-        self._found = jax.jit(lambda potential, state: (loss(potential, potential.params, rollout, state)[1], None))
         self._slope = jax.jit(slope)
 
     def memory(self) -> Any:
@@ -210,73 +224,64 @@ class Trajectory:
     def recall(self, memory: Any) -> None:
         self.walk.memory = jax.tree.map(jnp.asarray, memory)["walk"]
 
-    def seen(self, potential: Potential) -> Seen:
-        """Of a trajectory that starts where the next one will, which does not move on."""
-        return self._run(self._found, potential)[0]
+    def at_start(self, first: int) -> Any:
+        return {"walk": self.walk.at_start(first)}
 
-    def slope(self, potential: Potential) -> tuple[Seen, Any]:
-        """And the gradient of the loss by the parameters; the next trajectory goes on where this one ends."""
-        seen, gradient, frame = self._run(self._slope, potential)
-        self.walk.go_on(frame)
-        return seen, gradient
+    def slope(self, potential: Potential, weights) -> tuple[Any, list[Seen]]:
+        """The gradient of the weighted loss by the parameters, and what is seen."""
+        while self.walk.done < self.sampling.warm_up:
+            self._go(potential, weights)
+        return self._go(potential, weights)
 
-    def _run(self, function, potential: Potential):
-        if int(self.walk.memory["done"]) == 0:
-            for _ in range(self.target.sampling.warm_up):
-                self.walk.go_on(self._once(self._found, potential)[2])
-        return self._once(function, potential)
-
-    def _once(self, function, potential: Potential):
-        walk = self.walk
+    def _go(self, potential: Potential, weights):
         for _ in range(_GROWTHS):
-            state = walk.state(walk.memory, int(walk.memory["done"]))
-            (seen, frame, overflow), gradient = function(potential, state)
+            slope, (seen, frame, overflow) = self._slope(potential, self.walk.next(), weights)
             overflow = int(np.bitwise_or.reduce(np.asarray(overflow)))
             if not overflow:
-                return seen, gradient, frame
-            walk.enlarge(overflow)
-        raise TrainingError(f"{self.target.name}: neighbour lists grew {_GROWTHS} times: the system collapses.")
+                self.walk.go_on(frame)
+                return slope, seen
+            self.walk.enlarge(overflow)
+        raise TrainingError(f"{self.targets[0].name}: neighbour lists grew {_GROWTHS} times: the system collapses.")
 
 
 class Minimum:
-    """A target that is a property of the relaxed structure; in float64."""
+    """Properties of the relaxed structure; in float64."""
 
-    def __init__(self, target: Any, potential: Potential, atoms: ase.Atoms, goal: Goal):
-        self.target, self.atoms, self.goal = target, atoms, goal
+    def __init__(self, targets: Sequence[Any], potential: Potential, atoms: ase.Atoms, goals: Sequence[Goal]):
+        self.targets, self.goals, self.atoms = targets, goals, atoms
 
-        def found(potential, params):
-            values = at_minimum(target, potential.replace(params=params), atoms)
-            return deviation(goal, values), values
+        def loss(params, potential, weights):
+            values = at_minimum(targets, potential.replace(params=params), atoms)
+            total, each = _loss(goals, values, weights)
+            return total, [Seen(one, value, 0 * value, jnp.ones(())) for one, value in zip(each, values, strict=True)]
 
-        self._found = jax.jit(lambda potential: (found(potential, potential.params), None))
-        self._slope = jax.jit(lambda potential: jax.value_and_grad(found, 1, has_aux=True)(potential, potential.params))
+        self._slope = jax.jit(jax.grad(loss, has_aux=True))
 
     def memory(self) -> Any:
+        """Nothing: each relaxation starts from the file."""
         return {}
 
     def recall(self, memory: Any) -> None:
-        """Nothing is remembered: each relaxation starts from the file."""
+        pass
 
-    def seen(self, potential: Potential) -> Seen:
-        """What the potential gives."""
-        return self._relaxed(self._found, potential)[0]
+    def at_start(self, first: int) -> Any:
+        return {}
 
-    def slope(self, potential: Potential) -> tuple[Seen, Any]:
-        """And the gradient of the loss by the parameters."""
-        seen, gradient = self._relaxed(self._slope, potential)
-        return seen, jax.tree.map(lambda g, p: np.asarray(g, p.dtype), gradient, potential.params)
-
-    def _relaxed(self, function, potential: Potential):
+    def slope(self, potential: Potential, weights) -> tuple[Any, list[Seen]]:
+        """The gradient of the weighted loss by the parameters, and what is seen."""
+        one = self.targets[0]
         with jax.enable_x64(True):
-            potential = jax.tree.map(_in_float64, potential)
-            (loss, values), gradient = jax.device_get(function(potential))
-            if not np.isfinite(values).all():
+            fine = jax.tree.map(_in_float64, potential)
+            slope, seen = jax.device_get(self._slope(fine.params, fine, np.asarray(weights, float)))
+            if not all(np.isfinite(x.loss) for x in seen):
                 # Compiled, it can't say why.
-                relaxed(potential, self.atoms, cell=self.target.cell, pressure=self.target.pressure)
-        return Seen(loss, values, np.zeros_like(values), 1.0), gradient
+                relaxed(fine, self.atoms, cell=one.cell, pressure=one.pressure)
+        return jax.tree.map(lambda g, p: np.asarray(g, p.dtype), slope, potential.params), seen
 
 
 _ESTIMATORS = {"reweighting": Reweighting, "trajectory": Trajectory, "minimum": Minimum}
+# The number of the first run of simulations that judge, beyond those of any training.
+_JUDGING = 1 << 30
 
 
 class Targets:
@@ -288,65 +293,78 @@ class Targets:
     """
 
     def __init__(self, targets: Sequence[Any], potential: Potential):
-        self.potential, self.targets = potential, list(targets)
+        self.potential = potential
         network, _ = potential.split_references()
-        self.each = [self._made(target, network) for target in targets]
-
-    def _made(self, target: Any, potential: Potential):
-        atoms = read_frames(target.structure, index="-1:")[0]
-        check_target(target, atoms)
-        return _ESTIMATORS[target.estimator](target, potential, atoms, goal_of(target))
+        together: dict[Any, list[Any]] = {}
+        for target in targets:
+            alike = target.sampling if target.estimator != "minimum" else (target.cell, target.pressure)
+            together.setdefault((target.structure, target.estimator, alike), []).append(target)
+        self.groups = []
+        for (path, estimator, _), group in together.items():
+            atoms = read_frames(path, index="-1:")[0]
+            for target in group:
+                check_target(target, atoms)
+            self.groups.append(_ESTIMATORS[estimator](group, network, atoms, [goal_of(target) for target in group]))
 
     def pull(self, potential: Potential, step: int) -> Any:
         """The gradient of what targets add to the loss of update ``step``, a tree like the parameters."""
         total = jax.tree.map(jnp.zeros_like, potential.params)
-        for one in self.each:
-            if step % one.target.period:
-                continue
-            seen, gradient = one.slope(potential)
-            self._check(one.target, seen)
-            total = jax.tree.map(lambda t, g, w=one.target.weight: t + w * g, total, gradient)
+        for group in self.groups:
+            weights = np.float32([0.0 if step % target.period else target.weight for target in group.targets])
+            if weights.any():
+                slope, seen = group.slope(potential, weights)
+                _check(group.targets, seen)
+                total = jax.tree.map(jnp.add, total, slope)
         return total
 
     def row(self, potential: Potential) -> dict[str, float]:
         """What an epoch's line says of them: the loss of all, each one's deviation in uncertainties, and numbers."""
         row: dict[str, float] = {"targets_loss": 0.0}
-        for one in self.each:
-            seen, name = one.seen(potential), one.target.name
-            self._check(one.target, seen)
-            row["targets_loss"] += one.target.weight * float(seen.loss)
-            row[f"target_{name}_deviation"] = float(seen.loss) ** 0.5
-            if one.goal.x is None:
-                row[f"target_{name}"] = float(seen.values[0])
-            if one.target.estimator == "reweighting":
-                row[f"target_{name}_effective"] = float(seen.effective)
+        for target, goal, seen in self._seen(potential):
+            name = f"target_{target.name}"
+            row["targets_loss"] += target.weight * float(seen.loss)
+            row[f"{name}_deviation"] = float(seen.loss) ** 0.5
+            if goal.x is None:
+                row[name] = float(seen.values[0])
+            if target.estimator == "reweighting":
+                row[f"{name}_effective"] = float(seen.effective)
         return row
 
     def memory(self) -> Any:
         """What a checkpoint holds of them, arrays."""
-        return [one.memory() for one in self.each]
+        return [group.memory() for group in self.groups]
 
     def recall(self, memory: Any) -> None:
         """Go on from a checkpoint."""
-        for one, part in zip(self.each, memory, strict=True):
-            one.recall(part)
+        for group, part in zip(self.groups, memory, strict=True):
+            group.recall(part)
 
     def report(self, potential: Potential, out: Path) -> tuple[list[str], dict[str, Any]]:
         """What the potentials before and after give, in simulations of their own that no training has seen."""
         log.info("Simulating each target with the potential before and after.")
-        judged = [self._judged(one) for one in (self.potential, potential)]
-        return targets_report([target.name for target in self.targets], *judged, out)
+        memory, judged = self.memory(), []
+        for one in (self.potential, potential):
+            self.recall([group.at_start(_JUDGING) for group in self.groups])
+            judged.append(self._seen(one.split_references()[0]))
+        self.recall(memory)
+        return targets_report(*judged, out)
 
-    def _judged(self, potential: Potential) -> list[tuple[Goal, Seen]]:
-        network, _ = potential.split_references()
-        made = [self._made(target, network) for target in self.targets]
-        return [(one.goal, jax.device_get(one.seen(network))) for one in made]
+    def _seen(self, potential: Potential) -> list[tuple[Any, Goal, Seen]]:
+        potential = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), potential)
+        found = []
+        for group in self.groups:
+            _, seen = group.slope(potential, np.zeros(len(group.targets), np.float32))
+            _check(group.targets, seen)
+            found += zip(group.targets, group.goals, jax.device_get(seen), strict=True)
+        return found
 
-    def _check(self, target: Any, seen: Seen) -> None:
-        if not np.isfinite(float(seen.loss)):
+
+def _check(targets: Sequence[Any], seen: Sequence[Seen]) -> None:
+    for target, one in zip(targets, seen, strict=True):
+        if not np.isfinite(float(one.loss)):
             raise TrainingError(
-                f"{target.name}: what the potential gives for it is no finite number: the simulation broke a limit, or the "
-                "gradient through it grew beyond all numbers. Lower the target's weight, its steps or its timestep."
+                f"{target.name}: what the potential gives for it is no finite number: the simulation broke a limit. Lower "
+                "the target's weight, its timestep or optimizer.learning_rate."
             )
 
 

@@ -11,7 +11,7 @@ import pytest
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError
 from leignn_jax.fitting.config import FitConfig
-from leignn_jax.fitting.targets import Targets
+from leignn_jax.fitting.targets import Reweighting, Targets
 from leignn_jax.training.config import make_config
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
@@ -85,28 +85,22 @@ def test_gradients_are_differences_of_what_is_seen(kind, potential, folder):
     settings = dict(KINDS[kind])
     if "file" in settings:
         settings["file"] = str(folder / settings["file"])
-    (one,) = targets_of(folder, potential, settings).each
-    seen, gradient = one.slope(potential)
-    if settings.get("estimator") == "trajectory" or kind in ("density_of_states", "diffusivity"):
-        one.walk.memory = one.walk.memory | {
-            name: getattr(one.walk.begin, name) for name in ("positions", "images", "velocities", "cell")
-        }
-        one.walk.memory["done"] = jnp.int32(0)
+    (group,) = targets_of(folder, potential, settings).groups
+    minimum, weights = "minimum" in type(group).__name__.lower(), np.float32([1.0])
+    gradient, (seen,) = group.slope(potential, weights)
     rng = np.random.default_rng(0)
-    along = jax.tree.map(lambda g: jnp.asarray(rng.normal(size=g.shape) + np.sign(g), jnp.float32), gradient)
+    along = jax.tree.map(lambda g: rng.normal(size=g.shape) + np.sign(g), gradient)
     slope = sum(float((g * a).sum()) for g, a in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
-    minimum = settings.get("observable") in ("lattice_constant", "elastic_constant", "phonon_frequency")
-    h = 1e-4
 
     def at(amount):
+        if not isinstance(group, Reweighting):
+            group.recall(group.at_start(0))
         with jax.enable_x64(minimum):
-            params = jax.tree.map(lambda p, a: jnp.asarray(p) + amount * jnp.asarray(a), potential.params, along)
-            if minimum:
-                params = jax.tree.map(
-                    lambda p, a: np.asarray(p, float) + amount * np.asarray(a), potential.params, along
-                )
-            return float(one.seen(potential.replace(params=params)).loss)
+            kind = jnp.float64 if minimum else jnp.float32
+            params = jax.tree.map(lambda p, a: jnp.asarray(p + amount * a, kind), potential.params, along)
+            return float(group.slope(potential.replace(params=params), weights)[1][0].loss)
 
+    h = 1e-4
     numeric = (at(h) - at(-h)) / (2 * h)
     assert np.isfinite(float(seen.loss))
     assert slope == pytest.approx(numeric, rel=2e-3 if minimum else 3e-2)
@@ -114,19 +108,27 @@ def test_gradients_are_differences_of_what_is_seen(kind, potential, folder):
 
 def test_a_sample_is_drawn_anew_when_its_frames_do_not_count(potential, folder):
     """And used as long as they do; what a checkpoint holds gives the same numbers elsewhere."""
-    (one,) = targets_of(folder, potential, {**KINDS["pressure"], "sampling": {**SAMPLING, "effective": 0.6}}).each
-    one.slope(potential)
-    assert int(one.walk.memory["done"]) == 1
+    settings = {**KINDS["pressure"], "sampling": {**SAMPLING, "effective": 0.6}}
+    (one,), weights = targets_of(folder, potential, settings).groups, np.float32([1.0])
+    one.slope(potential, weights)
     first = one.frames
-    one.seen(potential)
+    one.slope(potential, weights)
+    assert one.walk.done == 1
     assert one.frames is first
     far = potential.replace(params=jax.tree.map(lambda p: 1.5 * p, potential.params))
-    seen = one.seen(far)
-    assert int(one.walk.memory["done"]) == 2
+    slope, (seen,) = one.slope(far, weights)
+    assert one.walk.done == 2
     assert float(seen.effective) == pytest.approx(1.0, abs=1e-3)
-    (other,) = targets_of(folder, potential, {**KINDS["pressure"], "sampling": {**SAMPLING, "effective": 0.6}}).each
+    (other,) = targets_of(folder, potential, settings).groups
     other.recall(jax.tree.map(np.asarray, one.memory()))
-    np.testing.assert_array_equal(other.seen(far).values, one.seen(far).values)
+    jax.tree.map(np.testing.assert_array_equal, other.slope(far, weights), (slope, [seen]))
+
+
+def test_what_is_simulated_alike_is_simulated_once(potential, folder):
+    targets = [KINDS["lattice_constant"], KINDS["elastic_constant"], KINDS["pressure"], KINDS["trajectory"]]
+    rdf = {**KINDS["rdf"], "file": str(folder / "g.txt")}
+    groups = targets_of(folder, potential, *targets, rdf).groups
+    assert [[target.name for target in group.targets] for group in groups] == [["t0", "t1"], ["t2", "t4"], ["t3"]]
 
 
 @pytest.mark.parametrize(
