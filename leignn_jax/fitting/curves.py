@@ -32,6 +32,8 @@ def read_curve(path: Path, columns: Sequence[int], factor: float = 1.0) -> tuple
     lines = [line for line in lines if line.strip()]
     if lines and not _is_number(lines[0].split()[0]):
         lines = lines[1:]
+    if not lines:
+        raise FileFormatError(f"{path}: holds no numbers. A curve is columns of them.")
     try:
         table = np.loadtxt(io.StringIO("\n".join(lines)), ndmin=2)
     except ValueError as error:

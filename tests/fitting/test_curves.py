@@ -33,7 +33,7 @@ def test_columns_are_read(text, tmp_path):
         ("0 1\n1 nan\n", (0, 1), "row 1 holds"),
         ("1 1\n0 2\n", (0, 1), "does not rise at row 1"),
         ("0 1 0.1\n1 2 -0.1\n", (0, 1, 2), "below zero"),
-        ("", (0, 1), "columns"),
+        ("# nothing\n", (0, 1), "no numbers"),
     ],
 )
 def test_what_is_no_curve_is_refused(text, columns, says, tmp_path):
