@@ -12,7 +12,7 @@ structure that are simulated or relaxed alike are of one group, which does it on
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +161,8 @@ class Reweighting:
     def _no_frames(self) -> dict[str, Any]:
         s, begin = self.sampling, self.walk.begin
         frames = (s.steps - s.discard) // s.every
-        kept = {name: getattr(begin, name) for name in _WALK} | dict.fromkeys(_FACTS, begin.energy)
+        kept: dict[str, Any] = {name: getattr(begin, name) for name in _WALK}
+        kept |= dict.fromkeys(_FACTS, begin.energy)
         return {name: jnp.zeros((frames, *x.shape), x.dtype) for name, x in kept.items()}
 
     def _sample(self) -> Sample:
@@ -279,7 +280,11 @@ class Minimum:
         return jax.tree.map(lambda g, p: np.asarray(g, p.dtype), slope, potential.params), seen
 
 
-_ESTIMATORS = {"reweighting": Reweighting, "trajectory": Trajectory, "minimum": Minimum}
+_ESTIMATORS: dict[str, Callable[..., Reweighting | Trajectory | Minimum]] = {
+    "reweighting": Reweighting,
+    "trajectory": Trajectory,
+    "minimum": Minimum,
+}
 # The number of the first run of simulations that judge, beyond those of any training.
 _JUDGING = 1 << 30
 
@@ -310,7 +315,7 @@ class Targets:
         """The gradient of what targets add to the loss of update ``step``, a tree like the parameters."""
         total = jax.tree.map(jnp.zeros_like, potential.params)
         for group in self.groups:
-            weights = np.float32([0.0 if step % target.period else target.weight for target in group.targets])
+            weights = np.array([0.0 if step % one.period else one.weight for one in group.targets], np.float32)
             if weights.any():
                 slope, seen = group.slope(potential, weights)
                 _check(group.targets, seen)
@@ -342,12 +347,14 @@ class Targets:
     def report(self, potential: Potential, out: Path) -> tuple[list[str], dict[str, Any]]:
         """What the potentials before and after give, in simulations of their own that no training has seen."""
         log.info("Simulating each target with the potential before and after.")
-        memory, judged = self.memory(), []
-        for one in (self.potential, potential):
-            self.recall([group.at_start(_JUDGING) for group in self.groups])
-            judged.append(self._seen(one.split_references()[0]))
+        memory = self.memory()
+        before, after = self._judged(self.potential), self._judged(potential)
         self.recall(memory)
-        return targets_report(*judged, out)
+        return targets_report(before, after, out)
+
+    def _judged(self, potential: Potential) -> list[tuple[Any, Goal, Seen]]:
+        self.recall([group.at_start(_JUDGING) for group in self.groups])
+        return self._seen(potential.split_references()[0])
 
     def _seen(self, potential: Potential) -> list[tuple[Any, Goal, Seen]]:
         potential = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), potential)
@@ -374,7 +381,7 @@ def _as_array(sizes: ListSizes):
 
 def _as_sizes(array) -> ListSizes:
     n = [int(x) for x in np.asarray(array)]
-    return ListSizes((n[0], n[1], n[2]), (n[3], n[4], n[5]), n[6], n[7], n[8])
+    return ListSizes((n[0], n[1], n[2]), (n[3], n[4], n[5]), bin_atoms=n[6], neighbors=n[7], pairs=n[8])
 
 
 def _in_float64(x):

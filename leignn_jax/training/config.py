@@ -381,9 +381,12 @@ def _explain(error: ValidationError, kind: type[TrainConfig]) -> str:
                 f"unknown key {place!r}{did_you_mean(str(problem['loc'][-1]), _keys_at(kind, problem['loc']))}"
             )
         elif problem["type"] == "union_tag_invalid":
-            known = [word.strip(" '") for word in problem["ctx"]["expected_tags"].split(",")]
-            tag = problem["ctx"]["tag"]
+            facts = problem.get("ctx", {})
+            known = [word.strip(" '") for word in facts["expected_tags"].split(",")]
+            tag = facts["tag"]
             lines.append(f"{place}: {tag!r} is none of {', '.join(known)}{did_you_mean(tag, known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{place} is missing.")
         else:
             lines.append(f"{place} = {problem['input']!r}: {problem['msg']}.")
     return " ".join(lines)
