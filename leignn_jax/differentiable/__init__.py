@@ -31,6 +31,7 @@ from leignn_jax.differentiable.gradients import MODES, value_and_grad
 from leignn_jax.differentiable.minima import Minimum, relaxed
 from leignn_jax.differentiable.reweighting import Reweighted, Sample, pooled, reweighted, sample
 from leignn_jax.differentiable.rollout import Rollout, rollout, start
+from leignn_jax.differentiable.trouble import Trouble, check
 
 __all__ = [
     "MODES",
@@ -41,6 +42,8 @@ __all__ = [
     "Reweighted",
     "Rollout",
     "Sample",
+    "Trouble",
+    "check",
     "estimate",
     "free_energies",
     "observables",

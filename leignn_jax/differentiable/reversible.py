@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from leignn_jax.differentiable.floats import split_floats
+from leignn_jax.differentiable.trouble import Trouble, no_trouble, outgrown
 from leignn_jax.differentiable.whole_numbers import backward, floats, forward, put_aside_after, start
 from leignn_jax.simulation.dynamics import State
 
@@ -23,19 +24,19 @@ _MOVING = ("positions", "velocities", "cell", "energy", "forces", "stress", "bat
 
 def scan(
     advance: Callable[..., State],
-    good: Callable[..., Any],
+    watch: Callable[..., Trouble],
     things: dict[str, Any],
     state: State,
     rounds: int,
     every: int,
     observe: Callable[..., Any],
 ) -> tuple[State, Any, Any]:
-    """The state after ``rounds * every`` steps, whether all were good, and what was seen after every ``every`` of them.
+    """The state after ``rounds * every`` steps, the trouble on the way, and what was seen after every ``every`` of them.
 
     Args:
         advance: ``(things, state, slot) -> state`` after a step in floats; in slot 0 with energy and forces of the same
             positions.
-        good: ``(things, before, after) -> bool``; no gradient passes through it.
+        watch: ``(things, trouble, before, after) -> trouble``; no gradient passes through it.
         things: model, ensemble (one in parts), system, timestep and what else the functions need; differentiable.
         observe: ``(things, state) -> pytree``; differentiable.
     """
@@ -54,18 +55,19 @@ def scan(
         fixed, here = start(system, state, steps, put_aside)
 
         def one(carry, slot):
-            here, state, fine = carry
+            here, state, trouble = carry
             going = slot > 0
             moved, after = forward(model, ensemble, system, fixed, here, state, timestep, going)
-            return moved, after, fine & good(things, state, after)
+            return moved, after, watch(things, trouble, state, after)
 
         def one_round(carry, number):
             carry = over_slots(one, carry, number, every, steps)
             return carry, observe(things, carry[1])
 
-        begin = (here, floats(fixed, here.numbers, state), jnp.array(True))
-        (here, state, fine), seen = jax.lax.scan(one_round, begin, jnp.arange(rounds + 1))
-        out = moving_of(state), state, fine & here.kept, jax.tree.map(lambda x: x[1:], seen)
+        begin = (here, floats(fixed, here.numbers, state), no_trouble(state.energy.shape[0]))
+        (here, state, trouble), seen = jax.lax.scan(one_round, begin, jnp.arange(rounds + 1))
+        trouble = outgrown(trouble, here.kept, state.step)
+        out = moving_of(state), state, trouble, jax.tree.map(lambda x: x[1:], seen)
         return out, (values, others, fixed, here, state)
 
     def back(kept, cotangents):
@@ -107,8 +109,8 @@ def scan(
         return of_things, None, of_moving, None
 
     run.defvjp(there, back)
-    moving, state, fine, seen = run(values, others, moving_of(state), jax.lax.stop_gradient(state))
-    return state.replace(**moving), fine, seen
+    moving, state, trouble, seen = run(values, others, moving_of(state), jax.lax.stop_gradient(state))
+    return state.replace(**moving), trouble, seen
 
 
 def over_slots(one: Callable[..., Any], carry, number, every: int, last: int, *, reverse: bool = False, spare=False):

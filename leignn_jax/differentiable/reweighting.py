@@ -32,6 +32,7 @@ from flax import struct
 from leignn_jax.arguments import MOST_STEPS, check_model, check_number, check_whole
 from leignn_jax.device_neighbors import grown, largest
 from leignn_jax.differentiable.rollout import check_call, rollout
+from leignn_jax.differentiable.trouble import check
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
@@ -155,11 +156,7 @@ def sample(
         state = state.replace(neighbors=lists)
     else:
         raise SimulationError(f"Neighbour lists grew {_GROWTHS} times: the system collapses. Use a smaller timestep.")
-    if not bool(out.valid):
-        raise SimulationError(
-            "The sample broke a limit of the simulation (too hot, too fast, or energies that are no numbers). Use a smaller "
-            "timestep, or look at the same run by leignn.simulate, which says where."
-        )
+    check(out)
     frames = jax.tree.map(lambda x: x[discard // every :], out.seen)
     shape = frames["energy"].shape
     kT = jnp.broadcast_to(ensemble.kT(state, timestep), shape)

@@ -37,9 +37,10 @@ from leignn_jax.device_neighbors import ListSizes
 from leignn_jax.differentiable.reversible import moving_of, over_slots
 from leignn_jax.differentiable.reversible import scan as reversible_scan
 from leignn_jax.differentiable.taming import clipped, cut, decayed
+from leignn_jax.differentiable.trouble import Trouble, no_trouble, watched
 from leignn_jax.differentiable.whole_numbers import either
 from leignn_jax.errors import ConfigError
-from leignn_jax.simulation.chunks import LIMITS, broken, centers, check_limits, start_state
+from leignn_jax.simulation.chunks import LIMITS, centers, check_limits, start_state
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
 from leignn_jax.simulation.ensembles import Ensemble, InParts
 from leignn_jax.simulation.model_sums import check_structures_of, without_constants
@@ -57,11 +58,13 @@ class Rollout(NamedTuple):
     state: after the last step.
     seen: what ``observe`` returned, stacked along a leading axis of steps // every; None without ``observe``.
     valid: bool; where False all other floats are NaN: a neighbour list was too small, or the system broke a limit.
+    trouble: what and when in which replica, see :func:`leignn_jax.differentiable.trouble.check`.
     """
 
     state: State
     seen: Any
     valid: Any
+    trouble: Trouble
 
 
 def start(
@@ -188,9 +191,8 @@ def rollout(
     lengths = segment_lengths(rounds, segment, every)
     model = without_constants(model)
 
-    def good_step(things, before, after):
-        reason = broken(things["system"], *jax.lax.stop_gradient((before, after)), things["center"], limits)
-        return (reason == 0).all()
+    def watch(things, trouble, before, after):
+        return watched(trouble, things["system"], before, after, things["center"], limits)
 
     if observe is None:
         look, hoisted = (lambda system, state: None), ()
@@ -221,13 +223,13 @@ def rollout(
         "clip": None if clip is None else jnp.asarray(clip, state.positions.dtype),
     }
     if reversible:
-        state, good, seen = reversible_scan(one_step, good_step, things, state, rounds, every, see)
+        state, trouble, seen = reversible_scan(one_step, watch, things, state, rounds, every, see)
     else:
 
         def advance(carry, slot):
-            before, good = carry
+            before, trouble = carry
             after = one_step(things, before, slot)
-            return after, good & good_step(things, before, after)
+            return after, watch(things, trouble, before, after)
 
         def one_round(carry, number):
             carry = over_slots(advance, carry, number, every, rounds * every, spare=spare > 0)
@@ -235,10 +237,11 @@ def rollout(
 
         spare = -(rounds + 1) % (lengths[0] if lengths else 1)
         numbers = jnp.arange(rounds + 1 + spare)
-        (state, good), seen = _in_segments(one_round, (state, jnp.array(True)), numbers, lengths)
+        begin = (state, no_trouble(state.energy.shape[0]))
+        (state, trouble), seen = _in_segments(one_round, begin, numbers, lengths)
         seen = jax.tree.map(lambda x: x[1 : rounds + 1], seen)
 
-    valid = good & (state.neighbors.overflow == 0).all()
+    valid = (trouble.step < 0).all()
     # A product, so that gradients are poisoned as well; a choice would make them zero.
     poison = jnp.where(valid, 1.0, jnp.nan)
 
@@ -247,7 +250,7 @@ def rollout(
 
     neighbors = state.neighbors
     state, seen = jax.tree.map(poisoned, (state.replace(neighbors=None), seen))
-    return Rollout(state.replace(neighbors=neighbors), seen, valid)
+    return Rollout(state.replace(neighbors=neighbors), seen, valid, trouble)
 
 
 def check_call(ensemble: Ensemble, system: System, state: State, timestep: Any, steps: int) -> None:

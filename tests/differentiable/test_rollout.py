@@ -11,7 +11,7 @@ import pytest
 
 import leignn_jax as leignn
 from leignn_jax.differentiable.rollout import segment_lengths
-from leignn_jax.errors import ConfigError
+from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 
@@ -169,6 +169,28 @@ def test_an_overflow_poisons_value_and_gradient(argon):
     assert not bool(valid)
     assert np.isnan(value)
     assert np.isnan(gradient).all()
+    with pytest.raises(SimulationError, match=r"Replica 0, step 0: its neighbour list has no room for pairs.*grown"):
+        run.check(run.rollout(MODEL, NVE(), system, state, 2.0, 4))
+
+
+@pytest.mark.parametrize("mode", ["reverse", "remat", "reversible"])
+def test_what_went_wrong_is_told_by_replica_and_step(argon, mode):
+    """The second replica has an atom that is too fast, in every mode alike."""
+    system, state = run.start(MODEL, [argon] * 3, NVE(), temperature=40.0, dtype="float64")
+    how = {"reversible": {"reversible": True}, "remat": {"segment": 2}}.get(mode, {}) | {"max_temperature": np.inf}
+
+    @jax.jit
+    def go(fast):
+        velocities = state.velocities.at[:, 0, 0].add(jnp.array(fast))
+        return run.rollout(MODEL, NVE(), system, state.replace(velocities=velocities), 1.0, 6, **how)
+
+    out = go([0.0, 5.0, 0.0])
+    np.testing.assert_array_equal(out.trouble.step, [-1, 1, -1])
+    with pytest.raises(SimulationError, match=r"Replica 1, step 1: an atom moved farther than max_step in one step\."):
+        run.check(out)
+    with pytest.raises(SimulationError, match=r"Replica 0, step 1: .*3 of 3 replicas"):
+        run.check(go([5.0, 5.0, 5.0]))
+    run.check(go([0.0, 0.0, 0.0]))
 
 
 def test_rdf_is_that_of_the_analysis(argon):
