@@ -1,0 +1,124 @@
+"""Controls of simulations found by gradients through time, and by searches without gradients, at equal cost.
+
+    pip install cma                                        # of the search CMA-ES
+    python experiments/inverse_design/run.py trap          # two minutes on one CPU core
+    python experiments/inverse_design/run.py answers       # of silicon: gradients beside differences; six minutes
+    python experiments/inverse_design/run.py silicon       # half an hour
+    python experiments/inverse_design/report.py            # results.md, trap.png, silicon.png
+
+What is done stands at the top of trap.py and silicon.py, the ways down in optimisers.py. results.json is written after every
+run. Every way gets the same number of evaluations of the loss; a gradient counts as many as it takes time, measured first.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimisers
+import trap
+
+import leignn_jax as leignn
+
+run = leignn.differentiable
+RESULTS = Path(__file__).resolve().parent / "results.json"
+DEVICE = f"{os.cpu_count()} CPU cores, {platform.machine()}, jax {jax.__version__}"
+SEEDS = range(5)
+BUDGET = 400
+
+
+def put(part: str, name: str, value) -> None:
+    """Into results.json."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results.setdefault(part, {})["device"] = DEVICE
+    results[part][name] = value
+    RESULTS.write_text(json.dumps(results) + "\n")
+    print(part, name, str(value)[:200], flush=True)
+
+
+def seconds_of(function: Callable, *arguments, repeats: int = 15) -> float:
+    """Median of one call, compiled before."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def run_trap() -> None:
+    begin = trap.start()
+
+    def mean(argument, rollout):
+        return trap.works(argument["knots"], begin, argument["key"], rollout).mean()
+
+    both = run.value_and_grad(mean, "reverse")
+    plain = jax.jit(lambda knots, key: mean({"knots": knots, "key": key}, run.rollout))
+
+    def loss(knots, key):
+        return plain(jnp.asarray(knots, jnp.float32), key)
+
+    def gradient(knots, key):
+        value, slope = both({"knots": jnp.asarray(knots, jnp.float32), "key": key})
+        return value, slope["knots"]
+
+    straight, best = trap.straight(), trap.best_knots()
+    price = prices("trap", loss, gradient, straight)
+    put("trap", "known", {
+        "infimum": trap.BEST, "best_knots": float(trap.mean_work(best)), "straight": float(trap.mean_work(straight)),
+        "theory_by_knots": float(trap.mean_work(trap.theory(trap.TIMES))), "knots": best.tolist(),
+        "theory": trap.theory(trap.TIMES).tolist(), "times": trap.TIMES.tolist(), "kT": trap.BOLTZMANN * trap.KELVIN,
+    })  # fmt: skip
+    put(
+        "trap", "simulated", {name: simulated(begin, knots) for name, knots in (("straight", straight), ("best", best))}
+    )
+    ways = {
+        "Adam": lambda seed: optimisers.adam(gradient, straight, BUDGET, price, seed, rate=0.15),
+        "L-BFGS, fixed noise": lambda seed: optimisers.quasi_newton(gradient, straight, BUDGET, price, seed, scale=1.0),
+        "CMA-ES": lambda seed: optimisers.evolution(loss, straight, BUDGET, seed, scale=0.5),
+        "Nelder-Mead, fixed noise": lambda seed: optimisers.nelder_mead(loss, straight, BUDGET, seed, scale=0.5),
+    }
+    for name, way in ways.items():
+        rows = []
+        for seed in SEEDS:
+            began = time.perf_counter()
+            path = way(seed)
+            rows.append({
+                "seed": seed, "seconds": time.perf_counter() - began, "cost": [c for c, _ in path],
+                "work": trap.mean_work(np.stack([x for _, x in path])).tolist(), "knots": path[-1][1].tolist(),
+            })  # fmt: skip
+            print(name, seed, rows[-1]["work"][-1], flush=True)
+        put("trap", name, rows)
+
+
+def prices(part: str, loss: Callable, gradient: Callable, point: np.ndarray) -> float:
+    """Evaluations of the loss that one value with its gradient costs, by time."""
+    key = jax.random.key(0)
+    forward, back = seconds_of(loss, point, key), seconds_of(gradient, point, key)
+    put(part, "price", {"loss_s": forward, "gradient_s": back, "ratio": back / forward})
+    return back / forward
+
+
+def simulated(begin: trap.Start, knots: np.ndarray, runs: int = 64) -> list[float]:
+    """Mean work in eV of many particles, its standard error, and the spread of one."""
+    works = jax.jit(lambda key: trap.works(jnp.asarray(knots, jnp.float32), begin, key))
+    each = np.concatenate([np.asarray(works(jax.random.key(1000 + r))) for r in range(runs)])
+    return [float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each))), float(each.std(ddof=1))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("trap",))
+    {"trap": run_trap}[parser.parse_args().what]()
+
+
+if __name__ == "__main__":
+    main()
