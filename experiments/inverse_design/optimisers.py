@@ -1,10 +1,11 @@
 """Ways down a noisy loss of few numbers, with and without its gradient, each stopped when its budget is spent.
 
 Costs are counted in evaluations of the loss; a value with its gradient costs as many as it takes time, ``price``. Every way
-gives its path: ``(cost so far, point that it would return now)``. The loss is ``(point, key) -> number``. With ``fixed`` noise
-it always gets the same key, and so is a smooth function of one sample; else a new one for every call.
+gives its path: ``(cost so far, point that it would return now)``. The loss is ``(point, key) -> number``. Where noise is
+fixed it always gets the same key, and so is a smooth function of one sample; else a new one for every call.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -104,10 +105,8 @@ _NO_END = {"maxfun": 10**9, "maxiter": 10**9, "ftol": 0.0, "gtol": 0.0}
 
 
 def _until_spent(minimise: Callable[[], Any]) -> None:
-    try:
+    with contextlib.suppress(_Spent):
         minimise()
-    except _Spent:
-        pass
 
 
 def _keys(seed: int):

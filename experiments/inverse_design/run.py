@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimisers
+import silicon
 import trap
 
 import leignn_jax as leignn
@@ -32,6 +33,7 @@ RESULTS = Path(__file__).resolve().parent / "results.json"
 DEVICE = f"{os.cpu_count()} CPU cores, {platform.machine()}, jax {jax.__version__}"
 SEEDS = range(5)
 BUDGET = 400
+SILICON_SEEDS, SILICON_BUDGET = range(3), 54
 
 
 def put(part: str, name: str, value) -> None:
@@ -99,10 +101,82 @@ def run_trap() -> None:
         put("trap", name, rows)
 
 
-def prices(part: str, loss: Callable, gradient: Callable, point: np.ndarray) -> float:
+# ------------------------------------------------------------------------------------------------------------- silicon
+
+
+def run_answers() -> None:
+    """How the energy of each replica answers to a bath hotter by a factor, along treatment and quench, in three ways."""
+    pool, key, replicas, every = silicon.damaged(seed=0), jax.random.key(7), 16, 10
+    constant = jnp.full(silicon.KNOTS, 1000.0)
+
+    def along(logarithm, decay=None):
+        return silicon.course(constant * jnp.exp(logarithm), pool, key, run.rollout, replicas, every, decay=decay)
+
+    zero, one = jnp.zeros(()), jnp.ones(())
+    energies = jax.jit(along)
+    rows = {"fs": (silicon.TIMESTEP * every * np.arange(1, len(energies(zero)) + 1)).tolist()}
+    rows["energy"] = np.asarray(energies(zero)).tolist()
+    for by in (0.02, 0.2):
+        rows[f"difference {by:g}"] = np.asarray((energies(by * one) - energies(-by * one)) / (2 * by)).tolist()
+        put("answers", "constant 1,000 K", rows)
+    for name, decay in (("gradient", None), ("gradient, decay 0.97", 0.97)):
+        slope = jax.jit(lambda x, decay=decay: jax.jvp(lambda y: along(y, decay), (x,), (one,))[1])
+        rows[name] = np.asarray(slope(zero)).tolist()
+        put("answers", "constant 1,000 K", rows)
+
+
+def run_silicon() -> None:
+    pool, judge = silicon.damaged(seed=0), silicon.damaged(seed=1)
+    begin = np.zeros(silicon.KNOTS)
+
+    def gradient_with(**taming):
+        def mean(argument, rollout):
+            return silicon.healed(argument["numbers"], pool, argument["key"], rollout, **taming).mean()
+
+        both = run.value_and_grad(mean, "remat")
+
+        def gradient(numbers, key):
+            value, slope = both({"numbers": jnp.asarray(numbers, jnp.float32), "key": key})
+            return value, slope["numbers"]
+
+        return gradient
+
+    plain = jax.jit(lambda numbers, key: silicon.healed(numbers, pool, key).mean())
+    held_out = jax.jit(lambda kelvin, key: silicon.energy(kelvin, judge, key, replicas=silicon.POOL))
+
+    def loss(numbers, key):
+        return plain(jnp.asarray(numbers, jnp.float32), key)
+
+    def judged(kelvin) -> list[float]:
+        return np.asarray(held_out(jnp.asarray(kelvin, jnp.float32), jax.random.key(99))).tolist()
+
+    raw, faded = gradient_with(), gradient_with(decay=0.97)
+    price = prices("silicon", loss, raw, begin, repeats=5)
+    put("silicon", "simple", {name: judged(schedule) for name, schedule in silicon.SIMPLE.items()})
+    found: dict[str, list] = {}
+    for seed in SILICON_SEEDS:
+        ways = {
+            "Adam": lambda seed: optimisers.adam(raw, begin, SILICON_BUDGET, price, seed, rate=0.8),
+            "Adam, decay 0.97": lambda seed: optimisers.adam(faded, begin, SILICON_BUDGET, price, seed, rate=0.8),
+            "CMA-ES": lambda seed: optimisers.evolution(loss, begin, SILICON_BUDGET, seed, scale=1.5),
+        }
+        for name, way in ways.items():
+            began = time.perf_counter()
+            path = way(seed)
+            end = time.perf_counter() - began
+            kelvin = [np.asarray(silicon.kelvin(x)).tolist() for _, x in path]
+            row = {"seed": seed, "seconds": end, "cost": [c for c, _ in path], "kelvin": kelvin}
+            # Some points of the path, by other replicas: where a quarter, a half and all of the budget is spent.
+            quarters = [int(np.searchsorted(row["cost"], part * row["cost"][-1])) for part in (0.25, 0.5, 1.0)]
+            row["judged"] = [[row["cost"][i], judged(kelvin[i])] for i in quarters]
+            found.setdefault(name, []).append(row)
+            put("silicon", name, found[name])
+
+
+def prices(part: str, loss: Callable, gradient: Callable, point: np.ndarray, repeats: int = 15) -> float:
     """Evaluations of the loss that one value with its gradient costs, by time."""
     key = jax.random.key(0)
-    forward, back = seconds_of(loss, point, key), seconds_of(gradient, point, key)
+    forward, back = (seconds_of(one, point, key, repeats=repeats) for one in (loss, gradient))
     put(part, "price", {"loss_s": forward, "gradient_s": back, "ratio": back / forward})
     return back / forward
 
@@ -116,8 +190,8 @@ def simulated(begin: trap.Start, knots: np.ndarray, runs: int = 64) -> list[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("trap",))
-    {"trap": run_trap}[parser.parse_args().what]()
+    parser.add_argument("what", choices=("trap", "answers", "silicon"))
+    {"trap": run_trap, "answers": run_answers, "silicon": run_silicon}[parser.parse_args().what]()
 
 
 if __name__ == "__main__":
