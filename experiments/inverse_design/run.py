@@ -33,7 +33,7 @@ RESULTS = Path(__file__).resolve().parent / "results.json"
 DEVICE = f"{os.cpu_count()} CPU cores, {platform.machine()}, jax {jax.__version__}"
 SEEDS = range(5)
 BUDGET = 400
-SILICON_SEEDS, SILICON_BUDGET = range(3), 54
+SILICON_SEEDS, SILICON_BUDGET, JUDGES = range(3), 36, 16
 
 
 def put(part: str, name: str, value) -> None:
@@ -126,7 +126,7 @@ def run_answers() -> None:
 
 
 def run_silicon() -> None:
-    pool, judge = silicon.damaged(seed=0), silicon.damaged(seed=1)
+    pool, judge = silicon.damaged(seed=0), silicon.damaged(seed=1, pool=JUDGES)
     begin = np.zeros(silicon.KNOTS)
 
     def gradient_with(**taming):
@@ -142,7 +142,7 @@ def run_silicon() -> None:
         return gradient
 
     plain = jax.jit(lambda numbers, key: silicon.healed(numbers, pool, key).mean())
-    held_out = jax.jit(lambda kelvin, key: silicon.energy(kelvin, judge, key, replicas=silicon.POOL))
+    held_out = jax.jit(lambda kelvin, key: silicon.energy(kelvin, judge, key, replicas=JUDGES))
 
     def loss(numbers, key):
         return plain(jnp.asarray(numbers, jnp.float32), key)
@@ -153,24 +153,23 @@ def run_silicon() -> None:
     raw, faded = gradient_with(), gradient_with(decay=0.97)
     price = prices("silicon", loss, raw, begin, repeats=5)
     put("silicon", "simple", {name: judged(schedule) for name, schedule in silicon.SIMPLE.items()})
-    found: dict[str, list] = {}
-    for seed in SILICON_SEEDS:
-        ways = {
-            "Adam": lambda seed: optimisers.adam(raw, begin, SILICON_BUDGET, price, seed, rate=0.8),
-            "Adam, decay 0.97": lambda seed: optimisers.adam(faded, begin, SILICON_BUDGET, price, seed, rate=0.8),
-            "CMA-ES": lambda seed: optimisers.evolution(loss, begin, SILICON_BUDGET, seed, scale=1.5),
-        }
-        for name, way in ways.items():
+    ways = {
+        "Adam": lambda seed: optimisers.adam(raw, begin, SILICON_BUDGET, price, seed, rate=0.8),
+        "CMA-ES": lambda seed: optimisers.evolution(loss, begin, SILICON_BUDGET, seed, scale=1.5),
+        "Adam, decay 0.97": lambda seed: optimisers.adam(faded, begin, SILICON_BUDGET, price, seed, rate=0.8),
+    }
+    for name, way in ways.items():
+        rows = []
+        for seed in SILICON_SEEDS:
             began = time.perf_counter()
             path = way(seed)
-            end = time.perf_counter() - began
-            kelvin = [np.asarray(silicon.kelvin(x)).tolist() for _, x in path]
-            row = {"seed": seed, "seconds": end, "cost": [c for c, _ in path], "kelvin": kelvin}
-            # Some points of the path, by other replicas: where a quarter, a half and all of the budget is spent.
-            quarters = [int(np.searchsorted(row["cost"], part * row["cost"][-1])) for part in (0.25, 0.5, 1.0)]
-            row["judged"] = [[row["cost"][i], judged(kelvin[i])] for i in quarters]
-            found.setdefault(name, []).append(row)
-            put("silicon", name, found[name])
+            row = {"seed": seed, "seconds": time.perf_counter() - began, "cost": [c for c, _ in path]}
+            row["kelvin"] = [np.asarray(silicon.kelvin(x)).tolist() for _, x in path]
+            # By other replicas, where half and all of the budget is spent.
+            where = int(np.searchsorted(row["cost"], 0.5 * row["cost"][-1])), len(path) - 1
+            row["judged"] = [[row["cost"][i], judged(row["kelvin"][i])] for i in where]
+            rows.append(row)
+            put("silicon", name, rows)
 
 
 def prices(part: str, loss: Callable, gradient: Callable, point: np.ndarray, repeats: int = 15) -> float:
