@@ -27,6 +27,7 @@ import silicon
 import trap
 
 import leignn_jax as leignn
+from leignn_jax.simulation.ensembles import Langevin
 
 run = leignn.differentiable
 RESULTS = Path(__file__).resolve().parent / "results.json"
@@ -105,23 +106,25 @@ def run_trap() -> None:
 
 
 def run_answers() -> None:
-    """How the energy of each replica answers to a bath hotter by a factor, along treatment and quench, in three ways."""
-    pool, key, replicas, every = silicon.damaged(seed=0), jax.random.key(7), 16, 10
-    constant = jnp.full(silicon.KNOTS, 1000.0)
+    """How the energy of each replica answers to a bath hotter by a factor, along 1.2 ps: gradients beside differences."""
+    pool, replicas, every, steps = silicon.damaged(seed=0), 8, 20, 600
+    system, state = silicon.drawn(pool, jax.random.key(7), replicas)
 
-    def along(logarithm, decay=None):
-        return silicon.course(constant * jnp.exp(logarithm), pool, key, run.rollout, replicas, every, decay=decay)
+    def along(logarithm):
+        bath = Langevin(1000.0 * jnp.exp(logarithm), silicon.FRICTION)
+        settings = {"observe": run.observables.potential_energy, "every": every, **silicon.LIMITS}
+        seen = run.rollout(pool.potential, bath, system, state, silicon.TIMESTEP, steps, **settings).seen
+        return (seen - pool.crystal) / system.numbers.shape[1]
 
     zero, one = jnp.zeros(()), jnp.ones(())
     energies = jax.jit(along)
-    rows = {"fs": (silicon.TIMESTEP * every * np.arange(1, len(energies(zero)) + 1)).tolist()}
+    slope = jax.jit(lambda x: jax.jvp(along, (x,), (one,))[1])
+    rows = {"fs": (silicon.TIMESTEP * every * np.arange(1, steps // every + 1)).tolist()}
     rows["energy"] = np.asarray(energies(zero)).tolist()
+    rows["gradient"] = np.asarray(slope(zero)).tolist()
+    put("answers", "constant 1,000 K", rows)
     for by in (0.02, 0.2):
         rows[f"difference {by:g}"] = np.asarray((energies(by * one) - energies(-by * one)) / (2 * by)).tolist()
-        put("answers", "constant 1,000 K", rows)
-    for name, decay in (("gradient", None), ("gradient, decay 0.97", 0.97)):
-        slope = jax.jit(lambda x, decay=decay: jax.jvp(lambda y: along(y, decay), (x,), (one,))[1])
-        rows[name] = np.asarray(slope(zero)).tolist()
         put("answers", "constant 1,000 K", rows)
 
 
@@ -129,17 +132,14 @@ def run_silicon() -> None:
     pool, judge = silicon.damaged(seed=0), silicon.damaged(seed=1, pool=JUDGES)
     begin = np.zeros(silicon.KNOTS)
 
-    def gradient_with(**taming):
-        def mean(argument, rollout):
-            return silicon.healed(argument["numbers"], pool, argument["key"], rollout, **taming).mean()
+    def mean(argument, rollout):
+        return silicon.healed(argument["numbers"], pool, argument["key"], rollout).mean()
 
-        both = run.value_and_grad(mean, "remat")
+    both = run.value_and_grad(mean, "remat")
 
-        def gradient(numbers, key):
-            value, slope = both({"numbers": jnp.asarray(numbers, jnp.float32), "key": key})
-            return value, slope["numbers"]
-
-        return gradient
+    def gradient(numbers, key):
+        value, slope = both({"numbers": jnp.asarray(numbers, jnp.float32), "key": key})
+        return value, slope["numbers"]
 
     plain = jax.jit(lambda numbers, key: silicon.healed(numbers, pool, key).mean())
     held_out = jax.jit(lambda kelvin, key: silicon.energy(kelvin, judge, key, replicas=JUDGES))
@@ -150,13 +150,11 @@ def run_silicon() -> None:
     def judged(kelvin) -> list[float]:
         return np.asarray(held_out(jnp.asarray(kelvin, jnp.float32), jax.random.key(99))).tolist()
 
-    raw, faded = gradient_with(), gradient_with(decay=0.97)
-    price = prices("silicon", loss, raw, begin, repeats=5)
+    price = prices("silicon", loss, gradient, begin, repeats=5)
     put("silicon", "simple", {name: judged(schedule) for name, schedule in silicon.SIMPLE.items()})
     ways = {
-        "Adam": lambda seed: optimisers.adam(raw, begin, SILICON_BUDGET, price, seed, rate=0.8),
+        "Adam": lambda seed: optimisers.adam(gradient, begin, SILICON_BUDGET, price, seed, rate=0.8),
         "CMA-ES": lambda seed: optimisers.evolution(loss, begin, SILICON_BUDGET, seed, scale=1.5),
-        "Adam, decay 0.97": lambda seed: optimisers.adam(faded, begin, SILICON_BUDGET, price, seed, rate=0.8),
     }
     for name, way in ways.items():
         rows = []

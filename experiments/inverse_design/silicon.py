@@ -72,18 +72,13 @@ def kelvin(numbers):
     return MOST * jax.nn.sigmoid(numbers)
 
 
-def healed(numbers, pool: Damaged, key, rollout=run.rollout, replicas: int = REPLICAS, **taming: Any):
+def healed(numbers, pool: Damaged, key, rollout=run.rollout, replicas: int = REPLICAS):
     """eV per atom above the crystal, ``[replicas]``: after treatment and quench."""
-    return energy(kelvin(numbers), pool, key, rollout, replicas, **taming)
+    return energy(kelvin(numbers), pool, key, rollout, replicas)
 
 
-def energy(temperatures, pool: Damaged, key, rollout=run.rollout, replicas: int = REPLICAS, **taming: Any):
+def energy(temperatures, pool: Damaged, key, rollout=run.rollout, replicas: int = REPLICAS):
     """As :func:`healed`, of temperatures in K."""
-    return course(temperatures, pool, key, rollout, replicas, every=STEPS + QUENCH_STEPS, **taming)[-1]
-
-
-def course(temperatures, pool: Damaged, key, rollout, replicas: int, every: int, **taming: Any):
-    """The same after every ``every`` steps of treatment and quench, ``[steps // every, replicas]``."""
     system, state = drawn(pool, key, replicas)
     # One rollout, treatment and quench, so that it is one program.
     ends = TIMES[-1] + TIMESTEP * np.array([0.5, QUENCH_STEPS + 1])
@@ -92,9 +87,8 @@ def course(temperatures, pool: Damaged, key, rollout, replicas: int, every: int,
         Ramp(times, jnp.concatenate([temperatures, jnp.zeros(2)])),
         Ramp([0.0, TIMES[-1], *ends], [FRICTION, FRICTION, QUENCH_FRICTION, QUENCH_FRICTION]),
     )
-    settings = {"observe": run.observables.potential_energy, "every": every, **LIMITS, **taming}
-    seen = rollout(pool.potential, bath, system, state, TIMESTEP, STEPS + QUENCH_STEPS, **settings).seen
-    return (seen - pool.crystal) / state.positions.shape[1]
+    found = rollout(pool.potential, bath, system, state, TIMESTEP, STEPS + QUENCH_STEPS, **LIMITS)
+    return (found.state.energy - pool.crystal) / state.positions.shape[1]
 
 
 SIMPLE = {
