@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-# Viscardy, Servantie and Gaspard, J. Chem. Phys. 126, 184513 (2007): 1,372 atoms, in units of k_B / sigma^2 sqrt(epsilon / m).
+# Viscardy, Servantie and Gaspard, J. Chem. Phys. 126, 184513 (2007): 1,372 atoms; k_B / sigma^2 sqrt(epsilon / m).
 PUBLISHED, PUBLISHED_ERROR = 6.946, 0.12
 
 

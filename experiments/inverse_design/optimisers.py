@@ -79,8 +79,14 @@ def nelder_mead(loss: Callable, begin: np.ndarray, budget: float, seed: int, *, 
     return path
 
 
-def evolution(loss: Callable, begin: np.ndarray, budget: float, seed: int, *, scale: float) -> Path:
-    """CMA-ES (package cma, its own settings) with new noise for every value; what it returns is its mean."""
+def evolution(
+    loss: Callable, begin: np.ndarray, budget: float, seed: int, *, scale: float, shared: bool = True
+) -> Path:
+    """CMA-ES (package cma, its own settings); what it returns is its mean.
+
+    shared: points of a generation have one noise, so that they differ by what they are, and the next generation has
+        another; else every value has its own.
+    """
     import cma
 
     keys = _keys(seed)
@@ -90,7 +96,8 @@ def evolution(loss: Callable, begin: np.ndarray, budget: float, seed: int, *, sc
     cost, path = 0.0, [(0.0, np.asarray(begin, float))]
     while cost + search.popsize <= budget:
         points = search.ask()
-        values = np.array([float(loss(x, next(keys))) for x in points])
+        key = next(keys)
+        values = np.array([float(loss(x, key if shared else next(keys))) for x in points])
         search.tell(points, np.where(np.isfinite(values), values, 1e6).tolist())
         cost += len(points)
         path.append((cost, np.array(search.mean)))

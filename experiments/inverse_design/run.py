@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,18 +45,7 @@ def put(part: str, name: str, value) -> None:
     print(part, name, str(value)[:200], flush=True)
 
 
-def seconds_of(function: Callable, *arguments, repeats: int = 15) -> float:
-    """Median of one call, compiled before."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
-def run_trap() -> None:
+def run_trap(only: str | None) -> None:
     begin = trap.start()
 
     def mean(argument, rollout):
@@ -74,7 +62,7 @@ def run_trap() -> None:
         return value, slope["knots"]
 
     straight, best = trap.straight(), trap.best_knots()
-    price = prices("trap", loss, gradient, straight)
+    price = known_price("trap") if only else prices("trap", loss, gradient, straight, repeats=200)
     put("trap", "known", {
         "infimum": trap.BEST, "best_knots": float(trap.mean_work(best)), "straight": float(trap.mean_work(straight)),
         "theory_by_knots": float(trap.mean_work(trap.theory(trap.TIMES))), "knots": best.tolist(),
@@ -87,9 +75,12 @@ def run_trap() -> None:
         "Adam": lambda seed: optimisers.adam(gradient, straight, BUDGET, price, seed, rate=0.15),
         "L-BFGS, fixed noise": lambda seed: optimisers.quasi_newton(gradient, straight, BUDGET, price, seed, scale=1.0),
         "CMA-ES": lambda seed: optimisers.evolution(loss, straight, BUDGET, seed, scale=0.5),
+        "CMA-ES, noise not shared": lambda seed: optimisers.evolution(
+            loss, straight, BUDGET, seed, scale=0.5, shared=False
+        ),
         "Nelder-Mead, fixed noise": lambda seed: optimisers.nelder_mead(loss, straight, BUDGET, seed, scale=0.5),
     }
-    for name, way in ways.items():
+    for name, way in chosen(ways, only):
         rows = []
         for seed in SEEDS:
             began = time.perf_counter()
@@ -105,7 +96,7 @@ def run_trap() -> None:
 # ------------------------------------------------------------------------------------------------------------- silicon
 
 
-def run_answers() -> None:
+def run_answers(_: str | None) -> None:
     """How the energy of each replica answers to a bath hotter by a factor, along 1.2 ps: gradients beside differences."""
     pool, replicas, every, steps = silicon.damaged(seed=0), 8, 20, 600
     system, state = silicon.drawn(pool, jax.random.key(7), replicas)
@@ -128,7 +119,7 @@ def run_answers() -> None:
         put("answers", "constant 1,000 K", rows)
 
 
-def run_silicon() -> None:
+def run_silicon(only: str | None) -> None:
     pool, judge = silicon.damaged(seed=0), silicon.damaged(seed=1, pool=JUDGES)
     begin = np.zeros(silicon.KNOTS)
 
@@ -150,13 +141,14 @@ def run_silicon() -> None:
     def judged(kelvin) -> list[float]:
         return np.asarray(held_out(jnp.asarray(kelvin, jnp.float32), jax.random.key(99))).tolist()
 
-    price = prices("silicon", loss, gradient, begin, repeats=5)
-    put("silicon", "simple", {name: judged(schedule) for name, schedule in silicon.SIMPLE.items()})
+    price = known_price("silicon") if only else prices("silicon", loss, gradient, begin, repeats=5)
+    if not only:
+        put("silicon", "simple", {name: judged(schedule) for name, schedule in silicon.SIMPLE.items()})
     ways = {
         "Adam": lambda seed: optimisers.adam(gradient, begin, SILICON_BUDGET, price, seed, rate=0.8),
         "CMA-ES": lambda seed: optimisers.evolution(loss, begin, SILICON_BUDGET, seed, scale=1.5),
     }
-    for name, way in ways.items():
+    for name, way in chosen(ways, only):
         rows = []
         for seed in SILICON_SEEDS:
             began = time.perf_counter()
@@ -170,12 +162,28 @@ def run_silicon() -> None:
             put("silicon", name, rows)
 
 
-def prices(part: str, loss: Callable, gradient: Callable, point: np.ndarray, repeats: int = 15) -> float:
-    """Evaluations of the loss that one value with its gradient costs, by time."""
-    key = jax.random.key(0)
-    forward, back = (seconds_of(one, point, key, repeats=repeats) for one in (loss, gradient))
+def prices(part: str, loss: Callable, gradient: Callable, point: np.ndarray, repeats: int) -> float:
+    """Evaluations of the loss that one value with its gradient costs, by time: the fastest of each, by turns, since other
+    work on the machine only adds."""
+    key, times = jax.random.key(0), ([], [])
+    for _ in range(repeats + 1):
+        for one, kept in zip((loss, gradient), times, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(one(point, key))
+            kept.append(time.perf_counter() - began)
+    forward, back = (min(kept[1:]) for kept in times)
     put(part, "price", {"loss_s": forward, "gradient_s": back, "ratio": back / forward})
     return back / forward
+
+
+def known_price(part: str) -> float:
+    """As measured before."""
+    return json.loads(RESULTS.read_text())[part]["price"]["ratio"]
+
+
+def chosen(ways: dict[str, Callable], only: str | None):
+    """All ways, or the one of this name."""
+    return [(name, way) for name, way in ways.items() if only in (None, name)]
 
 
 def simulated(begin: trap.Start, knots: np.ndarray, runs: int = 64) -> list[float]:
@@ -188,7 +196,11 @@ def simulated(begin: trap.Start, knots: np.ndarray, runs: int = 64) -> list[floa
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("trap", "answers", "silicon"))
-    {"trap": run_trap, "answers": run_answers, "silicon": run_silicon}[parser.parse_args().what]()
+    parser.add_argument(
+        "--only", help="one way down alone, such as CMA-ES, at the price of a gradient as measured before"
+    )
+    given = parser.parse_args()
+    {"trap": run_trap, "answers": run_answers, "silicon": run_silicon}[given.what](given.only)
 
 
 if __name__ == "__main__":
