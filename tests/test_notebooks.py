@@ -33,6 +33,7 @@ SMALL = {
     },
     "05_sweeps_and_ensembles": {"EPOCHS": 1},
     "06_the_model_from_the_inside": {"POINTS": 5},
+    "07_inverse_design": {"TRAP_GRADIENTS": 2, "PARTICLES": 8, "HELD_OUT": 1, "ARGON_GRADIENTS": 1},
 }
 
 

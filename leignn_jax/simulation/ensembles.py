@@ -329,9 +329,9 @@ class Langevin(InParts):
             return -(friction * dt)[:, None, None]
 
         def noise(state):
-            spread = jnp.sqrt((self.kT(state, dt) * ACCELERATION)[:, None, None] / system.masses[..., None])
+            spread = _root((self.kT(state, dt) * ACCELERATION)[:, None, None] / system.masses[..., None])
             drawn = _noise(state, state.velocities.shape[1:], "friction")
-            return jnp.sqrt(-jnp.expm1(2 * slowing(state))) * spread * drawn * system.mobile
+            return _root(-jnp.expm1(2 * slowing(state))) * spread * drawn * system.mobile
 
         friction = [
             Shift("exchanged", lambda s: -kinetic_energy(system, s.velocities)),
@@ -515,7 +515,7 @@ def _rescaled(system: System, state: State, dt, kT, time_constant) -> State:
     keep = jnp.exp(-dt / value_at(time_constant, time_of(state, dt)))
     kinetic = kinetic_energy(system, state.velocities)
     ratio = 0.5 * kT / jnp.where(kinetic > 0, kinetic, 1.0)
-    scale = keep + (1 - keep) * ratio * (others + first**2) + 2 * jnp.sqrt(keep * (1 - keep) * ratio) * first
+    scale = keep + (1 - keep) * ratio * (others + first**2) + 2 * _root(keep * (1 - keep) * ratio) * first
     scale = jnp.where(kinetic > 0, jnp.maximum(scale, 0.0), 1.0)
     return state.replace(
         velocities=state.velocities * jnp.sqrt(jnp.where(scale > 0, scale, 1e-12))[:, None, None],
@@ -538,6 +538,12 @@ def _rotation_of(deformation):
     for _ in range(4):
         rotation = 0.5 * (rotation + jnp.linalg.inv(jnp.swapaxes(rotation, -1, -2)))
     return rotation
+
+
+def _root(squared):
+    """The square root, of zero with the derivative zero: a bath of 0 K has no noise, and what depends on others no NaN."""
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 def _squared(matrix):

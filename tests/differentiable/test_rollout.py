@@ -12,7 +12,7 @@ import pytest
 import leignn_jax as leignn
 from leignn_jax.differentiable.rollout import segment_lengths
 from leignn_jax.errors import ConfigError, SimulationError
-from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover
+from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover, Ramp
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 
 pytestmark = pytest.mark.usefixtures("fast_compiles", "x64")
@@ -108,6 +108,24 @@ def test_gradients_are_those_of_finite_differences(name, argon):
         step = 1e-5
         difference = (8 * (moved(step) - moved(-step)) - (moved(2 * step) - moved(-2 * step))) / (12 * step)
         np.testing.assert_allclose(along, difference, rtol=1e-5, atol=1e-9, err_msg=kind)
+
+
+@pytest.mark.parametrize("kind", [Langevin, CSVR])
+def test_a_bath_that_ends_at_zero_kelvin_has_a_gradient(kind, argon):
+    """The noise of a bath is the root of its temperature, which has no slope at zero: 0 times infinity is no answer."""
+    times = np.array([0.0, 20.0, 20.5, 60.0])
+
+    def ensemble(first):
+        return kind(Ramp(times, jnp.concatenate([first[None], jnp.array([20.0, 0.0, 0.0])])), 0.05)
+
+    system, state = run.start(MODEL, argon, ensemble(jnp.asarray(40.0)), temperature=40.0, dtype="float64")
+
+    def end(first):
+        return run.rollout(MODEL, ensemble(first), system, state, 2.0, 20).state.energy.sum()
+
+    difference = (jax.jit(end)(40.01) - jax.jit(end)(39.99)) / 0.02
+    for slope in (jax.grad(end), jax.jacfwd(end)):
+        np.testing.assert_allclose(jax.jit(slope)(40.0), difference, rtol=1e-5)
 
 
 def test_modes_agree_for_a_potential(argon):
