@@ -115,8 +115,8 @@ def silicon_table(silicon: dict) -> list[str]:
         "## Silicon",
         "",
         f"{silicon['device']}, float32. A value of 4 replicas takes {price['loss_s']:.1f} s, with its gradient "
-        f"{price['gradient_s']:.1f} s: {price['ratio']:.2f} evaluations. Energies of 16 other damaged crystals, other noise, "
-        "the same for every schedule; errors over these.",
+        f"{price['gradient_s']:.1f} s: {price['ratio']:.2f} evaluations. Energies of 16 other damaged crystals, other "
+        "noise, the same for every schedule; errors over these.",
         "",
         "| schedule | energy above the crystal (meV/atom) | below 10 meV/atom | below constant 1,000 K (meV/atom) |",
         "|---|---:|---:|---:|",
