@@ -20,7 +20,7 @@ SPECIAL = {"Γ": (0, 0, 0), "X": (0.5, 0, 0.5)}
 # THz at room temperature: optical at Γ; TA, LA and LO, TO at X.
 MEASURED = {"Γ optical": 15.53, "X TA": 4.49, "X LA, LO": 12.32, "X TO": 13.90}
 PLACES = ((0, 15.53), (1, 13.90), (1, 12.32), (1, 4.49))
-CELLS = 3
+CELLS = 4
 
 
 def main(run: Path) -> None:
