@@ -317,8 +317,9 @@ for axis, name, schedule in (
     time = 0.1 * np.arange(1, len(seen) + 1)
     for index, (kind, color) in enumerate((("kinetic", "C0"), ("potential", "C1"))):
         axis.errorbar(time, mean[:, index], error[:, index], color=color, lw=1.5, label=kind)
-        late = mean[19:, index]
-        print(f"{name:15} {kind:10} {late.mean():.3f} of equilibrium, 2 to 3 ps")
+        late = seen[19:, index].mean(0)
+        doubt = late.std() / np.sqrt(len(late))
+        print(f"{name:15} {kind:10} {late.mean():.3f} ± {doubt:.3f} of equilibrium, 2 to 3 ps")
     axis.plot(schedule_times / 1000, np.exp(schedule), "k:", label="bath, T / 40 K")
     axis.axhline(1, color="0.6", lw=0.8)
     axis.axvspan(2, 3, color="0.93")
