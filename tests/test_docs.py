@@ -34,8 +34,8 @@ PAGES = [
         str(path.relative_to(REPOSITORY)) for path in DOCS.rglob("*.md") if path.relative_to(DOCS).parts[0] not in BUILT
     ),
 ]
-# Second derivatives and fits compile for long, and have their own tests.
-SLOW = {"docs/howto/relax_phonons_elasticity.md", "docs/howto/fit.md"}
+# What compiles for minutes, and has tests of its own.
+SLOW = {"docs/howto/relax_phonons_elasticity.md", "docs/howto/fit.md", "docs/howto/molecular_dynamics.md"}
 NOT_RUN = {
     "downloads data",
     "installs packages",
