@@ -1,7 +1,7 @@
 """g_OO and DFT errors of the bundled and the fitted water potential, by simulations that no fit has seen.
 
 leignn fit experiments/fit_water/fit.yaml                 # leaves the run folder fit_water/
-python experiments/fit_water/judge.py before              # each 6 ps, of which 1 is discarded; numbers to results.json
+python experiments/fit_water/judge.py before              # each 4 ps, of which 1 is discarded; numbers to results.json
 python experiments/fit_water/judge.py after fit_water
 python experiments/fit_water/judge.py table               # results.md, g_oo.png from results.json
 """
@@ -18,7 +18,7 @@ from leignn_jax import analysis
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"
-STEPS, EVERY, DISCARDED, BLOCKS = 6000, 25, 1000, 5
+STEPS, EVERY, DISCARDED, BLOCKS = 4000, 25, 1000, 3
 SEEDS = {"before": 101, "after": 102}
 # Å: of the range that was fitted, and of what the cell allows beyond it.
 FITTED, BEYOND, BINS = (2.4, 4.3), (4.4, 6.2), 62
