@@ -158,6 +158,11 @@ class Reweighting:
             slope, seen = self._slope(potential.params, potential, self._sample(), weights)
         return slope, seen
 
+    def renew(self, potential: Potential) -> None:
+        """A sample that no gradient has seen: one that was trained on flatters the potential."""
+        if self.walk.done:
+            self._draw(potential)
+
     def _no_frames(self) -> dict[str, Any]:
         s, begin = self.sampling, self.walk.begin
         frames = (s.steps - s.discard) // s.every
@@ -234,6 +239,9 @@ class Trajectory:
             self._go(potential, weights)
         return self._go(potential, weights)
 
+    def renew(self, potential: Potential) -> None:
+        """Nothing: each trajectory is a new one."""
+
     def _go(self, potential: Potential, weights):
         for _ in range(_GROWTHS):
             slope, (seen, frame, overflow) = self._slope(potential, self.walk.next(), weights)
@@ -267,6 +275,9 @@ class Minimum:
 
     def at_start(self, first: int) -> Any:
         return {}
+
+    def renew(self, potential: Potential) -> None:
+        """Nothing: a minimum has no sample."""
 
     def slope(self, potential: Potential, weights) -> tuple[Any, list[Seen]]:
         """The gradient of the weighted loss by the parameters, and what is seen."""
@@ -323,9 +334,10 @@ class Targets:
         return total
 
     def row(self, potential: Potential) -> dict[str, float]:
-        """What an epoch's line says of them: the loss of all, each one's deviation in uncertainties, and numbers."""
+        """What an epoch's line says of them, by samples drawn for it, with which the training goes on: the loss of all,
+        each one's deviation in uncertainties, and numbers."""
         row: dict[str, float] = {"targets_loss": 0.0}
-        for target, goal, seen in self._seen(potential):
+        for target, goal, seen in self._seen(potential, renewed=True):
             name = f"target_{target.name}"
             row["targets_loss"] += target.weight * float(seen.loss)
             row[f"{name}_deviation"] = float(seen.loss) ** 0.5
@@ -356,10 +368,12 @@ class Targets:
         self.recall([group.at_start(_JUDGING) for group in self.groups])
         return self._seen(potential.split_references()[0])
 
-    def _seen(self, potential: Potential) -> list[tuple[Any, Goal, Seen]]:
+    def _seen(self, potential: Potential, renewed: bool = False) -> list[tuple[Any, Goal, Seen]]:
         potential = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), potential)
         found = []
         for group in self.groups:
+            if renewed:
+                group.renew(potential)
             _, seen = group.slope(potential, np.zeros(len(group.targets), np.float32))
             _check(group.targets, seen)
             found += zip(group.targets, group.goals, jax.device_get(seen), strict=True)

@@ -128,6 +128,20 @@ def test_a_sample_is_drawn_anew_when_its_frames_do_not_count(potential, folder):
     jax.tree.map(np.testing.assert_array_equal, other.slope(far, weights), (slope, [seen]))
 
 
+def test_an_epoch_is_judged_by_a_sample_that_no_gradient_has_seen(potential, folder):
+    """Which its first update goes on with."""
+    targets = targets_of(folder, potential, {**KINDS["pressure"], "period": 1})
+    (one,) = targets.groups
+    targets.pull(potential, 0)
+    trained_on = np.asarray(one.frames["positions"])
+    row = targets.row(potential.replace(scale=1.001 * potential.scale))
+    assert one.walk.done == 2
+    assert not np.array_equal(one.frames["positions"], trained_on)
+    assert row["target_t0_effective"] == pytest.approx(1.0, abs=1e-5)
+    targets.pull(potential, 1)
+    assert one.walk.done == 2
+
+
 def test_what_is_simulated_alike_is_simulated_once(potential, folder):
     targets = [KINDS["lattice_constant"], KINDS["elastic_constant"], KINDS["pressure"], KINDS["trajectory"]]
     rdf = {**KINDS["rdf"], "file": str(folder / "g.txt")}
