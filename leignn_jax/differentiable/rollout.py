@@ -48,8 +48,9 @@ from leignn_jax.simulation.settings import check_bath, check_ensemble, make_ense
 
 Segment = int | tuple[int, ...] | Literal["sqrt", "recursive"] | None
 
-# Of "recursive": steps of the shortest segment, and parts of each longer one.
-_SHORTEST, _PARTS = 10, 50
+# Of "recursive": steps of the shortest segment, and the most parts of a longer one. States, of which there are as many as
+# parts, are small beside what the reverse pass needs of a step, and each level more costs one more forward pass.
+_SHORTEST, _PARTS = 10, 200
 
 
 class Rollout(NamedTuple):
@@ -156,7 +157,7 @@ def rollout(
             observations apart and computes the rest again, one segment at a time: memory of ``steps / segment`` states
             and ``segment`` steps, for one more forward pass. "sqrt" is the number that makes both alike. Several numbers,
             (long, ..., short), are segments of segments: memory of as many states as each has parts, for one more forward
-            pass each. "recursive" chooses them: about 10 steps, in segments of at most 50 parts.
+            pass each. "recursive" chooses them: about 10 steps, in segments of at most 200 parts.
         reversible: the reverse pass undoes the steps, which are in whole numbers: memory of one step, for one more
             evaluation of the forces; of NVE, Nose-Hoover and Langevin, see :mod:`leignn_jax.differentiable.whole_numbers`.
         truncate: derivatives of what is observed go back so many steps, at most ``every``, and those of the last state.
@@ -306,7 +307,9 @@ def segment_lengths(rounds: int, segment: Segment, every: int = 1) -> tuple[int,
     if isinstance(segment, str) and segment == "recursive":
         shortest = min(rounds, max(1, _SHORTEST // every))
         parts = -(-rounds // shortest)
-        levels = max(1, math.ceil(math.log(parts) / math.log(_PARTS) - 1e-9)) if parts > 1 else 1
+        if parts == 1:
+            return ()
+        levels = max(1, math.ceil(math.log(parts) / math.log(_PARTS) - 1e-9))
         each = math.ceil(parts ** (1 / levels) - 1e-9)
         return tuple(shortest * each**level for level in reversed(range(levels)))
     given = segment if isinstance(segment, tuple) else (segment,)
