@@ -13,8 +13,11 @@ Positions, velocities and what the ensemble remembers are whole numbers of small
   buffer of 16-bit numbers, and back to zero, before they leave these. Noise is drawn again from key and step.
 
 Forces are a function of the positions to the last bit: of pairs within the cutoff alone, in one order whatever list they
-come from, evaluated by the same program on the way there and back. Units are powers of two, by how large the numbers are
-at the start: 2^-28 of the extent of the positions and 2^-26 of the largest speed in float32, 30 digits finer in float64.
+come from. A compiler that rounds otherwise in one program than in another would break this. So kinetic energies are summed
+and exponentials taken in a written order, and the reverse pass looks whether it meets the start again.
+
+Units are powers of two, by how large the numbers are at the start: 2^-28 of the extent of the positions and 2^-26 of the
+largest speed in float32, 30 digits finer in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from leignn_jax.device_neighbors import update, within_cutoff
-from leignn_jax.simulation.dynamics import REPLICA, EnergyModel, State, System, evaluate
+from leignn_jax.simulation.dynamics import REPLICA, EnergyModel, State, System, evaluate, rounded
 from leignn_jax.simulation.ensembles import InParts, Scaling, Shift, number_of, with_number
 
 # Bits of the largest number at the start, by dtype; the rest up to 30 and 62 is room to grow.
@@ -140,32 +143,38 @@ def forward(
     Where not ``going`` no step is done, and energy and forces are taken anew.
     """
     first, drift, last = ensemble.parts(system, timestep)
-    begun = either(going, _there(fixed, [*first, *drift], here, state), here)
-    state = _evaluated(model, system, floats(fixed, begun.numbers, state))
-    ended = _there(fixed, last, begun, state)
+    begun = either(going, there(fixed, [*first, *drift], here, state), here)
+    state, near, positions, cell = surroundings(floats(fixed, begun.numbers, state))
+    state = with_answers(state, jax.lax.optimization_barrier(evaluate(model, system, near, positions, cell)))
+    ended = there(fixed, last, begun, state)
     if fixed.put_aside:
         ended = _partners_aside(fixed, ended)
     ended = either(going, ended._replace(kept=ended.kept & _in_range(ended)), begun)
     return ended, floats(fixed, ended.numbers, state)
 
 
-def backward(
-    model: EnergyModel,
-    ensemble: InParts,
-    system: System,
-    fixed: Fixed,
-    here: Undoable,
-    state: State,
-    timestep,
-    going=True,
-) -> tuple[Undoable, State]:
-    """The step before, undone: of a state with the forces at its positions, that with those at the old ones."""
-    first, drift, last = ensemble.parts(system, timestep)
-    ended = _partners_back(fixed, here) if fixed.put_aside else here
-    ended = either(going, _back(fixed, [*drift, *last], ended, state), here)
-    state = _evaluated(model, system, floats(fixed, ended.numbers, state))
-    begun = either(going, _back(fixed, first, ended, state), ended)
-    return begun, floats(fixed, begun.numbers, state)
+def surroundings(state: State) -> tuple[State, Any, Any, Any]:
+    """The state with lists that hold, and what a model is evaluated at: pairs within the cutoff, positions, cell.
+
+    Behind barriers, so that the evaluation gives the same bits in every program.
+    """
+    renew = jax.vmap(lambda n, r, c: update(n, r, c, axis=REPLICA), axis_name=REPLICA)
+    neighbors = renew(state.neighbors, state.positions, state.cell)
+    inputs = jax.lax.optimization_barrier((neighbors, state.positions, state.cell))
+    near = jax.vmap(within_cutoff)(*inputs)
+    return state.replace(neighbors=neighbors), near, inputs[1], inputs[2]
+
+
+def with_answers(state: State, answers) -> State:
+    """The state with energy, forces and stress."""
+    energy, forces, stress = answers
+    return state.replace(energy=energy, forces=forces, stress=stress)
+
+
+def missed(begun: Undoable, here: Undoable):
+    """By how many units at most numbers or partners differ; zero where all steps were undone to the last bit."""
+    pairs = zip(jax.tree.leaves(begun[:2]), jax.tree.leaves(here[:2]), strict=True)
+    return jnp.stack([jnp.abs(x - y).max().astype(begun.numbers.positions.dtype) for x, y in pairs]).max()
 
 
 def either(first, one, other):
@@ -179,13 +188,15 @@ def _in_range(here: Undoable):
     return jnp.stack([(jnp.abs(n) < most).all() for n in jax.tree.leaves(numbers)]).all()
 
 
-def _there(fixed: Fixed, parts: list[Shift | Scaling], here: Undoable, state: State) -> Undoable:
+def there(fixed: Fixed, parts: list[Shift | Scaling], here: Undoable, state: State) -> Undoable:
+    """The numbers after these parts, one after the other; ``state`` has the forces."""
     for part in parts:
         here = _part(fixed, part, here, state, undo=False)
     return here
 
 
-def _back(fixed: Fixed, parts: list[Shift | Scaling], here: Undoable, state: State) -> Undoable:
+def back(fixed: Fixed, parts: list[Shift | Scaling], here: Undoable, state: State) -> Undoable:
+    """The numbers before them."""
     for part in reversed(parts):
         here = _part(fixed, part, here, state, undo=True)
     return here
@@ -197,10 +208,9 @@ def _part(fixed: Fixed, part: Shift | Scaling, here: Undoable, state: State, *, 
     if isinstance(part, Shift):
         amount = part.amount(seen)
         if part.of != "step":
-            unit = number_of(fixed.units, part.of)
-            amount = _rounded(amount, unit)
+            amount = _rounded(rounded(amount), number_of(fixed.units, part.of))
         return here._replace(numbers=with_number(here.numbers, part.of, v - amount if undo else v + amount))
-    return scaled(part, here, part.exponent(seen), undo=undo)
+    return scaled(part, here, rounded(part.exponent(seen)), undo=undo)
 
 
 def scaled(part: Scaling, here: Undoable, exponent, *, undo: bool) -> Undoable:
@@ -210,8 +220,8 @@ def scaled(part: Scaling, here: Undoable, exponent, *, undo: bool) -> Undoable:
     def times(factor, number):
         return jnp.round(factor * number.astype(exponent.dtype)).astype(number.dtype)
 
-    grown, shrunk = jnp.expm1(exponent), jnp.expm1(-exponent)
-    last = -jnp.exp(exponent) * grown
+    grown, shrunk = _expm1(exponent), _expm1(-exponent)
+    last = -rounded((1 + grown) * grown)
     if undo:
         v = v - times(last, w)
         w = w + v + times(shrunk, v)
@@ -223,6 +233,20 @@ def scaled(part: Scaling, here: Undoable, exponent, *, undo: bool) -> Undoable:
         w = w - v - times(shrunk, v)
         v = v + times(last, w)
     return here._replace(numbers=with_number(here.numbers, part.of, v), partners=with_number(here.partners, part.of, w))
+
+
+def _expm1(x):
+    """exp(x) - 1, the same bits in every program, which those of a library's function for one number and for many are not.
+
+    A sixteenth of x by its series, doubled four times: expm1(2 x) = y (y + 2).
+    """
+    x, y = x / 16, jnp.ones_like(x)
+    for k in range(12 if x.dtype == jnp.float64 else 7, 1, -1):
+        y = 1 + rounded(x * y / k)
+    y = rounded(x * y)
+    for _ in range(4):
+        y = rounded(y * (y + 2))
+    return y
 
 
 def _partners_aside(fixed: Fixed, here: Undoable) -> Undoable:
@@ -238,7 +262,8 @@ def _partners_aside(fixed: Fixed, here: Undoable) -> Undoable:
     )
 
 
-def _partners_back(fixed: Fixed, here: Undoable) -> Undoable:
+def partners_back(fixed: Fixed, here: Undoable) -> Undoable:
+    """The partners that were put aside after this step, where any were."""
     due, slot = _due(fixed, here)
     put = jax.lax.dynamic_index_in_dim(here.aside, slot, keepdims=False)
     partners = jnp.where(due, put.astype(here.partners.velocities.dtype), here.partners.velocities)
@@ -249,14 +274,3 @@ def _due(fixed: Fixed, here: Undoable):
     """Whether partners are put aside after this step, and where."""
     done = here.numbers.step - fixed.first_step
     return done % fixed.put_aside == 0, jnp.maximum(done // fixed.put_aside - 1, 0)
-
-
-def _evaluated(model: EnergyModel, system: System, state: State) -> State:
-    """Energy, forces and stress at the state's positions, the same bits in every program."""
-    renew = jax.vmap(lambda n, r, c: update(n, r, c, axis=REPLICA), axis_name=REPLICA)
-    neighbors = renew(state.neighbors, state.positions, state.cell)
-    inputs = jax.lax.optimization_barrier((neighbors, state.positions, state.cell))
-    near = jax.vmap(within_cutoff)(*inputs)
-    out = evaluate(model, system, near, inputs[1], inputs[2])
-    energy, forces, stress = jax.lax.optimization_barrier(out)
-    return state.replace(energy=energy, forces=forces, stress=stress, neighbors=neighbors)

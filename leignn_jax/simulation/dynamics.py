@@ -7,6 +7,7 @@ cost what as many atoms in one system cost. Units at every face are Å, eV, amu,
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import ase
@@ -143,7 +144,33 @@ class Thermo(NamedTuple):
 
 def kinetic_energy(system: System, velocities) -> Float[Array, "replicas"]:
     """``[replicas]`` eV of velocities in Å/fs."""
-    return 0.5 * (system.masses[..., None] * velocities**2 * system.mobile).sum((-1, -2)) / ACCELERATION
+    twice = system.masses[..., None] * velocities**2 * system.mobile
+    return 0.5 * _sum_in_order(twice.reshape(twice.shape[0], -1)) / ACCELERATION
+
+
+def _sum_in_order(products: Float[Array, "replicas numbers"]) -> Float[Array, "replicas"]:
+    """Sums of products, the same bits in every program, so that steps can be undone.
+
+    A compiler chooses anew in each program in which order to sum, and whether to add a product before it is rounded. It
+    may change neither additions that are written out, here of eight numbers at a time, nor a rounding.
+    """
+    sums = rounded(products)
+    while sums.shape[1] > 1:
+        sums = jnp.pad(sums, ((0, 0), (0, -sums.shape[1] % 8))).reshape(sums.shape[0], -1, 8)
+        sums = functools.reduce(jnp.add, [sums[:, :, k] for k in range(8)])
+    return sums[:, 0]
+
+
+@jax.custom_jvp
+def rounded(product):
+    """The same number; what is added to it is added after it is rounded, in every program."""
+    # Of numbers that are this large there are no fractions.
+    return jnp.round(product * 2.0**60) * 2.0**-60
+
+
+@rounded.defjvp
+def _rounded_along(primals, tangents):
+    return rounded(*primals), tangents[0]
 
 
 def temperature(system: System, velocities) -> Float[Array, "replicas"]:

@@ -48,6 +48,7 @@ from leignn_jax.simulation.dynamics import (
     move_to,
     normals,
     pressure_tensor,
+    rounded,
     temperature,
     volume,
 )
@@ -263,9 +264,9 @@ class NoseHoover(InParts):
                 kT = self.kT(state, dt)
                 masses, speeds = self._masses(system, kT, kT.dtype), state.bath["chain_velocities"]
                 if k == 0:
-                    twice = 2 * kinetic_energy(system, state.velocities)
-                    return (twice - system.degrees_of_freedom() * kT) / masses[0]
-                return (masses[k - 1] * speeds[k - 1] ** 2 - kT) / masses[k]
+                    twice = rounded(2 * kinetic_energy(system, state.velocities))
+                    return rounded((twice - rounded(system.degrees_of_freedom() * kT)) / masses[0])
+                return rounded((rounded(masses[k - 1] * speeds[k - 1] ** 2) - kT) / masses[k])
 
             return acceleration
 

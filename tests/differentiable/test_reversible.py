@@ -1,4 +1,4 @@
-"""Steps undone to the last bit, the gradients that come of it, and adjoints that are cut, faded and clipped."""
+"""Gradients by undoing steps, and adjoints that are cut, faded and clipped."""
 
 import ase.build
 import jax
@@ -26,50 +26,6 @@ def argon():
     atoms = ase.build.bulk("Ar", a=5.4, cubic=True)
     atoms.rattle(0.05, seed=1)
     return atoms
-
-
-def there_and_back(model, ensemble, system, state, steps, timestep=2.0):
-    """Numbers at the start, after ``steps`` steps, and after as many undone; the state there."""
-    fixed, begun = whole_numbers.start(system, state, steps, whole_numbers.put_aside_after(ensemble, timestep))
-
-    def many(step):
-        def one(carry, _):
-            return step(model, ensemble, system, fixed, *carry, timestep), None
-
-        return jax.jit(lambda here, state: jax.lax.scan(one, (here, state), None, length=steps)[0])
-
-    here, state = whole_numbers.forward(model, ensemble, system, fixed, begun, state, timestep, going=False)
-    ended, after = many(whole_numbers.forward)(here, state)
-    again, _ = many(whole_numbers.backward)(ended, after)
-    return begun, ended, again, after
-
-
-def assert_undone(begun, ended, again):
-    assert bool(ended.kept)
-    assert (np.asarray(ended.numbers.positions) != np.asarray(begun.numbers.positions)).any()
-    for one, other in ((begun.numbers, again.numbers), (begun.partners, again.partners)):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ENSEMBLES)
-def test_steps_are_undone_to_the_last_bit(name, dtype, argon):
-    with jax.enable_x64(dtype == "float64"):
-        system, state = run.start(MODEL, [argon] * 2, ENSEMBLES[name], temperature=80.0, dtype=dtype, skin=0.2)
-        begun, ended, again, after = there_and_back(MODEL, ENSEMBLES[name], system, state, 1000)
-        assert int(after.neighbors.renewals[0]) > 10
-        assert_undone(begun, ended, again)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ENSEMBLES)
-def test_ten_thousand_steps_of_silicon_are_undone(name):
-    atoms = ase.build.bulk("Si", cubic=True)
-    atoms.rattle(0.05, seed=0)
-    potential = leignn.load_potential("si")
-    system, state = run.start(potential, atoms, ENSEMBLES[name], temperature=300.0)
-    begun, ended, again, _ = there_and_back(potential, ENSEMBLES[name], system, state, 10_000, 1.0)
-    assert_undone(begun, ended, again)
 
 
 @given(
