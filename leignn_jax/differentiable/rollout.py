@@ -309,7 +309,7 @@ def segment_lengths(rounds: int, segment: Segment, every: int = 1) -> tuple[int,
         parts = -(-rounds // shortest)
         if parts == 1:
             return ()
-        levels = max(1, math.ceil(math.log(parts) / math.log(_PARTS) - 1e-9))
+        levels = math.ceil(math.log(parts) / math.log(_PARTS) - 1e-9)
         each = math.ceil(parts ** (1 / levels) - 1e-9)
         return tuple(shortest * each**level for level in reversed(range(levels)))
     given = segment if isinstance(segment, tuple) else (segment,)
