@@ -203,15 +203,14 @@ def rollout(
     def see(things, state):
         return look(things["system"], state, *things["hoisted"])
 
-    def one_step(things, state, slot):
-        moving = moving_of(state)
+    def tame(things, moving, slot):
         if truncate is not None:
             moving = cut(moving, (slot - 1) % every == every - truncate)
         if decay is not None:
             moving = decayed(moving, jnp.where(slot > 0, things["decay"], 1.0))
         if clip is not None:
             moving = clipped(moving, things["clip"])
-        return _one_step(things, state.replace(**moving), slot > 0)
+        return moving
 
     things = {
         "model": model,
@@ -224,12 +223,13 @@ def rollout(
         "clip": None if clip is None else jnp.asarray(clip, state.positions.dtype),
     }
     if reversible:
-        state, trouble, seen = reversible_scan(one_step, watch, things, state, rounds, every, see)
+        state, trouble, seen = reversible_scan(tame, watch, things, state, rounds, every, see)
     else:
 
         def advance(carry, slot):
             before, trouble = carry
-            after = one_step(things, before, slot)
+            tamed = before.replace(**tame(things, moving_of(before), slot))
+            after = _one_step(things, tamed, slot > 0)
             return after, watch(things, trouble, before, after)
 
         def one_round(carry, number):

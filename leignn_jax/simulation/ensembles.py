@@ -191,6 +191,10 @@ class InParts(Ensemble):
         """By what exponent velocities shrink in a step, whatever they are; zero where they grow as often."""
         return 0.0
 
+    def sizes(self) -> dict[str, float]:
+        """About how large numbers of what it remembers become, of which whole numbers in the place of floats are parts."""
+        return {}
+
     def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
         """All before the new forces."""
         first, drift, _ = self.parts(system, dt)
@@ -240,6 +244,10 @@ class NoseHoover(InParts):
             return [jnp.zeros(system.numbers.shape[0], state.cell.dtype) for _ in range(_CHAIN)]
 
         return {"chain_positions": zeros(), "chain_velocities": zeros()}
+
+    def sizes(self) -> dict[str, float]:
+        """Of a chain that turns around for some time, and of one that is far from its temperature [1/fs]."""
+        return {"chain_positions": 64.0, "chain_velocities": 1.0}
 
     def kT(self, state: State, dt):
         """Thermal energy in eV, ``[replicas]``."""

@@ -1,4 +1,4 @@
-"""Steps undone to the last bit, the gradients that come of it, and adjoints that are cut, faded and clipped."""
+"""Gradients by undoing steps, and adjoints that are cut, faded and clipped."""
 
 import ase.build
 import jax
@@ -28,50 +28,6 @@ def argon():
     return atoms
 
 
-def there_and_back(model, ensemble, system, state, steps, timestep=2.0):
-    """Numbers at the start, after ``steps`` steps, and after as many undone; the state there."""
-    fixed, begun = whole_numbers.start(system, state, steps, whole_numbers.put_aside_after(ensemble, timestep))
-
-    def many(step):
-        def one(carry, _):
-            return step(model, ensemble, system, fixed, *carry, timestep), None
-
-        return jax.jit(lambda here, state: jax.lax.scan(one, (here, state), None, length=steps)[0])
-
-    here, state = whole_numbers.forward(model, ensemble, system, fixed, begun, state, timestep, going=False)
-    ended, after = many(whole_numbers.forward)(here, state)
-    again, _ = many(whole_numbers.backward)(ended, after)
-    return begun, ended, again, after
-
-
-def assert_undone(begun, ended, again):
-    assert bool(ended.kept)
-    assert (np.asarray(ended.numbers.positions) != np.asarray(begun.numbers.positions)).any()
-    for one, other in ((begun.numbers, again.numbers), (begun.partners, again.partners)):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ENSEMBLES)
-def test_steps_are_undone_to_the_last_bit(name, dtype, argon):
-    with jax.enable_x64(dtype == "float64"):
-        system, state = run.start(MODEL, [argon] * 2, ENSEMBLES[name], temperature=80.0, dtype=dtype, skin=0.2)
-        begun, ended, again, after = there_and_back(MODEL, ENSEMBLES[name], system, state, 1000)
-        assert int(after.neighbors.renewals[0]) > 10
-        assert_undone(begun, ended, again)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ENSEMBLES)
-def test_ten_thousand_steps_of_silicon_are_undone(name):
-    atoms = ase.build.bulk("Si", cubic=True)
-    atoms.rattle(0.05, seed=0)
-    potential = leignn.load_potential("si")
-    system, state = run.start(potential, atoms, ENSEMBLES[name], temperature=300.0)
-    begun, ended, again, _ = there_and_back(potential, ENSEMBLES[name], system, state, 10_000, 1.0)
-    assert_undone(begun, ended, again)
-
-
 @given(
     st.lists(st.floats(-0.3, 0.3), min_size=1, max_size=8),
     st.integers(-(2**26), 2**26),
@@ -85,11 +41,11 @@ def test_scalings_lose_no_bit(exponents, number, partner):
     here = whole_numbers.Undoable(whole(number), whole(partner), None, True)
     part = Scaling("velocities", lambda state: 0.0)
     for exponent in exponents:
-        here = whole_numbers.scaled(part, here, jnp.float32(exponent), undo=False)
+        here = whole_numbers.scaled(part, here, whole_numbers.factors(jnp.float32(exponent)), undo=False)
     expected = number * np.exp(np.float32(exponents).sum())
     assert abs(int(here.numbers.velocities[0, 0, 0]) - expected) < 64 + 4e-7 * abs(number) * len(exponents)
     for exponent in reversed(exponents):
-        here = whole_numbers.scaled(part, here, jnp.float32(exponent), undo=True)
+        here = whole_numbers.scaled(part, here, whole_numbers.factors(jnp.float32(exponent)), undo=True)
     assert int(here.numbers.velocities[0, 0, 0]) == number
     assert int(here.partners.velocities[0, 0, 0]) == partner
 
