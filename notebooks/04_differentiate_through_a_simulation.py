@@ -196,13 +196,18 @@ for name in start:
 # %% [markdown]
 # ## What will it cost?
 #
-# `estimate` takes one step apart and says what a gradient through many would keep in memory and how
-# long it would take, by mode. Forward mode is for few inputs: by all parameters of a potential it is
-# hopeless.
+# `estimate` compiles the gradient's program, which says how much memory it takes, and times twenty steps of it. Forward
+# mode is for few inputs: by all parameters of a potential it is hopeless.
 
 # %%
 count = sum(x.size for x in jax.tree.leaves(silicon.params))
-costs = run.estimate(silicon, bath, system, state, 1.0, 10_000, inputs=count)
+
+
+def long_loss(potential, rollout):
+    return rollout(potential, bath, system, state, 1.0, 10_000).state.energy[0]
+
+
+costs = run.estimate(long_loss, silicon)
 print(f"a gradient through 10,000 steps by {count:,} parameters:")
 for mode, cost in costs.items():
     print(f"{mode:8} {cost.memory / 2**20:8.1f} MiB {cost.seconds / 60:12.1f} min")

@@ -20,7 +20,7 @@ is in :mod:`leignn_jax.differentiable.rollout`.
 """
 
 from leignn_jax.differentiable import observables
-from leignn_jax.differentiable.estimate import Estimate, estimate
+from leignn_jax.differentiable.costs import Estimate, estimate
 from leignn_jax.differentiable.free_energy import (
     FreeEnergies,
     Integrated,

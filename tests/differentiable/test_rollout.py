@@ -226,18 +226,6 @@ def test_rdf_is_that_of_the_analysis(argon):
         run.observables.rdf(np.linspace(0, 5, 10), 0.1, reach=5.0)
 
 
-def test_estimate(argon):
-    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
-    few = run.estimate(MODEL, NVE(), system, state, 2.0, 100)
-    many = run.estimate(MODEL, NVE(), system, state, 2.0, 10000)
-    assert few["remat"].memory < few["reverse"].memory
-    assert many["forward"].memory == few["forward"].memory
-    assert 80 < many["reverse"].memory / few["reverse"].memory < 120
-    assert few["remat"].memory < many["remat"].memory < 2 * few["remat"].memory
-    roots = [run.estimate(MODEL, NVE(), system, state, 2.0, n, segment="sqrt")["remat"].memory for n in (100, 10000)]
-    assert 8 < roots[1] / roots[0] < 12
-
-
 def test_settings_that_do_not_fit(argon):
     system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
     with pytest.raises(ConfigError, match="multiple of every"):
@@ -302,8 +290,6 @@ def test_another_ensemble_than_the_states_is_told(argon):
     ):
         with pytest.raises(ConfigError, match=words):
             run.rollout(MODEL, other, system, state, 1.0, 2)
-        with pytest.raises(ConfigError, match=words):
-            run.estimate(MODEL, other, system, state, 1.0, 2)
     with pytest.raises(ConfigError, match="what `start` returns"):
         run.rollout(MODEL, NVE(), state, system, 1.0, 2)
 
@@ -320,8 +306,6 @@ def test_ensembles_by_name(argon):
     assert str(programs[0]) == str(programs[1])
     with pytest.raises(ConfigError, match="give a temperature"):
         run.rollout(MODEL, "nvt", *named, 2.0, 3)
-    with pytest.raises(ConfigError, match="give a temperature"):
-        run.estimate(MODEL, "nvt", *named, 2.0, 3)
     with pytest.raises(ConfigError, match="did you mean 'langevin'"):
         run.start(MODEL, argon, "langevn", temperature=40.0)
     with pytest.raises(ConfigError, match="such as Langevin"):
@@ -350,8 +334,6 @@ def test_calls_that_can_not_be_are_told(argon):
             run.start(model, argon, NVE(), temperature=40.0)
         with pytest.raises(ConfigError, match=words):
             run.rollout(model, NVE(), system, state, 1.0, 2)
-        with pytest.raises(ConfigError, match=words):
-            run.estimate(model, NVE(), system, state, 1.0, 2)
     for wrong in (
         {"steps": "2"},
         {"steps": 1e18},
