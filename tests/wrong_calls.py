@@ -202,6 +202,20 @@ CALLS = {
         {"loss": lambda x, rollout: x},
         {"loss": [x for x in MODELS if not callable(x)], "mode": NAMES, "inputs_at_once": COUNTS, "has_aux": FLAGS},
     ),
+    run.mean_value_and_grad: (
+        {"loss": lambda x, replica, rollout: x},
+        {
+            "loss": [x for x in MODELS if not callable(x)],
+            "mode": NAMES,
+            "inputs_at_once": COUNTS,
+            "at_once": COUNTS,
+            "devices": ["cpu", (), 1, True, {}],
+        },
+    ),
+    run.each_replica: (
+        {"system": system, "state": state},
+        {"system": [*THINGS, state], "state": [*THINGS, system]},
+    ),
     leignn.properties.vibrations.normal_modes: (
         {"potential": potential, "atoms": silicon},
         {"potential": MODELS, "atoms": STRUCTURES, "displacement": NOT_NONE, "dtype": NAMES},

@@ -29,6 +29,7 @@ from leignn_jax.differentiable.free_energy import (
 )
 from leignn_jax.differentiable.gradients import MODES, value_and_grad
 from leignn_jax.differentiable.minima import Minimum, relaxed
+from leignn_jax.differentiable.replicas import MeanGradient, each_replica, mean_value_and_grad
 from leignn_jax.differentiable.reweighting import Reweighted, Sample, pooled, reweighted, sample
 from leignn_jax.differentiable.rollout import Rollout, rollout, start
 from leignn_jax.differentiable.trouble import Trouble, check
@@ -38,14 +39,17 @@ __all__ = [
     "Estimate",
     "FreeEnergies",
     "Integrated",
+    "MeanGradient",
     "Minimum",
     "Reweighted",
     "Rollout",
     "Sample",
     "Trouble",
     "check",
+    "each_replica",
     "estimate",
     "free_energies",
+    "mean_value_and_grad",
     "observables",
     "pooled",
     "relaxed",
