@@ -192,7 +192,7 @@ CALLS = {
         {"loss": lambda x, rollout: x, "argument": 1.0},
         {
             "loss": [x for x in MODELS if not callable(x)],
-            "modes": [*NAMES, (), [None], ["reverse", "no"]],
+            "modes": [*[x for x in NAMES if x is not None], (), [None], ["reverse", "no"]],
             "inputs_at_once": COUNTS,
             "has_aux": FLAGS,
             "repeats": COUNTS,

@@ -32,7 +32,7 @@ def estimate(
     loss: Callable[..., Any],
     argument: Any,
     *,
-    modes: Sequence[Mode] = tuple(MODES),
+    modes: Sequence[Mode] | None = None,
     segment: Segment = "recursive",
     inputs_at_once: int = 8,
     has_aux: bool = False,
@@ -47,7 +47,7 @@ def estimate(
     Args:
         loss, segment, inputs_at_once, has_aux: of :func:`leignn_jax.differentiable.value_and_grad`.
         argument: that of the loss.
-        modes: those to look at.
+        modes: those to look at; None is all.
         repeats: timed runs, of which the median counts.
 
     Raises:
@@ -55,6 +55,7 @@ def estimate(
     """
     check_whole("repeats", repeats, 1, 1000)
     check_whole("inputs_at_once", inputs_at_once, 1, MOST_STEPS)
+    modes = list(MODES) if modes is None else modes  # pyright: ignore[reportAssignmentType]
     if isinstance(modes, str) or not isinstance(modes, Sequence) or not modes:
         raise ConfigError(f"modes must be several of {', '.join(MODES)}, such as ('reverse', 'remat'), not {modes!r}.")
     for mode in modes:
@@ -85,19 +86,20 @@ def _of_mode(loss, argument, mode, segment, inputs_at_once, has_aux, repeats) ->
 
         return loss(argument, shorter)
 
-    batches, given = 1, argument
+    batches, given, of_given = 1, argument, short_loss
     if mode == "forward":
         # Only as many inputs as go side by side: the others take as long again.
         values, others, join = split_floats(argument)
         flat, restore = ravel_pytree(values)
         few = min(inputs_at_once, flat.shape[0])
         batches, given = -(-flat.shape[0] // few), flat[:few]
-        of_argument = short_loss
 
-        def short_loss(start, rollout):
-            return of_argument(join(restore(flat.at[:few].set(start)), others), rollout)
+        def of_few(start, rollout):
+            return short_loss(join(restore(flat.at[:few].set(start)), others), rollout)
 
-    short = value_and_grad(short_loss, mode, segment=segment, inputs_at_once=inputs_at_once, has_aux=has_aux)
+        of_given = of_few
+
+    short = value_and_grad(of_given, mode, segment=segment, inputs_at_once=inputs_at_once, has_aux=has_aux)
     seconds = _seconds(short, given, repeats)
     return Estimate(memory, seconds * batches * steps["whole"] / steps["short"])
 
