@@ -441,6 +441,17 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
 _renewed_jit = jax.jit(renewed)
 
 
+def without_pairs(neighbors: NeighborList) -> NeighborList:
+    """What a list was made from, a twentieth of it: :func:`with_pairs` finds the same pairs again."""
+    return neighbors.replace(lists=None, shifts=None, pair_mask=None)
+
+
+def with_pairs(neighbors: NeighborList) -> NeighborList:
+    """A list that was kept :func:`without_pairs`; under jit."""
+    again = renewed(neighbors, neighbors.positions, neighbors.cell)
+    return again.replace(overflow=neighbors.overflow, renewals=neighbors.renewals)
+
+
 def _image_of(code, span, reach):
     z = code % span[2]
     y = (code // span[2]) % span[1]

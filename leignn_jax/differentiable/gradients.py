@@ -20,7 +20,7 @@ Mode = Literal["reverse", "remat", "reversible", "forward"]
 
 MODES = {
     "reverse": "plain reverse mode: fastest, memory grows with the number of steps",
-    "remat": "reverse mode with rematerialised segments: memory grows with the logarithm, a third more time or two",
+    "remat": "reverse mode with rematerialised segments: memory of ten steps and few numbers more, a fourth more time",
     "reversible": "reverse mode that undoes the steps, kept in whole numbers: memory of one step; NVE, nvt, Langevin",
     "forward": "forward mode: memory of one step, time grows with the number of inputs",
 }

@@ -33,7 +33,7 @@ from leignn_jax.arguments import (
     check_whole,
     shown,
 )
-from leignn_jax.device_neighbors import ListSizes
+from leignn_jax.device_neighbors import ListSizes, with_pairs, without_pairs
 from leignn_jax.differentiable.reversible import moving_of, over_slots
 from leignn_jax.differentiable.reversible import scan as reversible_scan
 from leignn_jax.differentiable.taming import clipped, cut, decayed
@@ -48,9 +48,10 @@ from leignn_jax.simulation.settings import check_bath, check_ensemble, make_ense
 
 Segment = int | tuple[int, ...] | Literal["sqrt", "recursive"] | None
 
-# Of "recursive": steps of the shortest segment, and the most parts of a longer one. States, of which there are as many as
-# parts, are small beside what the reverse pass needs of a step, and each level more costs one more forward pass.
-_SHORTEST, _PARTS = 10, 200
+# Of "recursive": steps of the shortest segment, and the most parts of a longer one. States without the pairs of their lists,
+# of which there are as many as parts, are a thousandth of what the reverse pass needs of a step, and each level more costs
+# one more forward pass.
+_SHORTEST, _PARTS = 10, 5000
 
 
 class Rollout(NamedTuple):
@@ -157,7 +158,8 @@ def rollout(
             observations apart and computes the rest again, one segment at a time: memory of ``steps / segment`` states
             and ``segment`` steps, for one more forward pass. "sqrt" is the number that makes both alike. Several numbers,
             (long, ..., short), are segments of segments: memory of as many states as each has parts, for one more forward
-            pass each. "recursive" chooses them: about 10 steps, in segments of at most 200 parts.
+            pass each. "recursive" chooses them: about 10 steps, in segments of at most 5,000 parts. States are kept without
+            the pairs of their lists, which are found again at the start of every shortest segment.
         reversible: the reverse pass undoes the steps, which are in whole numbers: memory of one step, for one more
             evaluation of the forces; of NVE, Nose-Hoover and Langevin, see :mod:`leignn_jax.differentiable.whole_numbers`.
         truncate: derivatives of what is observed go back so many steps, at most ``every``, and those of the last state.
@@ -239,7 +241,11 @@ def rollout(
         spare = -(rounds + 1) % (lengths[0] if lengths else 1)
         numbers = jnp.arange(rounds + 1 + spare)
         begin = (state, no_trouble(state.energy.shape[0]))
-        (state, trouble), seen = _in_segments(one_round, begin, numbers, lengths)
+        if lengths:
+            (state, trouble), seen = _in_segments(one_round, _kept(begin), numbers, lengths)
+            state = state.replace(neighbors=jax.vmap(with_pairs)(state.neighbors))
+        else:
+            (state, trouble), seen = jax.lax.scan(one_round, begin, numbers)
         seen = jax.tree.map(lambda x: x[1 : rounds + 1], seen)
 
     valid = (trouble.step < 0).all()
@@ -289,13 +295,26 @@ def _one_step(things: dict[str, Any], state: State, going) -> State:
     return either(going, ensemble.finish(model, system, moved, timestep, before), moved)
 
 
-def _in_segments(body, carry, numbers, lengths: tuple[int, ...]):
+def _in_segments(body, kept, numbers, lengths: tuple[int, ...]):
     """A scan in segments of ``lengths[0]``, each in segments of ``lengths[1]`` and so on, of which only starts are kept."""
-    if not lengths:
-        return jax.lax.scan(body, carry, numbers)
-    part = jax.checkpoint(lambda carry, numbers: _in_segments(body, carry, numbers, lengths[1:]))
-    carry, seen = jax.lax.scan(part, carry, numbers.reshape(-1, lengths[0]))
-    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+
+    @jax.checkpoint
+    def part(kept, numbers):
+        if lengths[1:]:
+            return _in_segments(body, kept, numbers, lengths[1:])
+        state, trouble = kept
+        whole = state.replace(neighbors=jax.vmap(with_pairs)(state.neighbors))
+        carry, seen = jax.lax.scan(body, (whole, trouble), numbers)
+        return _kept(carry), seen
+
+    kept, seen = jax.lax.scan(part, kept, numbers.reshape(-1, lengths[0]))
+    return kept, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+
+
+def _kept(carry):
+    """Of state and trouble, what is kept at the start of a segment."""
+    state, trouble = carry
+    return state.replace(neighbors=without_pairs(state.neighbors)), trouble
 
 
 def segment_lengths(rounds: int, segment: Segment, every: int = 1) -> tuple[int, ...]:
