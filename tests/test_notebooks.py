@@ -34,6 +34,8 @@ SMALL = {
     "05_sweeps_and_ensembles": {"EPOCHS": 1},
     "06_the_model_from_the_inside": {"POINTS": 5},
     "07_inverse_design": {"TRAP_GRADIENTS": 2, "PARTICLES": 8, "HELD_OUT": 1, "ARGON_GRADIENTS": 1},
+    "08_silicon_from_experiment": {"FRAMES": 20, "EPOCHS": 1, "TEST_FRAMES": 3},
+    "09_water_from_experiment": {"STEPS": 500, "DISCARD": 100, "UPDATES": 1},
 }
 
 
