@@ -37,7 +37,7 @@ from leignn_jax.simulation.ensembles import done
 
 # Units by which numbers at the start may be missed: in float32 some 1e-4 Å of a box of 20 Å.
 _TOLERATED = 1024
-# What a step changes and a gradient passes through.
+# What a model gives, and what a step changes and a gradient passes through.
 _ANSWERS = ("energy", "forces", "stress")
 _MOVING = ("positions", "velocities", "cell", "energy", "forces", "stress", "bath", "exchanged")
 
