@@ -43,21 +43,22 @@ run = leignn.differentiable
 SAMPLE = 480  # steps of 1 fs of one sample
 EVERY = 20  # steps from one frame to the next
 ROUNDS = 2  # samples that are trained on
-RATE = 5e-5  # of Adam
-UPDATES = 10  # at most, of the parameters by one sample
-JUDGED = 800  # steps of the sample that judges, of which a quarter is left out
+RATE = 2e-5  # of Adam
+UPDATES = 8  # at most, of the parameters by one sample
+JUDGED = 480  # steps of the sample that judges, of which a quarter is left out
 
 # %% [markdown]
 # ## What was measured
 #
 # Soper (ISRN Physical Chemistry 2013, 279463) has the distribution from neutrons and x-rays at ambient
 # conditions. Its first peak is 2.50 high at 2.79 Å, the first minimum 0.80 at 3.4 Å, the second peak 1.12
-# at 4.5 Å. Ten numbers are enough here: means over bins of 0.2 Å. The model's lists of pairs reach to 4.5 Å,
-# so the second peak is beyond what can be fitted.
+# at 4.5 Å. Nine numbers are enough here: means over bins of 0.2 Å, softened by 0.05 Å like those of the
+# simulation. As their uncertainty we take 0.1. The model's lists of pairs reach to 4.5 Å, so the second peak
+# is beyond what is fitted.
 
 # %%
 edges = np.linspace(2.4, 4.2, 10)
-soper = np.array([0.53, 2.07, 2.12, 1.20, 0.83, 0.81, 0.87, 0.96, 1.04])
+soper = np.array([0.59, 2.04, 2.08, 1.20, 0.84, 0.82, 0.87, 0.96, 1.04])
 uncertainty = 0.1
 middle = 0.5 * (edges[1:] + edges[:-1])
 
@@ -125,12 +126,17 @@ for r, g, error, wanted in zip(middle, before.value, before.error, soper, strict
     print(f"{r:.1f} Å  {g:.2f} ± {error:.2f}  {wanted:.2f}")
 
 # %% [markdown]
+# The first peak is a third too high, the minimum behind it too deep. The standard errors are of blocks of a run
+# of half a picosecond: what changes more slowly they do not show, and in this liquid much does.
+#
 # ## What holds it to the DFT
 #
 # The loss is the mean squared deviation in uncertainties. Alone it would be free to change anything that
 # $g_{OO}$ does not see. The study trains on DFT frames beside it. No frames of water come with the package,
-# so the old potential stands in for them: forces on a few frames of the first sample shall stay what they
-# were.
+# so the old potential stands in for them: forces on two frames of the first sample shall stay what they
+# were. That is a leash, no judge: how far the refined potential is from DFT can't be said here.
+#
+# Updates by one sample go on until less than half of its frames count.
 
 
 # %%
@@ -168,21 +174,26 @@ for row in rows:
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+done = 0  # updates by samples before
 for number in range(1, ROUNDS + 1):
     part = np.array([[float(x) for x in row] for row in rows if row[0] == number])
-    updates = part[:, 1]
+    updates = done + part[:, 1]
+    done = updates[-1]
     left.plot(updates, part[:, 2], "o-", ms=4, label=f"sample {number}")
     right.plot(updates, 100 * part[:, 4], "o-", ms=4, label=f"sample {number}")
-left.set(
-    xlabel="updates by this sample", ylabel="distance from Soper (uncertainties)", ylim=(0, None)
-)
-right.axhline(50, color="0.4", ls=":", lw=1)
-right.set(xlabel="updates by this sample", ylabel="frames that count (%)", ylim=(0, 105))
+right.axhline(50, color="0.4", ls=":", lw=1, label="a new one is drawn")
+left.set(ylabel="distance from Soper (uncertainties)", ylim=(0, None))
+right.set(ylabel="frames that count (%)", ylim=(0, 105))
 for axis in (left, right):
+    axis.set(xlabel="updates", xticks=np.arange(done + 1))
     axis.grid(alpha=0.3)
     axis.legend()
 
 # %% [markdown]
+# Weighed anew, few frames are left to speak, and the last points of each line are the noisiest. Still the
+# second sample, simulated with the potential as it was then, begins near where the first one ended: what the
+# weights had promised came.
+#
 # ## Judged by a new sample
 #
 # A sample that was trained on flatters: parameters follow its noise. So the refined potential is simulated anew,
@@ -206,3 +217,31 @@ for name, average, color in (("before", before, "C0"), ("after", after, "C3")):
 axis.set(xlabel="O-O distance (Å)", ylabel="g_OO(r), bins of 0.2 Å", ylim=(0, None))
 axis.legend()
 axis.grid(alpha=0.3)
+
+# %% [markdown]
+# A good part of the way, in seven updates: the first peak lower, the minimum less deep. It is not all the way,
+# and the last promise (1.6 uncertainties) was better than what came (2.0): a fit to 24 frames fits their noise
+# too, and the liquid needs longer than half a picosecond to follow its potential. With another seed the
+# numbers would be others.
+#
+# The forces have moved by 7 meV/Å on the two frames. The bundled potential's own error beside DFT is 19 meV/Å
+# on frames that it has not seen, so the change is not small, and whether it is for better or worse only DFT
+# frames can tell.
+#
+# ## The study
+#
+# `experiments/fit_water` is the same with 282 DFT frames in the loss (`leignn fit`, 100 updates, nine samples of
+# 0.8 ps, 13 minutes on two CPU cores), judged by 2.4 ps on either side and with the DFT frames of a test file,
+# read once. Bins of 0.1 Å there:
+#
+# | | measured | before | after |
+# |---|---|---|---|
+# | highest $g_{OO}$ (Soper's, in such bins 2.39) | 2.50 | 3.29 ± 0.08 | 2.67 ± 0.09 |
+# | RMS distance from Soper, 2.4 to 4.3 Å, fitted | | 0.37 | 0.12 |
+# | RMS distance from Skinner's curve, not fitted | | 0.43 | 0.14 |
+# | RMS distance from Soper, 4.4 to 6.2 Å, not fitted | | 0.13 | 0.05 |
+# | forces beside DFT, test file (MAE, meV/Å) | | 19.4 | 20.5 |
+#
+# It is short too: one run on each side, with blocks after the fit that still drift. And what was fitted
+# mends two things at once, the functional and the missing quantum motion of the nuclei, at one density and one
+# temperature.
