@@ -9,17 +9,18 @@
 # ---
 
 # %% [markdown]
-# # 8. Silicon, from DFT and experiment together
+# # 8. Silicon from experiment
 #
-# A potential is as good as its DFT. PBE makes silicon too large: 5.47 Å where 5.43 is measured. `leignn.fit` trains
-# on DFT frames as ever, and on *targets*: what a simulation or a relaxed structure of the potential should give.
-# The gradient of a relaxed structure comes from the minimum itself (implicit differentiation), not from the way to it.
+# A potential that is trained on DFT is at best as good as its DFT. The bundled silicon potential has the
+# lattice constant of PBE, 0.7 % too long, and a $C_{11} - C_{12}$ that is half of what is measured. Where
+# measured numbers are at hand, `leignn.fit` trains on DFT frames and on these numbers together.
 #
-# This is the short version: the lattice constant alone, few frames, few epochs. The whole one, with the
-# elastic constants as well (whose gradients take two minutes to compile), is
-# `leignn fit experiments/fit_silicon/fit.yaml`.
+# This is the short version: a quarter of the frames, a few epochs, and one measured number, the lattice
+# constant. Elastic constants are judges here. Fitting them too adds minutes of compilation; the study
+# `experiments/fit_silicon` did that, and its figures stand at the end.
 
 # %%
+import json
 import tempfile
 from pathlib import Path
 
@@ -30,94 +31,191 @@ import numpy as np
 
 import leignn_jax as leignn
 from leignn_jax.data import bundled_data
+from leignn_jax.properties.elasticity import elastic_constants
+from leignn_jax.properties.second_derivatives import INVERSE_CM
+from leignn_jax.properties.vibrations import normal_modes
 
 # %% tags=["parameters"]
-FRAMES = 60  # of the training file, a tenth of them held out
 EPOCHS = 6
-TEST_FRAMES = 25
+STRIDE = 4  # of the training frames, every so many-th is used
+TEST_FRAMES = 25  # that judge
+
+# %% [markdown]
+# ## What was measured
+#
+# At room temperature: a lattice constant of 5.4307 Å, and elastic constants of 166, 64 and 80 GPa. They are
+# handbook values, the elastic ones quoted from memory and rounded to a GPa. Our crystal is at rest, without
+# heat and zero-point motion, which is worth some thousandths of an Å; so 0.005 Å is all the nearness that we
+# ask for, though the measurement is far better.
+#
+# A target is a dictionary. One at a minimum relaxes the crystal in float64 and differentiates the
+# result implicitly, so that no step of the relaxation is gone back through. `weight` is how much a target
+# counts beside the loss of a batch of frames, `period` in which updates.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+cell = folder / "cell.xyz"
+ase.io.write(cell, ase.build.bulk("Si", cubic=True, a=5.45), format="extxyz")
+lattice_constant = {
+    "name": "a",
+    "observable": "lattice_constant",
+    "structure": str(cell),
+    "value": 5.4307,
+    "uncertainty": 0.005,
+    "weight": 0.005,
+    "period": 3,
+}
 
 # %% [markdown]
 # ## The fit
 #
-# It goes on from the bundled potential, with the frames that this was trained on. Energies keep their
-# references. The target's weight decides what is traded for what.
+# It goes on from the bundled potential with frames of its own training set. `reference_energies: keep` is
+# for frames that were computed alike. A small learning rate: we want another crystal, not another
+# potential.
 
 # %%
-folder = Path(tempfile.mkdtemp())
-ase.io.write(folder / "crystal.extxyz", ase.build.bulk("Si", cubic=True, a=5.45))
-settings = {
-    "data": {
-        "train": str(bundled_data("si") / "train.extxyz.xz"),
-        "max_frames": FRAMES,
-        "reference_energies": "keep",
-        "batch_size": 4,
+frames = leignn.read_frames(bundled_data("si") / "train.extxyz.xz")[::STRIDE]
+ase.io.write(folder / "frames.extxyz", frames)
+result = leignn.fit(
+    {
+        "data": {
+            "train": str(folder / "frames.extxyz"),
+            "reference_energies": "keep",
+            "batch_size": 4,
+        },
+        "loss": {"energy_weight": 1.0, "stress_weight": 0.3},
+        "optimizer": {
+            "learning_rate": 1e-4,
+            "warmup_epochs": 1,
+            "ema_decay": 0.99,
+            "weight_decay": 0.01,
+        },
+        "run": {"start_from": "si", "out": str(folder / "fit"), "epochs": EPOCHS},
+        "targets": [lattice_constant],
     },
-    "loss": {"energy_weight": 1.0, "stress_weight": 0.3},
-    "run": {"start_from": "si", "out": str(folder / "fit"), "epochs": EPOCHS},
-    "optimizer": {
-        "learning_rate": 1e-4,
-        "warmup_epochs": 1,
-        "ema_decay": 0.9,
-        "weight_decay": 0.01,
-    },
-    "targets": [
-        {
-            "name": "a",
-            "observable": "lattice_constant",
-            "structure": str(folder / "crystal.extxyz"),
-            "value": 5.4307,  # Å, measured at room temperature
-            "uncertainty": 0.005,
-            "weight": 0.02,
-            "period": 2,
-        }
-    ],
-}
-result = leignn.fit(settings, progress=False)
+    progress=False,
+)
+metrics = json.loads((result.out / "metrics.json").read_text())
+print(f"{len(frames)} frames")
 
 # %% [markdown]
-# `metrics.csv` of the run folder has the target's deviation by epoch, beside the errors of the frames held
-# out; `report.html` has all of it to look at.
+# The run folder is that of a training; `report.html` in it has the target before and after. How it went,
+# by epoch. The parameters are averaged exponentially, so they lag behind at first.
 
 # %%
-column = next(name for name in result.history[0] if name.startswith("target"))
-force = next(
-    name for name in result.history[0] if "valid" in name and "force" in name and "mae" in name
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.3), layout="constrained")
+epochs = np.arange(len(result.history) + 1)
+path = [metrics["targets"]["a"]["before"]["values"][0]]
+path += [row["target_a"] for row in result.history]
+left.plot(epochs, path, "o-", ms=4, color="C3")
+left.axhspan(5.4257, 5.4357, color="0.88", label="measured ± 0.005 Å")
+left.axhline(5.4307, color="0.4", lw=1)
+left.set(xlabel="epoch", ylabel="lattice constant (Å)")
+left.legend()
+path = [row["validation_forces_mae_mev_per_angstrom"] for row in result.history]
+path = [metrics["validation_before"]["forces_mae_mev_per_angstrom"], *path]
+right.plot(epochs, path, "o-", ms=4, color="0.3")
+right.set(
+    xlabel="epoch",
+    ylabel="force MAE, frames held out\n(meV/Å)",
+    ylim=(0.9 * min(path), 1.1 * max(path)),
 )
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-epochs = [row["epoch"] for row in result.history]
-left.plot(epochs, [row[column] for row in result.history], "o-")
-left.set(
-    xlabel="epoch", ylabel="squared deviation of a\n(uncertainties of 0.005 Å)", ylim=(0, None)
-)
-right.plot(epochs, [row[force] for row in result.history], "o-")
-right.set(xlabel="epoch", ylabel="force MAE, held-out frames (meV/Å)", ylim=(0, 120))
-plt.show()
+for axis in (left, right):
+    axis.grid(alpha=0.3)
 
 # %% [markdown]
-# ## Before and after
+# ## What it costs, and what was not fitted
 #
-# What was fitted, what must not suffer (forces on test frames), and what nobody asked for (elastic
-# constants; measured 166, 64 and 80 GPa).
-
+# Two kinds of judges that took no part. First the DFT frames of the test file: PBE's crystal and the measured one
+# are not the same, so that energies and above all stress must become worse; forces should not.
 
 # %%
-frames = leignn.read_frames(bundled_data("si") / "test.extxyz.xz", index=f":{TEST_FRAMES}")
-start = ase.build.bulk("Si", a=5.45)
-for name, potential in (("before", leignn.load_potential("si")), ("after", result.potential)):
-    relaxed = leignn.relax(potential, start, cell="isotropic", max_stress=1e-3, progress=False)
-    constants = leignn.properties.elasticity.elastic_constants(potential, relaxed.atoms)
-    c = constants.constants
-    errors = leignn.evaluate(potential, frames).metrics
-    print(
-        f"{name:7} a {np.cbrt(4 * relaxed.atoms.get_volume()):.4f} Å   "
-        f"force MAE {errors['forces_mae_mev_per_angstrom']:.1f} meV/Å   "
-        f"C11 {c[0, 0]:.0f}, C12 {c[0, 1]:.0f}, C44 {c[3, 3]:.0f} GPa"
-    )
+before, after = leignn.load_potential("si"), result.potential
+test = leignn.read_frames(bundled_data("si") / "test.extxyz.xz")[:TEST_FRAMES]
+errors = [leignn.evaluate(potential, test).metrics for potential in (before, after)]
+print(f"{'mean absolute errors, test file':34}{'before':>8}{'after':>8}")
+for key, name in (
+    ("energy_mae_mev_per_atom", "energy (meV/atom)"),
+    ("forces_mae_mev_per_angstrom", "forces (meV/Å)"),
+    ("stress_mae_mev_per_angstrom3", "stress (meV/Å³)"),
+):
+    print(f"{name:34}" + "".join(f"{one[key]:8.2f}" for one in errors))
 
 # %% [markdown]
-# ## What the whole study found
+# So it is: stress and energies are worse by half. In forces no price is to be seen: they moved by less than a
+# meV/Å, and on the five frames that the fit held out by one and a half the other way. With so few frames
+# that difference is noise.
 #
-# With lattice and elastic constants as targets (20 epochs, all frames; `experiments/fit_silicon`): a 5.470 to
-# 5.434 Å, C11 139 to 152, C12 91 to 66, C44 74 to 80 GPa, all within 10 % of what is measured, for 3.4 % more force error
-# on the test file. Phonons, which were not fitted, came no worse: 2.3 % from measurement on average, before 2.6 %.
-# The trade is the weight's: four times as much brings C11 to 165 GPa and costs two more percent.
+# Second, what else was measured of the crystal. Elastic constants by exact second derivatives of the relaxed
+# cell.
+
+# %%
+cold, elastic = [], []
+for potential in (before, after):
+    crystal = ase.build.bulk("Si", cubic=True, a=5.45)
+    crystal = leignn.relax(
+        potential, crystal, cell="isotropic", max_stress=1e-3, progress=False
+    ).atoms
+    constants = elastic_constants(potential, crystal).constants
+    cold.append(crystal)
+    elastic.append([constants[0, 0], constants[0, 1], constants[3, 3]])
+    elastic[-1].append((constants[0, 0] + 2 * constants[0, 1]) / 3)
+print(f"{'GPa':14}{'measured':>9}{'before':>9}{'after':>9}")
+names, measured = ("C11", "C12", "C44", "bulk modulus"), (166.0, 64.0, 80.0, 98.0)
+for name, value, *both in zip(names, measured, *elastic, strict=True):
+    print(f"{name:14}{value:9.0f}" + "".join(f"{x:9.1f}" for x in both))
+
+# %% [markdown]
+# And vibrations. The modes of the cubic cell of 8 atoms are those at Γ and at X of the
+# primitive one, so that one Hessian of 24 coordinates gives them. Measured frequencies by neutrons and
+# Raman scattering, room temperature: 15.53 THz (optical, Γ), at X 4.49 (TA), 12.32 (LA and LO) and 13.90
+# (TO).
+
+# %%
+measured = {"X: TA": 4.49, "X: LA, LO": 12.32, "X: TO": 13.90, "Γ: optical": 15.53}
+spectra = []
+for potential, crystal in zip((before, after), cold, strict=True):
+    modes = normal_modes(potential, crystal).frequencies / INVERSE_CM  # THz, 21 of them
+    spectra.append([part.mean() for part in np.split(modes, [6, 12, 18])])
+
+figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+places = np.arange(len(measured))
+off = 100 * (np.array(spectra) / list(measured.values()) - 1)
+for shift, values, color, label in ((-0.2, off[0], "C0", "before"), (0.2, off[1], "C3", "after")):
+    axis.bar(places + shift, values, 0.38, color=color, label=label)
+axis.axhline(0, color="0.4", lw=1)
+axis.set_xticks(places, [f"{name}\n{value:.2f} THz" for name, value in measured.items()])
+axis.set(ylabel="frequency beside measured (%)")
+axis.legend()
+axis.grid(alpha=0.3, axis="y")
+for name, value, a, b in zip(measured, measured.values(), *spectra, strict=True):
+    print(f"{name:12} measured {value:5.2f}, before {a:5.2f}, after {b:5.2f} THz")
+
+# %% [markdown]
+# Where the crystal is shorter its bonds are stiffer, and three of four frequencies come nearer. The elastic
+# constants stay where they were: $C_{11} - C_{12}$, half of what is measured before, is even a little smaller.
+# One number of one structure fits many potentials, wrong ones among them. Whoever wants more must ask for more.
+#
+# ## More targets: the study
+#
+# `experiments/fit_silicon` asks for $C_{11}$, $C_{12}$ and $C_{44}$ too, with dictionaries such as
+#
+#     {"name": "C12", "observable": "elastic_constant", "component": [1, 2], "value": 64.0,
+#      "uncertainty": 3.0, "structure": ..., "weight": 0.005, "period": 3}
+#
+# all 193 frames and 20 epochs, in 6 to 15 minutes on two CPU cores:
+#
+# | | measured | before | after |
+# |---|---|---|---|
+# | lattice constant (Å) | 5.431 | 5.470 | 5.434 |
+# | C11 (GPa) | 166 | 139.0 | 151.6 |
+# | C12 (GPa) | 64 | 90.8 | 65.7 |
+# | C44 (GPa) | 80 | 74.5 | 80.2 |
+# | optical mode at Γ, not fitted (THz) | 15.53 | 15.32 | 15.41 |
+# | TA mode at X, not fitted (THz) | 4.49 | 4.34 | 4.24 |
+# | forces, test file (meV/Å) | | 82.4 | 85.2 |
+# | stress, test file (meV/Å³) | | 2.84 | 3.70 |
+#
+# All within 10 % of measurement for 3 % more force error. What is bought is a trade: with
+# weights four times as large, of $C_{11}$ sixteen times, $C_{11}$ reached 165 GPa, for 5 to 6 % more force
+# error. One seed each: how far such numbers scatter from run to run was measured neither there nor here.

@@ -34,8 +34,8 @@ SMALL = {
     "05_sweeps_and_ensembles": {"EPOCHS": 1},
     "06_the_model_from_the_inside": {"POINTS": 5},
     "07_inverse_design": {"TRAP_GRADIENTS": 2, "PARTICLES": 8, "HELD_OUT": 1, "ARGON_GRADIENTS": 1},
-    "08_silicon_from_experiment": {"FRAMES": 20, "EPOCHS": 1, "TEST_FRAMES": 3},
-    "09_water_from_experiment": {"STEPS": 500, "DISCARD": 100, "UPDATES": 1},
+    "08_silicon_from_experiment": {"EPOCHS": 1, "STRIDE": 20, "TEST_FRAMES": 4},
+    "09_water_from_experiment": {"SAMPLE": 12, "EVERY": 1, "ROUNDS": 2, "RATE": 1e-6, "UPDATES": 1, "JUDGED": 16},
 }
 
 
@@ -43,7 +43,7 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def with_values(source: str, values: dict[str, int]) -> str:
+def with_values(source: str, values: dict[str, float]) -> str:
     """The parameters cell with these numbers in the place of its own; every name must be there, and no other."""
     names = re.findall(r"^(\w+) = ", source, re.M)
     assert sorted(names) == sorted(values)
