@@ -35,7 +35,7 @@ def loss_of(ensemble):
 
 
 @pytest.mark.parametrize("mode", ["reverse", pytest.param("reversible", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_means_and_errors_are_those_of_one_after_the_other(mode, at_once):
     ensemble = Langevin(40.0, 0.01)
     systems, states = run.each_replica(*replicas_of(ensemble))

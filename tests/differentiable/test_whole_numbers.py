@@ -39,7 +39,7 @@ def gradient_of_end(model, ensemble, system, state, steps, timestep=2.0):
     return jax.jit(jax.grad(end, has_aux=True))(state.positions)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_steps_are_undone_to_the_last_bit(name, dtype, argon):
     with jax.enable_x64(dtype == "float64"):
@@ -68,7 +68,7 @@ def test_a_bit_that_is_not_met_again_is_told(argon, monkeypatch):
     assert np.isnan(slope).all()
 
 
-@pytest.mark.parametrize("kelvin", [20.0, 300.0])
+@pytest.mark.parametrize("kelvin", [pytest.param(20.0, marks=pytest.mark.slow), 300.0])
 def test_a_chain_far_from_its_temperature_is_undone(kelvin, argon):
     """Which slows or speeds up itself by far more than in equilibrium, for hundreds of steps."""
     ensemble = NoseHoover(80.0, 30.0)
