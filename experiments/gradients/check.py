@@ -1,6 +1,6 @@
 """Gradients through 100 steps of a trained potential against finite differences, in every mode, for every argument.
 
-    python experiments/gradients/check.py       # about half an hour on two CPU cores; check.json and check.md as it goes
+    python experiments/gradients/check.py       # about an hour on two CPU cores; check.json and check.md as it goes
 
 float64, 1 fs, 300 K, fixed noise: 8 and 64 atoms of Si, aspirin; 32 atoms of argon by Lennard-Jones at 80 K. Model
 parameters, positions, velocities, masses, cell and temperature are each moved along a random direction; the loss is a

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from leignn_jax.arguments import MOST_STEPS, check_choice, check_whole
 from leignn_jax.differentiable.floats import split_floats
-from leignn_jax.differentiable.gradients import MODES, Mode, value_and_grad
+from leignn_jax.differentiable.gradients import MODES, value_and_grad
 from leignn_jax.differentiable.rollout import Segment, segment_lengths
 from leignn_jax.errors import ConfigError
 
@@ -32,7 +32,7 @@ def estimate(
     loss: Callable[..., Any],
     argument: Any,
     *,
-    modes: Sequence[Mode] | None = None,
+    modes: Sequence[str] = tuple(MODES),
     segment: Segment = "recursive",
     inputs_at_once: int = 8,
     has_aux: bool = False,
@@ -47,15 +47,15 @@ def estimate(
     Args:
         loss, segment, inputs_at_once, has_aux: of :func:`leignn_jax.differentiable.value_and_grad`.
         argument: that of the loss.
-        modes: those to look at; None is all.
+        modes: those to look at.
         repeats: timed runs, of which the median counts.
 
     Raises:
-        ConfigError: as :func:`value_and_grad` and :func:`rollout`, where no mode can be.
+        ConfigError: as :func:`value_and_grad` and :func:`rollout`, where no mode can be; a loss that calls no rollout; an
+            argument without floats.
     """
     check_whole("repeats", repeats, 1, 1000)
     check_whole("inputs_at_once", inputs_at_once, 1, MOST_STEPS)
-    modes = list(MODES) if modes is None else modes  # pyright: ignore[reportAssignmentType]
     if isinstance(modes, str) or not isinstance(modes, Sequence) or not modes:
         raise ConfigError(f"modes must be several of {', '.join(MODES)}, such as ('reverse', 'remat'), not {modes!r}.")
     for mode in modes:
@@ -73,15 +73,18 @@ def estimate(
 
 def _of_mode(loss, argument, mode, segment, inputs_at_once, has_aux, repeats) -> Estimate:
     whole = value_and_grad(loss, mode, segment=segment, inputs_at_once=inputs_at_once, has_aux=has_aux)
+    values, others, join = split_floats(argument)
+    if not values:
+        raise ConfigError("The argument has no floats to differentiate by.")
     memory = _scratch_memory(whole, argument)
-    steps = {"whole": 0, "short": 0}
+    evaluations = {"whole": 0, "short": 0}
 
     def short_loss(argument, rollout):
-        def shorter(model, ensemble, system, state, timestep, all_steps, **settings):
-            run, length = _shortened(rollout, all_steps, settings, segment if mode == "remat" else None)
+        def shorter(model, ensemble, system, state, timestep, steps, **settings):
+            run, length = _shortened(rollout, steps, settings, segment if mode == "remat" else None)
             # Slot 0 evaluates the forces of the start.
-            steps["whole"] += all_steps + 1
-            steps["short"] += length + 1
+            evaluations["whole"] += steps + 1
+            evaluations["short"] += length + 1
             return run(model, ensemble, system, state, timestep)
 
         return loss(argument, shorter)
@@ -89,7 +92,6 @@ def _of_mode(loss, argument, mode, segment, inputs_at_once, has_aux, repeats) ->
     batches, given, of_given = 1, argument, short_loss
     if mode == "forward":
         # Only as many inputs as go side by side: the others take as long again.
-        values, others, join = split_floats(argument)
         flat, restore = ravel_pytree(values)
         few = min(inputs_at_once, flat.shape[0])
         batches, given = -(-flat.shape[0] // few), flat[:few]
@@ -101,7 +103,11 @@ def _of_mode(loss, argument, mode, segment, inputs_at_once, has_aux, repeats) ->
 
     short = value_and_grad(of_given, mode, segment=segment, inputs_at_once=inputs_at_once, has_aux=has_aux)
     seconds = _seconds(short, given, repeats)
-    return Estimate(memory, seconds * batches * steps["whole"] / steps["short"])
+    if not evaluations["short"]:
+        raise ConfigError(
+            "The loss has not called the rollout that it was given, whose steps are what a gradient costs."
+        )
+    return Estimate(memory, seconds * batches * evaluations["whole"] / evaluations["short"])
 
 
 def _shortened(rollout: Callable[..., Any], steps: int, settings: dict[str, Any], segment: Segment):

@@ -30,7 +30,7 @@ _REPLICAS = "replicas"
 class MeanGradient(NamedTuple):
     """Means over replicas and their standard errors. A pytree.
 
-    value, value_error: of the loss. gradient, gradient_error: pytrees like the argument.
+    value, value_error: in the loss's unit. gradient, gradient_error: pytrees like the argument, per unit of its numbers.
     values: ``[replicas]`` of each; those of rollouts that were not valid are NaN, and so are then the means.
     """
 
@@ -59,7 +59,7 @@ def each_replica(system: System, state: State) -> tuple[System, State]:
             )
         return x[:, None]
 
-    apart = jax.tree.map(one_each, state.replace(step=state.energy))
+    apart = jax.tree.map(one_each, state.replace(step=None))
     return jax.tree.map(one_each, system), apart.replace(step=jnp.full(count, state.step))
 
 

@@ -107,3 +107,22 @@ def test_modes_that_can_not_be_are_left_out(argon):
         run.estimate(loss_of(argon, CSVR(40.0), 10), MODEL, modes=("reversible",))
     with pytest.raises(ConfigError, match="multiple of every"):
         run.estimate(loss_of(argon, NVE(), 12, every=5), MODEL)
+
+
+@pytest.mark.usefixtures("one_second")
+def test_a_rollout_may_be_called_by_names(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0)
+
+    def loss(model, rollout):
+        out = rollout(model=model, ensemble=NVE(), system=system, state=state, timestep=2.0, steps=100)
+        return out.state.energy[0]
+
+    assert run.estimate(loss, MODEL, modes=("reverse",))["reverse"].seconds == pytest.approx(101 / 21)
+
+
+@pytest.mark.usefixtures("one_second")
+def test_what_has_no_cost_is_told(argon):
+    with pytest.raises(ConfigError, match="has not called the rollout"):
+        run.estimate(lambda x, rollout: x**2, 1.0, modes=("reverse",))
+    with pytest.raises(ConfigError, match="no floats"):
+        run.estimate(loss_of(argon, NVE(), 100), 3, modes=("forward",))
