@@ -149,8 +149,8 @@ def run_silicon(only: str | None) -> None:
         "CMA-ES": lambda seed: optimisers.evolution(loss, begin, SILICON_BUDGET, seed, scale=1.5),
     }
     for name, way in chosen(ways, only):
-        rows = []
-        for seed in SILICON_SEEDS:
+        rows = json.loads(RESULTS.read_text())["silicon"].get(name, []) if only else []
+        for seed in SILICON_SEEDS[len(rows) :]:
             began = time.perf_counter()
             path = way(seed)
             row = {"seed": seed, "seconds": time.perf_counter() - began, "cost": [c for c, _ in path]}
@@ -197,7 +197,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("trap", "answers", "silicon"))
     parser.add_argument(
-        "--only", help="one way down alone, such as CMA-ES, at the price of a gradient as measured before"
+        "--only",
+        help="one way down alone, such as CMA-ES, at the price of a gradient as measured before; for silicon only the "
+        "seeds that are not in results.json yet",
     )
     given = parser.parse_args()
     {"trap": run_trap, "answers": run_answers, "silicon": run_silicon}[given.what](given.only)
