@@ -202,6 +202,7 @@ def test_ctrl_c_in_a_study_and_in_the_tour(tmp_path, monkeypatch):
     assert done.err.splitlines()[-1] == "Interrupted. The same command goes on with the training where it was."
 
 
+@pytest.mark.slow
 def test_a_study_as_json(run, tmp_path):
     folder = run[0]
     settings = {"model": {"preset": "small", "features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0}}

@@ -35,7 +35,14 @@ PAGES = [
     ),
 ]
 # What compiles for minutes, and has tests of its own.
-SLOW = {"docs/howto/relax_phonons_elasticity.md", "docs/howto/fit.md", "docs/howto/molecular_dynamics.md"}
+SLOW = {
+    "docs/howto/ase_and_jax_md.md",
+    "docs/howto/differentiate.md",
+    "docs/howto/fine_tune.md",
+    "docs/howto/fit.md",
+    "docs/howto/molecular_dynamics.md",
+    "docs/howto/relax_phonons_elasticity.md",
+}
 NOT_RUN = {
     "downloads data",
     "installs packages",

@@ -99,8 +99,8 @@ def test_evaluation_of_frames_far_away(potential):
 @pytest.mark.parametrize(
     ("kind", "cell"),
     [
-        ("crystal", "full"),
-        pytest.param("crystal", False, marks=pytest.mark.slow),
+        pytest.param("crystal", "full", marks=pytest.mark.slow),
+        ("crystal", False),
         pytest.param("cluster", False, marks=pytest.mark.slow),
     ],
 )

@@ -99,8 +99,8 @@ def settings_of_this_process(monkeypatch, tmp_path):
     plt.close("all")
 
 
-# What compiles longest runs with the slow tests, 350 of 480 s on one core: what it calls has its own tests.
-QUICK = ("01_quickstart", "03_molecular_dynamics_and_analysis")
+# What compiles for minutes runs with the slow tests: what it calls has its own tests.
+QUICK = ("01_quickstart",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL])

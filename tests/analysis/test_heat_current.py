@@ -106,6 +106,7 @@ def test_of_a_cluster_it_is_the_rate_of_the_first_moment_of_energy():
     np.testing.assert_allclose(of(model, away, velocities).total, found.total, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_images_and_supercells(crystal, two_layers):
     atoms, velocities = crystal
     found = of(two_layers, atoms, velocities)
@@ -126,6 +127,7 @@ def test_of_pairs_it_is_the_formula_for_pairs(crystal):
     np.testing.assert_allclose(of(PAIRS, atoms, velocities, layers=2).total, found.total, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_of_two_layers_partial_forces_of_pairs_are_wrong(two_layers):
     # A ring of 36 Å with open sides: all distances within the 8.4 Å of two layers are those of the nearest image.
     rng = np.random.default_rng(2)

@@ -56,6 +56,7 @@ def test_memory_is_that_of_the_program(argon):
     assert found.seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_second")
 def test_time_goes_with_the_steps(argon):
     few = run.estimate(loss_of(argon, NVE(), 100), MODEL)

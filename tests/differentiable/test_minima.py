@@ -115,6 +115,7 @@ def test_held_atoms_stay(argon):
     compare(lambda a: run.relaxed(model(a), held).positions[1, 0], {"epsilon": 0.0104, "sigma": 3.4})
 
 
+@pytest.mark.slow
 def test_wells_hold_the_molecule_where_they_are():
     wells = HarmonicWells(1.0, jnp.zeros((1, 3)))
     found = run.relaxed(wells, ase.Atoms("Ar", [[0.2, 0.1, 0.0]]))

@@ -93,6 +93,7 @@ def test_gradients_by_every_argument_are_those_of_reverse_mode(name, every, argo
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10 * np.abs(other).max(), err_msg=kind)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side(argon):
     system, state = run.start(MODEL, argon, ENSEMBLES["langevin"], temperature=80.0)
 
@@ -108,6 +109,7 @@ def test_seeds_side_by_side(argon):
     np.testing.assert_allclose(together[1]["kelvin"], [g["kelvin"] for _, g in alone], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_friction_that_loses_more_bits_than_are_kept_is_not_valid(argon):
     system, state = run.start(MODEL, argon, ENSEMBLES["langevin"], temperature=80.0)
 
@@ -156,7 +158,7 @@ def oscillator(steps, every, timestep=2.0, **tamed):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mode", ["reverse", "remat", "reversible", "forward"])
+@pytest.mark.parametrize("mode", ["remat", "reversible", "forward", pytest.param("reverse", marks=pytest.mark.slow)])
 def test_truncated_derivatives_are_those_of_short_rollouts(mode):
     loss, argument, (model, system, state) = oscillator(12, 4, truncate=3)
     _, gradient = run.value_and_grad(loss, mode)(argument)
@@ -176,7 +178,7 @@ def test_truncated_derivatives_are_those_of_short_rollouts(mode):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mode", ["reverse", "reversible", "forward"])
+@pytest.mark.parametrize("mode", ["reverse", "reversible", pytest.param("forward", marks=pytest.mark.slow)])
 def test_decayed_derivatives_fade_with_every_step(mode):
     for steps in (1, 6):
         whole = run.value_and_grad(oscillator(steps, steps)[0], mode)(oscillator(steps, steps)[1])[1]["x"]

@@ -65,7 +65,7 @@ ENSEMBLES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("langevin", "npt") else pytest.mark.slow) for name in ENSEMBLES]
+    "name", [pytest.param(name, marks=() if name == "langevin" else pytest.mark.slow) for name in ENSEMBLES]
 )
 def test_gradients_are_those_of_finite_differences(name, argon):
     ensemble = ENSEMBLES[name]
@@ -110,7 +110,7 @@ def test_gradients_are_those_of_finite_differences(name, argon):
         np.testing.assert_allclose(along, difference, rtol=1e-5, atol=1e-9, err_msg=kind)
 
 
-@pytest.mark.parametrize("kind", [Langevin, CSVR])
+@pytest.mark.parametrize("kind", [Langevin, pytest.param(CSVR, marks=pytest.mark.slow)])
 def test_a_bath_that_ends_at_zero_kelvin_has_a_gradient(kind, argon):
     """The noise of a bath is the root of its temperature, which has no slope at zero: 0 times infinity is no answer."""
     times = np.array([0.0, 20.0, 20.5, 60.0])
@@ -128,6 +128,7 @@ def test_a_bath_that_ends_at_zero_kelvin_has_a_gradient(kind, argon):
         np.testing.assert_allclose(jax.jit(slope)(40.0), difference, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_modes_agree_for_a_potential(argon):
     config = leignn.preset("small", elements=("Ar",), features=8, layers=1, num_radial=4, cutoff=4.2)
     potential = leignn.Potential.create(config, jax.random.key(0), scale=0.01)
@@ -159,6 +160,7 @@ def test_rollout_is_the_engines_trajectory(argon):
     np.testing.assert_allclose(out.seen[:, 0], ran.trajectory.positions[1:], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_sweeps_over_temperature_by_vmap(argon):
     system, state = run.start(MODEL, argon, Langevin(1.0), temperature=40.0, dtype="float64")
 
@@ -384,6 +386,7 @@ def test_segments(rounds, segment, lengths):
     assert segment_lengths(rounds, segment) == lengths
 
 
+@pytest.mark.slow
 def test_segments_of_segments_change_nothing_and_take_less_memory(argon):
     ensemble = Langevin(40.0, 0.01)
     system, state = run.start(MODEL, argon, ensemble, temperature=40.0, dtype="float64")

@@ -39,7 +39,7 @@ def gradient_of_end(model, ensemble, system, state, steps, timestep=2.0):
     return jax.jit(jax.grad(end, has_aux=True))(state.positions)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_steps_are_undone_to_the_last_bit(name, dtype, argon):
     with jax.enable_x64(dtype == "float64"):

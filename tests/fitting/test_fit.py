@@ -44,6 +44,7 @@ def settings(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_a_fit_that_dies_goes_on_to_the_same_bits(settings, tmp_path, monkeypatch):
     """In the middle of an epoch, with samples drawn before; the report has targets and frames, before and after."""
 

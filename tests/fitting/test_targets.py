@@ -80,7 +80,7 @@ KINDS = {
 
 
 # Which compile for a minute.
-_SLOW = ("trajectory", "diffusivity", "lattice_constant", "elastic_constant", "phonon_frequency")
+_SLOW = ("trajectory", "density_of_states", "diffusivity", "lattice_constant", "elastic_constant", "phonon_frequency")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in _SLOW else ()) for k in KINDS])
@@ -110,6 +110,7 @@ def test_gradients_are_differences_of_what_is_seen(kind, potential, folder):
     assert slope == pytest.approx(numeric, rel=2e-3 if minimum else 3e-2)
 
 
+@pytest.mark.slow
 def test_a_sample_is_drawn_anew_when_its_frames_do_not_count(potential, folder):
     """And used as long as they do; what a checkpoint holds gives the same numbers elsewhere."""
     settings = {**KINDS["pressure"], "sampling": {**SAMPLING, "effective": 0.95}}

@@ -46,6 +46,7 @@ def test_energy_and_forces_are_those_of_predict(potential, silicon, fractional):
     assert int(updated.list.renewals) == int(neighbors.list.renewals)
 
 
+@pytest.mark.slow
 def test_perturbation_and_params(potential, silicon):
     cell = np.asarray(silicon.cell)
     neighbor_fn, energy_fn = leignn.neighbor_list(potential, silicon.numbers, cell.T)
@@ -77,6 +78,7 @@ def test_boxes_and_molecules(potential):
     np.testing.assert_allclose(found, potential.predict(molecule, dtype="float64").energy + 300.0, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_integrator_of_jax_md_gives_our_trajectory(potential):
     from jax_md import simulate, space
 

@@ -114,6 +114,7 @@ def mostly_slow(cases, quick):
     return [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in cases]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("features", "basis"),
     mostly_slow(itertools.product([32, 256], ["bessel", "gaussian", "bernstein"]), {(32, "gaussian"), (256, "bessel")}),
@@ -196,6 +197,7 @@ def test_one_program_serves_one_shape():
     assert len(traced) == 1
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_number():
     atoms, elements = structure("ethanol")
     config = leignn.preset("small", elements=elements, features=16)

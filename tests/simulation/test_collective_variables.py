@@ -145,6 +145,7 @@ def test_hills_are_a_sum_of_gaussians():
     assert float(model.energy(jnp.asarray(values))[0]) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_an_umbrella_in_a_simulation_is_its_well():
     """A ladder of centres, one per replica: two atoms bound by a spring alone swing around each."""
     atoms = ase.Atoms("ArAr", [[0, 0, 0], [3.0, 0, 0]])

@@ -309,6 +309,7 @@ def test_left_handed_cells_move_as_their_mirror_image(ensemble):
     assert other.atoms.cell.handedness == -1
 
 
+@pytest.mark.slow
 def test_left_handed_cells_relax():
     one, other = (relax(ARGON, atoms, cell="full", progress=False) for atoms in (argon(), left_handed(argon())))
     assert one.converged

@@ -147,6 +147,7 @@ simulate(LennardJones(cutoff=6.0), atoms, Langevin(40.0), steps=10**9, timestep=
 """
 
 
+@pytest.mark.slow
 def test_a_killed_simulation_goes_on(roomy, tmp_path, monkeypatch):
     # The child plans its lists as it likes; bits are the same where sizes are.
     monkeypatch.setattr(dynamics, "plan_sizes", roomy)
@@ -443,6 +444,7 @@ def test_velocities_are_drawn_where_there_are_none(dimer):
 # --------------------------------------------------------------------------------------------------------- a potential
 
 
+@pytest.mark.slow
 def test_logged_energies_are_those_of_the_potential(tmp_path):
     config = leignn.LEIGNNConfig(elements=("Si", "Ge"), features=8, layers=2, num_radial=4, cutoff=4.0)
     potential = leignn.Potential.create(

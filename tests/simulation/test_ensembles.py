@@ -348,6 +348,7 @@ def test_a_ramp_changes_the_temperature():
         assert kelvin[29] == pytest.approx(590.0, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_number_per_replica():
     kelvin = jnp.repeat(jnp.array([100.0, 800.0]), REPLICAS // 2)
     for ensemble in (Langevin(kelvin, 0.05), CSVR(kelvin, 20.0), NoseHoover(kelvin, 20.0)):
@@ -489,9 +490,7 @@ def test_exponential_and_rotation():
 # ---------------------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("nose-hoover", "langevin") else SLOW) for n in THERMOSTATS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "langevin" else SLOW) for n in THERMOSTATS])
 def test_gradient_of_a_step_by_the_temperature(name):
     """Finite, and that of finite differences: the same random numbers at another temperature."""
     ensemble = THERMOSTATS[name]

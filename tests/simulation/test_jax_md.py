@@ -71,7 +71,7 @@ def test_trajectories_are_ours(name, ours, apart, argon):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "npt" else ()) for n in THEIRS])
 def test_what_is_conserved(name, argon):
     ensemble = THEIRS[name]
     system, state = start(ensemble, argon * (2, 1, 1))
@@ -82,6 +82,7 @@ def test_what_is_conserved(name, argon):
     assert spread < 0.01 * moved, (spread, moved)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_barostat_takes_the_pressure_to_its_target():
     ensemble = JaxMD(jax_md.npt_nose_hoover, kT=20.0 * BOLTZMANN, pressure=0.2, barostat_kwargs={"tau": 1000.0})
@@ -157,7 +158,7 @@ def test_gradients_are_those_of_finite_differences(name, mode, argon):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("csvr", "npt") else pytest.mark.slow) for name in THEIRS]
+    "name", [pytest.param(name, marks=() if name == "csvr" else pytest.mark.slow) for name in THEIRS]
 )
 def test_a_resumed_simulation_ends_in_the_same_bits(name, argon, tmp_path):
     settings = {"timestep": 2.0, "temperature": 40.0, "save_every": 20, "progress": False, "seed": 4}
@@ -168,6 +169,7 @@ def test_a_resumed_simulation_ends_in_the_same_bits(name, argon, tmp_path):
     np.testing.assert_array_equal(again.thermo["conserved_eV"], whole.thermo["conserved_eV"])
 
 
+@pytest.mark.slow
 def test_replicas_are_those_that_run_alone(argon):
     ensemble = JaxMD(jax_md.nvt_langevin, kT=KT * np.array([1.0, 2.0]), gamma=0.05)
     settings = {"steps": 40, "temperature": np.array([40.0, 80.0]), "save_every": 20, "progress": False}
@@ -199,6 +201,7 @@ def test_held_atoms_stay(name, argon):
     assert np.ptp(out.thermo["conserved_eV"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_thermostat_at_its_temperature():
     # Wells hold no momentum: three degrees of freedom for every atom, told to the chain.
     atoms = ase.Atoms("He8Ne8", 9.0 * np.stack(np.unravel_index(np.arange(16), (4, 2, 2)), 1))
@@ -210,6 +213,7 @@ def test_a_thermostat_at_its_temperature():
         assert out.thermo["temperature_K"][100:].mean() == pytest.approx(40.0, rel=0.05)
 
 
+@pytest.mark.slow
 def test_whole_numbers_have_units_too(argon):
     settings = {"steps": 40, "save_every": 20, "progress": False}
     one, other = (
@@ -230,6 +234,7 @@ def test_temperatures_of_replicas_are_those_of_the_bath(argon):
     assert out.thermo[1]["temperature_K"][0] > 10 * out.thermo[0]["temperature_K"][0]
 
 
+@pytest.mark.slow
 def test_a_ramp_heats(argon):
     ramp = Ramp(times=np.array([0.0, 400.0]), values=BOLTZMANN * np.array([10.0, 60.0]))
     ensemble = JaxMD(jax_md.nvt_langevin, kT=ramp, gamma=0.1)

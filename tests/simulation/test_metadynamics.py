@@ -83,6 +83,7 @@ def test_without_hills_it_is_the_ensemble(done):
     np.testing.assert_allclose(biased.trajectory.forces[-1], expected.forces, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_hills_already_there_push_as_a_model_does():
     """NVE with a bias that stands still is NVE of the sum."""
     ensemble = around(NVE(), every=10_000, hills=2)
@@ -187,6 +188,7 @@ def profile_error(steps, replicas):
     return away[:, near]
 
 
+@pytest.mark.slow
 def test_a_double_well_is_filled():
     away = profile_error(8_000, 16)
     # All replicas have crossed, which without hills takes some exp(6) swings; their mean is close to the profile.

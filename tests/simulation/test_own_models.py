@@ -258,6 +258,7 @@ def potential():
     return leignn.Potential.create(config, jax.random.key(0), reference_energies=references).replace(energy_shift=7.0)
 
 
+@pytest.mark.slow
 def test_constants_of_a_potential_are_added_in_float64(potential):
     atoms = alloy()
     pairs = PairEnergy(lennard_jones, PARAMS, 5.0)

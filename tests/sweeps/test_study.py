@@ -196,6 +196,7 @@ def test_meshes_agree(data, tmp_path):
     np.testing.assert_allclose(found[2], found[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_data_parallel_training_is_training_with_accumulation(data, tmp_path):
     values = base(data, tmp_path / "parallel", 3)
     values["data"]["batch_size"] = 1

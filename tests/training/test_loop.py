@@ -204,6 +204,7 @@ def kill_and_resume(files, folder, kills: int, epochs: int, seed: int) -> int:
     return killed
 
 
+@pytest.mark.slow
 def test_kill_and_resume(files, tmp_path):
     assert kill_and_resume(files, tmp_path, kills=2, epochs=20, seed=0) == 2
 

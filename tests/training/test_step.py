@@ -147,6 +147,7 @@ def test_numbers_are_leaves_and_do_not_recompile(frames):
     assert count == 1
 
 
+@pytest.mark.slow
 def test_accumulation_averages_gradients(frames):
     one, two = batch_of(frames[:2]), batch_of([frames[2], frames[3]])
     one, two = (collate_like(b, one, two) for b in (one, two))
