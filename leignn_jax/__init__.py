@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from leignn_jax.potential_file import load_potential as load_potential
     from leignn_jax.properties.relax import relax as relax
     from leignn_jax.simulation.engine import simulate as simulate
-    from leignn_jax.sweeps.population import committee as committee
-    from leignn_jax.sweeps.population import committee_predict as committee_predict
+    from leignn_jax.sweeps.committee import committee as committee
+    from leignn_jax.sweeps.committee import committee_predict as committee_predict
     from leignn_jax.sweeps.study import sweep as sweep
     from leignn_jax.training.api import train as train
     from leignn_jax.training.evaluate import evaluate as evaluate
@@ -50,8 +50,8 @@ _HOME = {
     "LEIGNNConfig": "models.config",
     "Potential": "potential",
     "Prediction": "potential",
-    "committee": "sweeps.population",
-    "committee_predict": "sweeps.population",
+    "committee": "sweeps.committee",
+    "committee_predict": "sweeps.committee",
     "evaluate": "training.evaluate",
     "fit": "fitting.api",
     "import_torch_checkpoint": "interop.torch_checkpoint",

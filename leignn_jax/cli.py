@@ -96,8 +96,8 @@ def train(
     with _interruptible("The same command goes on from the last checkpoint, or starts anew where there is none."):
         from leignn_jax.interruption import exit_code
         from leignn_jax.training.config import load_config, make_config
-        from leignn_jax.training.loop import train as run
         from leignn_jax.training.processes import is_first, join_processes
+        from leignn_jax.training.train import train as run
 
         config = load_config(files[0], overrides) if files else make_config({}, overrides)
         if distributed or any(x is not None for x in (coordinator, processes, process)):
@@ -161,14 +161,26 @@ def evaluate(
 @app.command(epilog="Example:  leignn sweep study.yaml")
 def sweep(
     study: Annotated[Path, typer.Argument(help="A study's YAML file: base, space, search, samples, mesh.")],
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it will take, and train nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that holds a study.")] = False,
+    extend: Annotated[bool, typer.Option("--extend", help="Train what has come to the folder's study.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Train many models that differ in settings, as few compiled programs as their shapes allow; prints a CSV table."""
-    with _interruptible("A study keeps no state to go on from: the same command starts it anew."):
+    with _interruptible("The same command goes on from the last checkpoint, or starts anew where there is none."):
+        from leignn_jax.interruption import exit_code
         from leignn_jax.sweeps.study import sweep as run
 
-        result = run(study, progress=False if quiet else None)
+        if plan:
+            from leignn_jax.sweeps.plan import plan_sweep, plan_table
+
+            groups = plan_sweep(study, progress=False if quiet else None)
+            _show([one._asdict() for one in groups], json_file, plan_table(groups))
+            return
+        result = run(study, resume=not fresh, extend=extend, progress=False if quiet else None)
+        if not result.finished:
+            raise typer.Exit(exit_code(result.signal))
         _show(result.rows, json_file, (result.out / "results.csv").read_text().rstrip())
         typer.echo(f"Report: {result.out / 'report.html'}", err=True)
 

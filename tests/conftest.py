@@ -55,12 +55,11 @@ def shared_programs():
     """Trainings and studies of one file share the programs that they have in common; each still counts its own."""
     import jax
 
-    from leignn_jax.sweeps import study
-    from leignn_jax.training import loop
+    from leignn_jax.training import programs as rooms
 
     programs = {}
 
-    class Shared(loop.CountedCompiles):
+    class Shared(rooms.CountedCompiles):
         def __init__(self, function, planned, name, donate=()):
             super().__init__(function, planned, name, donate)
             own = self._jitted
@@ -76,10 +75,10 @@ def shared_programs():
 
             self._jitted = SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=lambda: compiled(*args)))
 
-    before = loop.CountedCompiles
-    loop.CountedCompiles = study.CountedCompiles = Shared
+    before = rooms.CountedCompiles
+    rooms.CountedCompiles = Shared
     yield
-    loop.CountedCompiles = study.CountedCompiles = before
+    rooms.CountedCompiles = before
 
 
 @pytest.fixture

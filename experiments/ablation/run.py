@@ -84,7 +84,7 @@ def compiled_step(system: str, variant: str):
     import jax
 
     from leignn_jax.training.config import make_config
-    from leignn_jax.training.loop import prepare, train_batches
+    from leignn_jax.training.prepared import prepare, train_batches
     from leignn_jax.training.step import start_state, train_step
 
     values = values_of(system, variant)

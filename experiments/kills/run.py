@@ -1,5 +1,5 @@
-"""Kill -9 a training, simulations, the building of a store and the quickstart at random moments; start them again; compare
-the bits of what they leave with those of an undisturbed run.
+"""Kill -9 a training, a study, simulations, the building of a store and the quickstart at random moments; start them again;
+compare the bits of what they leave with those of an undisturbed run.
 
     python experiments/kills/run.py [KIND ...] [--kills 10] [--seed 0]
 
@@ -44,6 +44,23 @@ train_it({
     "data": {"train": train, "max_frames": 60, "batch_size": 5},
     "model": {"preset": "small", "features": 16},
     "run": {"out": "run", "epochs": 10, "checkpoint_minutes": 0.0},
+}, progress=False)
+"""
+)
+
+_STUDY = (
+    _DATA
+    + """
+import leignn_jax as leignn
+print("go", flush=True)
+leignn.sweep({
+    "base": {
+        "data": {"train": train, "max_frames": 60, "batch_size": 5},
+        "model": {"preset": "small", "features": 16},
+        "run": {"out": "run", "epochs": 5, "checkpoint_minutes": 0.0},
+    },
+    "space": {"optimizer.learning_rate": [1e-3 + 2e-4 * i for i in range(8)]},
+    "members_at_once": 4,
 }, progress=False)
 """
 )
@@ -211,6 +228,17 @@ def of_training(folder: Path) -> dict[str, Any]:
     }
 
 
+def of_study(folder: Path) -> dict[str, Any]:
+    run = folder / "run"
+    return {
+        **numbers_of_potentials(run),
+        "results.csv": (run / "results.csv").read_text(),
+        "history.csv": without_times(run / "history.csv"),
+        "checkpoints": sorted(p.name for p in (run / "checkpoints").iterdir()),
+        "leftovers": leftovers(run),
+    }
+
+
 def of_simulation(folder: Path) -> dict[str, Any]:
     from leignn_jax.simulation.trajectory import read_trajectory
 
@@ -266,6 +294,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 KINDS = {
     "train": Kind(_TRAIN, of_training),
+    "study": Kind(_STUDY, of_study),
     "md-nvt": Kind(_MD.replace("{ensemble}", "nvt"), of_simulation),
     "md-npt": Kind(_MD.replace("{ensemble}", "npt"), of_simulation),
     "store": Kind(_STORE, of_store),

@@ -50,7 +50,7 @@ def time_leignn(case: str, warm: int, steps: int) -> dict:
     from leignn_jax.data.batches import collate, epoch_order, prefetch
     from leignn_jax.training.config import make_config
     from leignn_jax.training.dataset import load_frames, references_for, training_set
-    from leignn_jax.training.loop import CountedCompiles
+    from leignn_jax.training.programs import CountedCompiles
     from leignn_jax.training.step import start_state, train_step
 
     frames, order = frames_and_order(case, warm + steps)

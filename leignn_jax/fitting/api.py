@@ -10,7 +10,7 @@ from typing import Any
 from leignn_jax.fitting.config import FitConfig
 from leignn_jax.fitting.targets import Targets
 from leignn_jax.training.api import checked_config
-from leignn_jax.training.loop import TrainResult, train
+from leignn_jax.training.train import TrainResult, train
 
 
 def fit(

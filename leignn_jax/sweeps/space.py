@@ -98,6 +98,17 @@ def load_study(path: str | Path) -> StudyConfig:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def checked_study(study: StudyConfig | Mapping[str, Any] | str | Path) -> StudyConfig:
+    """The study of a YAML file, of nested settings, or as it is; raises ConfigError."""
+    if isinstance(study, str | Path):
+        return load_study(study)
+    if isinstance(study, Mapping):
+        return make_study(study)
+    if not isinstance(study, StudyConfig):
+        raise ConfigError(f"study must be a YAML file, nested settings or a StudyConfig, not {type(study).__name__}.")
+    return study
+
+
 def members(study: StudyConfig) -> list[tuple[dict[str, Any], TrainConfig]]:
     """All members: what each varies, and its whole config."""
     if not study.space:

@@ -5,47 +5,31 @@ The study's folder (``base.run.out``)::
     study.yaml      what was asked          results.csv, results.parquet   one row per member, best first
     history.csv     member x epoch          potentials/NNN.safetensors     best epoch of each member
     best.safetensors                        curves.png, settings.png, report.html
+    ledger/         what has ended          checkpoints/                   of what is under way
+
 """
 
 from __future__ import annotations
 
-import csv
-import html
-import io
-import json
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import yaml
+from jax.sharding import Mesh
 
-from leignn_jax.data.batches import prefetch
-from leignn_jax.errors import ConfigError, TrainingError
-from leignn_jax.files import make_folder, write_atomically
-from leignn_jax.plotting import new_figure, save_figure
+from leignn_jax.arguments import check_flag
+from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
-from leignn_jax.sweeps.population import (
-    Population,
-    population_epoch,
-    population_evaluate,
-    population_step,
-    start,
-)
-from leignn_jax.sweeps.space import StudyConfig, group_key, load_study, make_study, members
-from leignn_jax.training.config import TrainConfig
-from leignn_jax.training.logs import TrainingProgress
-from leignn_jax.training.loop import CountedCompiles, Prepared, evaluation_batches, prepare, train_batches
-from leignn_jax.training.loss import metrics
-from leignn_jax.training.parallel import DATA, make_mesh, place_state, shard_step
-from leignn_jax.training.report import page, picture, table
-from leignn_jax.training.step import start_state, train_step
+from leignn_jax.sweeps.ledger import Ledger, Member
+from leignn_jax.sweeps.report import write_study
+from leignn_jax.sweeps.space import StudyConfig, checked_study, group_key, members
+from leignn_jax.training.loop import Loop
+from leignn_jax.training.parallel import make_mesh
+from leignn_jax.training.prepared import Prepared, prepare
+from leignn_jax.training.programs import Programs, make_programs
 
 log = logging.getLogger("leignn_jax")
 
@@ -53,16 +37,20 @@ log = logging.getLogger("leignn_jax")
 class StudyResult(NamedTuple):
     """What a study found.
 
-    rows: one dict per member, best first: its number, settings, metrics, best epoch, and whether it diverged.
+    rows: one dict per member that has ended, best first: its number, settings, metrics, best epoch, whether it diverged.
     potentials: of each row, averaged parameters of its best epoch; None where it diverged before any.
     out: the study's folder.
-    compiles: programs compiled for training, of each group.
+    compiles: programs compiled for training by this call, of each group.
+    finished: False where a signal stopped it; the same call goes on.
+    signal: name of the signal that asked this process to stop, None where none did.
     """
 
     rows: list[dict[str, Any]]
     potentials: list[Potential | None]
     out: Path
     compiles: list[int]
+    finished: bool = True
+    signal: str | None = None
 
     @property
     def best(self) -> Potential:
@@ -73,241 +61,154 @@ class StudyResult(NamedTuple):
         return found
 
 
-def sweep(study: StudyConfig | Mapping[str, Any] | str | Path, *, progress: bool | None = None) -> StudyResult:
+def sweep(
+    study: StudyConfig | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = True,
+    extend: bool = False,
+    progress: bool | None = None,
+) -> StudyResult:
     """Train every member of a study; members that differ in numbers alone train side by side in one program.
 
     A member sees the batches that it would see alone (``data.order_seed`` decides them; ``run.seed`` its first
     parameters) and ends with the same parameters to rounding. One whose loss is no number stands still from then on and
-    is reported, while the rest go on.
+    is reported, while the rest go on. The same call with the same study goes on where an earlier one stopped, however it
+    did, and ends as if it had not been.
 
     Args:
         study: a YAML file, nested settings, or a checked StudyConfig.
+        resume: go on with what the study's folder holds; False refuses a folder that has a study.
+        extend: go on though members have come to the folder's study (choices of its space, samples); these alone are
+            trained.
         progress: show progress; None where it can be seen.
 
     Raises:
         ConfigError, DataError: see the study and the data; several processes (``jax.distributed``).
-        TrainingError: the study's folder can't be made.
+        TrainingError: the study's folder can't be made, holds another study or is worked on by another process, the data
+            have changed, or the disk is full.
     """
     if jax.process_count() > 1:
         raise ConfigError(
             f"A study runs in one process, not in {jax.process_count()}: its members share the devices of one host. Start "
             "it without jax.distributed, or divide its space into one study for each host."
         )
-    if isinstance(study, str | Path):
-        study = load_study(study)
-    elif isinstance(study, Mapping):
-        study = make_study(study)
-    elif not isinstance(study, StudyConfig):
-        raise ConfigError(f"study must be a YAML file, nested settings or a StudyConfig, not {type(study).__name__}.")
-    everyone = members(study)
-    out = everyone[0][1].run.out
-    make_folder(out, TrainingError)
-    write_atomically(out / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False).encode())
-    groups: dict[str, list[int]] = {}
-    for number, (_, config) in enumerate(everyone):
-        groups.setdefault(group_key(config), []).append(number)
-    log.info("%d members in %d groups.", len(everyone), len(groups))
-    rows: list[dict[str, Any]] = []
-    history: list[dict[str, Any]] = []
-    found: dict[int, Potential | None] = {}
-    compiles = []
-    for numbers in groups.values():
-        configs = [everyone[i][1] for i in numbers]
-        group = _train_group(study, configs, progress)
-        compiles.append(group.compiles)
-        for place, number in enumerate(numbers):
-            rows.append({"member": number, **everyone[number][0], **group.rows[place]})
-            found[number] = group.potentials[place]
-            history += [{"member": number, **row} for row in group.history[place]]
-    rows.sort(key=lambda row: (math.inf if row["validation_loss"] is None else row["validation_loss"], row["member"]))
-    potentials = [found[row["member"]] for row in rows]
-    result = StudyResult(rows, potentials, out, compiles)
-    _write(result, study, history)
-    return result
+    check_flag("resume", resume)
+    check_flag("extend", extend)
+    study = checked_study(study)
+    points = members(study)
+    ledger = Ledger(points[0][1].run.out, study, points, resume, extend)
+    try:
+        return _run(study, ledger, progress)
+    finally:
+        ledger.close()
 
 
-class _Group(NamedTuple):
-    rows: list[dict[str, Any]]
-    potentials: list[Potential | None]
-    history: list[list[dict[str, Any]]]
-    compiles: int
+def _run(study: StudyConfig, ledger: Ledger, progress: bool | None) -> StudyResult:
+    # Those that came later make groups of their own: what they are divided into must not depend on what has ended.
+    groups: dict[tuple[int, str], list[Member]] = {}
+    for member in ledger.members:
+        groups.setdefault((member.generation, group_key(member.config)), []).append(member)
+    log.info("%d members in %d groups.", len(ledger.members), len(groups))
+    still_open = {member.number for member in ledger.open_members()}
+    compiles, signal = [], None
+    for (_, name), group in groups.items():
+        size = lot_size(study, len(group))
+        lots = [group[first : first + size] for first in range(0, len(group), size)]
+        lots = [lot for lot in lots if lot[0].number in still_open]
+        if not lots:
+            compiles.append(0)
+            continue
+        done, signal = _train_group(study, ledger, name, lots, size, progress)
+        compiles.append(done)
+        if signal is not None:
+            log.warning("Stopped by a signal; the same command goes on.")
+            break
+    rows, potentials, history = _table(ledger)
+    if signal is None:
+        write_study(ledger.out, rows, history, list(study.space))
+        if potentials[0] is not None:
+            potentials[0].save(ledger.out / "best.safetensors")
+    return StudyResult(rows, potentials, ledger.out, compiles, signal is None, signal)
 
 
-def _train_group(study: StudyConfig, configs: Sequence[TrainConfig], progress: bool | None) -> _Group:
-    """Members of one shape, lot by lot."""
-    config = configs[0]
+def group_mesh(study: StudyConfig) -> Mesh | None:
+    """The devices that train a study's members; None is one."""
     sweep_devices, data_devices = study.mesh
-    prepared = prepare(config, data_devices, progress)
-    lot = min(study.members_at_once or len(configs), len(configs))
-    # All lots have one size, so that one program serves them; the last is filled up with copies.
-    lot = -(-lot // sweep_devices) * sweep_devices
-    mesh = make_mesh(sweep_devices, data_devices) if sweep_devices * data_devices > 1 else None
-    kinds, algorithm = config.loss.kinds(), config.optimizer.algorithm
-    step = partial(
-        train_step,
-        kinds=kinds,
-        algorithm=algorithm,
-        accumulate=config.data.accumulate,
-        axis=None if mesh is None else DATA,
-    )
-    many = partial(population_step, step=step)
-    if mesh is not None:
-        many = shard_step(partial(_only_state, step=many), mesh, members=True)
-    else:
-        many = partial(_only_state, step=many)
-    shapes = len(prepared.train.plan.shapes)
-    advance = CountedCompiles(many, shapes, "The population's step", donate=(0,))
-    evaluate = CountedCompiles(
-        partial(population_evaluate, kinds=kinds), len(prepared.validation.plan.shapes), "The population's evaluation"
-    )
-    rows, potentials, history = [], [], []
-    for first in range(0, len(configs), lot):
-        mine = configs[first : first + lot]
-        filled = [*mine, *[mine[-1]] * (lot - len(mine))]
-        part = _train_lot(prepared, filled, advance, evaluate, mesh, progress)
-        rows += part.rows[: len(mine)]
-        potentials += part.potentials[: len(mine)]
-        history += part.history[: len(mine)]
-    return _Group(rows, potentials, history, advance.count)
+    return make_mesh(sweep_devices, data_devices) if sweep_devices * data_devices > 1 else None
 
 
-def _only_state(state, batch, *, step):
-    return step(state, batch)[0]
+def lot_size(study: StudyConfig, count: int) -> int:
+    """Members that are trained side by side, of ``count`` of one shape. All lots have one size, so that one program serves
+    them; the last is filled up with copies."""
+    sweep_devices = study.mesh[0]
+    return -(-min(study.members_at_once or count, count) // sweep_devices) * sweep_devices
+
+
+def _train_group(
+    study: StudyConfig,
+    ledger: Ledger,
+    name: str,
+    lots: Sequence[Sequence[Member]],
+    size: int,
+    progress: bool | None,
+) -> tuple[int, str | None]:
+    """Train members of one shape, lot by lot: how many programs were compiled, and the signal that stopped it."""
+    config, mesh = lots[0][0].config, group_mesh(study)
+    prepared = prepare(config, study.mesh[1], progress)
+    ledger.check_data(name, prepared.splits.hashes)
+    programs = make_programs(config, prepared, mesh, many=True)
+    for lot in lots:
+        signal = _train_lot(ledger, lot, size, prepared, programs, mesh, progress)
+        if signal is not None:
+            return programs.compiles, signal
+    return programs.compiles, None
 
 
 def _train_lot(
-    prepared: Prepared, configs: Sequence[TrainConfig], advance, evaluate, mesh, progress: bool | None
-) -> _Group:
-    config, count = configs[0], len(configs)
-    steps = prepared.steps_per_epoch
-    starts = [_start(prepared, one, steps) for one in configs]
-    population = start([state for _, state in starts])
-    if mesh is not None:
-        state = place_state(mesh, population.state, members=True)
-        population = Population(state, *(place_state(mesh, x, members=True) for x in population[1:]))
-    else:
-        population = jax.device_put(population)
-    after_epoch = jax.jit(population_epoch, donate_argnums=0)
-    history: list[list[dict[str, Any]]] = [[] for _ in range(count)]
-    with TrainingProgress(config.run.epochs * steps, progress) as bar:
-        for epoch in range(config.run.epochs):
-            begun = time.monotonic()
-            state = population.state
-            for number, batch in prefetch(train_batches(prepared, config, 0, epoch, mesh)):
-                state = advance(state, batch)
-                if number % 8 == 7:
-                    # The host must not run far ahead of the device.
-                    jax.block_until_ready(state.step)
-                bar.update()
-            total = None
-            for batch in prefetch(evaluation_batches(prepared.validation, config.data.batch_size)):
-                sums = evaluate(state, batch if mesh is None else place_state(mesh, batch))
-                total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-            total = jax.device_get(total)
-            losses = np.asarray(total["loss"] / total["graphs"], np.float32)
-            population = after_epoch(population._replace(state=state), losses, np.int32(epoch + 1))
-            seconds = time.monotonic() - begun
-            failed = np.asarray(population.state.failed_at)
-            for i in range(count):
-                errors = metrics(jax.tree.map(lambda x, i=i: x[i], total["sums"]))
-                history[i].append(
-                    {
-                        "epoch": epoch + 1,
-                        "validation_loss": float(losses[i]) if np.isfinite(losses[i]) else None,
-                        **{f"validation_{k}": v for k, v in errors.items()},
-                        "diverged_at_step": int(failed[i]) if failed[i] >= 0 else None,
-                        "seconds": round(seconds, 3),
-                    }
-                )
-            bar.note(f"epoch {epoch + 1}: best validation loss {np.nanmin(losses):.4g}, {(failed >= 0).sum()} diverged")
-    host = jax.device_get(population)
-    rows, potentials = [], []
-    for i, (potential, _) in enumerate(starts):
-        best = int(host.best_epoch[i])
-        row = dict(history[i][best - 1]) if best else dict.fromkeys(history[i][-1])
-        row = {k: v for k, v in row.items() if k not in ("seconds", "epoch")}
-        row |= {"best_epoch": best, "diverged_at_step": history[i][-1]["diverged_at_step"]}
-        rows.append(row)
-        facts = {"trained_on": str(config.data.train), "epoch": best, "validation_loss": row["validation_loss"]}
-        params = jax.tree.map(lambda x, i=i: np.asarray(x[i]), host.best)
-        potentials.append(potential.replace(params=params, metadata_json=json.dumps(facts)) if best else None)
-    return _Group(rows, potentials, history, 0)
-
-
-def _start(prepared: Prepared, config: TrainConfig, steps: int):
-    """A member's potential and state: the group's data, its own seed and numbers."""
-    potential = prepared.potential
-    if config.run.start_from is None:
-        fresh = Potential.create(potential.config, jax.random.key(config.run.seed))
-        potential = potential.replace(params=fresh.params)
-    hyper = config.hyperparameters(steps)
-    return potential, start_state(potential, hyper, config.optimizer.algorithm, config.optimizer.freeze)
-
-
-# ------------------------------------------------------------------------------------------------------------ the folder
-
-
-def _write(result: StudyResult, study: StudyConfig, history: Sequence[Mapping[str, Any]]) -> None:
-    out = result.out
-    write_atomically(out / "results.csv", _csv(result.rows).encode())
-    write_atomically(out / "history.csv", _csv(history).encode())
+    ledger: Ledger,
+    lot: Sequence[Member],
+    size: int,
+    prepared: Prepared,
+    programs: Programs,
+    mesh: Mesh | None,
+    progress: bool | None,
+) -> str | None:
+    """Train members side by side and enter them in the ledger; the signal that stopped it before, None where none did."""
+    filled = [*lot, *[lot[-1]] * (size - len(lot))]
+    keeper = ledger.keeper(lot, lot[0].config.run.keep)
     try:
-        import pandas
-
-        buffer = io.BytesIO()
-        pandas.DataFrame(result.rows).to_parquet(buffer)
-        write_atomically(out / "results.parquet", buffer.getvalue())
-    except ImportError:
-        log.info("results.parquet needs `pip install pandas pyarrow`; results.csv is the same.")
-    for row, potential in zip(result.rows, result.potentials, strict=True):
-        if potential is not None:
-            potential.save(out / "potentials" / f"{row['member']:03d}.safetensors")
-    images = [picture(save_figure(_curves(history), out / "curves.png"), "Validation loss of every member")]
-    settings = [name for name in study.space if len({str(row[name]) for row in result.rows}) > 1]
-    if settings:
-        images.append(picture(save_figure(_settings(result.rows, settings), out / "settings.png"), "Loss and settings"))
-    if result.potentials and result.potentials[0] is not None:
-        result.potentials[0].save(out / "best.safetensors")
-
-    def show(value):
-        return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
-
-    header = list(result.rows[0])
-    body = table([[show(row[k]) for k in header] for row in result.rows], [h.replace("_", " ") for h in header])
-    text = f"<h2>Study</h2><pre>{html.escape((out / 'study.yaml').read_text())}</pre>"
-    write_atomically(out / "report.html", page(f"Study {out.name}", [body, *images, text]).encode())
+        loop = Loop([member.config for member in filled], prepared, programs, keeper, mesh, many=True)
+        if not loop.go(progress):
+            return loop.signal
+    finally:
+        keeper.close()
+    ledger.end(lot, loop.members()[: len(lot)])
+    return None
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _table(ledger: Ledger) -> tuple[list[dict[str, Any]], list[Potential | None], list[dict[str, Any]]]:
+    """Rows of all members that have ended, best first, their potentials, and rows of all their epochs."""
+    still_open = {member.number for member in ledger.open_members()}
+    found, history = [], []
+    for member in ledger.members:
+        if member.number in still_open:
+            continue
+        potential, said = ledger.ended(member)
+        epochs = [_of_epoch(row) for row in said["history"]]
+        best = next((r for r in epochs if r["epoch"] == said["best_epoch"]), dict.fromkeys(epochs[-1]))
+        row = {"member": member.number, **member.settings}
+        row |= {k: v for k, v in best.items() if k.startswith("validation_")}
+        row |= {"best_epoch": said["best_epoch"], "diverged_at_step": epochs[-1]["diverged_at_step"]}
+        found.append((row, potential))
+        history += [{"member": member.number, **one} for one in epochs]
+    found.sort(key=lambda one: (_or_infinity(one[0]["validation_loss"]), one[0]["member"]))
+    return [row for row, _ in found], [potential for _, potential in found], history
 
 
-def _curves(history: Sequence[Mapping[str, Any]]):
-    figure, axes = new_figure(1, width=5)
-    for member in sorted({row["member"] for row in history}):
-        points = [(r["epoch"], r["validation_loss"]) for r in history if r["member"] == member and r["validation_loss"]]
-        if points:
-            axes[0].plot(*zip(*points, strict=True), lw=1, alpha=0.7, label=f"member {member}")
-    axes[0].set(xlabel="epoch", ylabel="validation loss (no unit)", yscale="log")
-    axes[0].grid(alpha=0.3, which="both")
-    if len({row["member"] for row in history}) <= 10:
-        axes[0].legend(fontsize=7)
-    return figure
+def _of_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An epoch's row with None where a loss is no number."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def _settings(rows: Sequence[Mapping[str, Any]], names: Sequence[str]):
-    figure, axes = new_figure(len(names))
-    for axis, name in zip(axes, names, strict=True):
-        points = [(row[name], row["validation_loss"]) for row in rows if row["validation_loss"] is not None]
-        numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x, _ in points)
-        x: list[Any] = [p[0] if numbers else str(p[0]) for p in points]
-        axis.plot(x, [p[1] for p in points], "o", ms=4)
-        if numbers and x and 0 < 20 * min(x) < max(x):
-            axis.set_xscale("log")
-        axis.set(xlabel=name, ylabel="validation loss (no unit)", yscale="log")
-        axis.grid(alpha=0.3, which="both")
-    return figure
+def _or_infinity(value: float | None) -> float:
+    return math.inf if value is None else value

@@ -9,8 +9,8 @@ from typing import Any
 from leignn_jax.arguments import check_flag, check_sequence
 from leignn_jax.errors import ConfigError
 from leignn_jax.training.config import TrainConfig, load_config, make_config
-from leignn_jax.training.loop import TrainResult
-from leignn_jax.training.loop import train as train_config
+from leignn_jax.training.train import TrainResult
+from leignn_jax.training.train import train as train_config
 
 
 def train(
@@ -20,7 +20,7 @@ def train(
     resume: bool = True,
     progress: bool | None = None,
 ) -> TrainResult:
-    """Train a potential, or go on with a run that was stopped; see :func:`leignn_jax.training.loop.train`.
+    """Train a potential, or go on with a run that was stopped; see :func:`leignn_jax.training.train.train`.
 
     Args:
         config: a YAML file, nested settings such as ``{"data": {"train": "frames.extxyz"}}``, or a checked TrainConfig.

@@ -58,6 +58,8 @@ class DataSettings(Section):
     cache: folder for the frames and their neighbours on disk, for sets larger than memory or slow to read. Each file
         becomes a store in a folder of its own, named by the content of the file, cutoff, units and keys, and built again
         where one of these changes or the store is damaged. Results are the same to the last bit. None: in memory.
+    on_device: whether the frames of train stay on the device, where batches are put together without the host; of one
+        device. None: where they take at most a quarter of its memory.
     """
 
     train: Path | None = None
@@ -75,6 +77,7 @@ class DataSettings(Section):
     accumulate: Count = 1
     allow: list[Literal["positions", "forces", "energy", "stress", "duplicates"]] = []
     cache: Path | None = None
+    on_device: bool | None = None
 
     @field_validator("units")
     @classmethod

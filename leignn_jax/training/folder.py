@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,20 @@ class RunFolder:
         check_room(self.path, named_leaves(like))
         return self._checkpoints.restore(like)
 
-    def open_logs(self, rows: list[dict[str, Any]]) -> None:
-        """Write metrics.csv with the epochs done, and open the loggers that the config names."""
+    def open_logs(self, histories: Sequence[list[dict[str, Any]]]) -> None:
+        """Write metrics.csv with the epochs done by the one member, and open the loggers that the config names."""
         if self.mine:
             # A copy: the caller adds to his own.
-            self._history.rows = list(rows)
+            self._history.rows = list(histories[0])
             self._history.rewrite()
             self._loggers = open_loggers(self._config)
 
-    def log_epoch(self, row: dict[str, Any]) -> None:
-        """Add an epoch to metrics.csv and the loggers."""
+    def log_epoch(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add an epoch of the one member to metrics.csv and the loggers."""
         if self.mine:
-            self._history.append(row)
+            self._history.append(rows[0])
             for logger in self._loggers:
-                logger(row)
+                logger(rows[0])
 
     def save_checkpoint(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
         """See :meth:`Checkpoints.save`."""

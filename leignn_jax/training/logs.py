@@ -104,9 +104,9 @@ class TrainingProgress:
     def __exit__(self, *_) -> None:
         self._bar.__exit__()
 
-    def update(self, shown: Mapping[str, Any] | None = None) -> None:
-        """One step more, and its loss where it is at hand."""
-        self._done += 1
+    def update(self, shown: Mapping[str, Any] | None = None, steps: int = 1) -> None:
+        """So many steps more, and the last one's loss where it is at hand."""
+        self._done += steps
         if self._bar.visible:
             self._bar.update(self._done, None if shown is None else f"loss {float(shown['loss']):.4g}")
 

@@ -1,11 +1,7 @@
-"""The training loop: from a config to a run folder with potentials, metrics, plots and a report; never losing work.
+"""The training loop, for one model or many side by side, never losing work: steps, epochs, checkpoints, signals, processes.
 
-A run folder::
-
-    config.yaml        every setting            potential.safetensors  best on validation, averaged parameters
-    data.json          hashes, split, plan      last.safetensors       after the last step
-    metrics.csv        one line per epoch       checkpoints/           to go on from, by orbax
-    report.html        with learning_curve.png, parity_*.png; metrics.json: errors on validation and test
+What is trained are members, each with its config. One alone has no axis; many lie on a leading axis of every array and take
+their steps in one program, on the same batches. Everything else here is the same for both.
 """
 
 from __future__ import annotations
@@ -17,395 +13,143 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-import leignn_jax
-from leignn_jax.data.batches import Batch, collate, epoch_order, in_order, prefetch
-from leignn_jax.data.distances import wall_distances
-from leignn_jax.errors import ConfigError, ElementError, TrainingError
+from leignn_jax.data.batches import epoch_order, prefetch
+from leignn_jax.errors import TrainingError
 from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
-from leignn_jax.potential_file import find_potential, load_potential
-from leignn_jax.training.config import TrainConfig, dump_config
-from leignn_jax.training.dataset import (
-    ExampleSet,
-    Splits,
-    evaluation_set,
-    force_scale,
-    hash_path,
-    load_splits,
-    references_for,
-    shortest_of,
-    training_set,
-)
-from leignn_jax.training.folder import RunFolder
+from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.logs import TrainingProgress
 from leignn_jax.training.loss import metrics
-from leignn_jax.training.optimizer import plateau_step
-from leignn_jax.training.parallel import (
-    DATA,
-    make_mesh,
-    on_own_device,
-    own_parts,
-    place_batch,
-    place_state,
-    shard_step,
-)
-from leignn_jax.training.processes import (
-    arrays_from_first,
-    check_devices,
-    check_same,
-    connect,
-    from_first,
-    together,
-)
-from leignn_jax.training.step import TrainState, evaluate_step, start_state, train_step
+from leignn_jax.training.parallel import DATA, on_own_device, own_parts, place_batch, place_state
+from leignn_jax.training.prepared import Prepared, resident_frames, step_frames, train_batches
+from leignn_jax.training.processes import arrays_from_first, from_first, together
+from leignn_jax.training.programs import CountedCompiles, Programs, evaluate, no_sums, train_row
+from leignn_jax.training.protocols import Keeper, MoreTerms
+from leignn_jax.training.standing import Standing, Trained
+from leignn_jax.training.step import start_state
 
 log = logging.getLogger("leignn_jax")
 
 # Steps that the host may run ahead of the device: enough to hide its work, few enough to stop quickly.
 _AHEAD = 2
+# Steps on frames that are on the device go together for so long, after which the host looks up.
+_PIECE_SECONDS = 1.0
 
 
-class TrainResult(NamedTuple):
-    """What a training leaves.
-
-    potential: the best on validation, averaged parameters.
-    metrics: errors on "validation" and "test" in meV/atom, meV/Å, meV/Å^3.
-    history: one dict per epoch.
-    out: the run folder.
-    finished: False where a signal or early end of time stopped it; the same command goes on.
-    signal: name of the signal that asked this process to stop, None where none did.
-    """
-
-    potential: Potential
-    metrics: dict[str, dict[str, float | None]]
-    history: list[dict[str, Any]]
-    out: Path
-    finished: bool
-    signal: str | None = None
-
-
-class Prepared(NamedTuple):
-    """Data and model of a run, ready to step."""
-
-    potential: Potential
-    train: ExampleSet
-    validation: ExampleSet
-    splits: Splits
-    steps_per_epoch: int
-
-
-def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False) -> Prepared:
-    """Read and check the data, make the potential to start from, plan the batches of ``devices`` at a time.
-
-    ``progress`` shows how ``data.cache`` is built; None where there is a terminal or notebook.
-    """
-    data = config.data
-    given = None if config.run.start_from is None else load_potential(config.run.start_from)
-    cutoff = config.cutoff() if given is None else given.cutoff
-    splits = load_splits(data, cutoff, progress, with_stress=config.loss.kinds().with_stress)
-    elements = splits.train.table.present()
-    if given is not None:
-        potential = given
-        if config.model:
-            raise ConfigError("model: leave it out where run.start_from gives the model.")
-        missing = sorted(set(elements) - set(potential.config.elements))
-        if missing:
-            raise ElementError(
-                f"{config.run.start_from} knows {', '.join(potential.config.elements)}; the data hold {missing[0]} too."
-            )
-        references = dict(zip(potential.config.elements, map(float, potential.reference_energies), strict=True))
-        if data.reference_energies != "keep":
-            # New data may come from another code or functional: their own references, the network's energies on top.
-            references |= references_for(splits.train, data)
-        elif float(potential.energy_shift) != 0:
-            raise ConfigError(
-                f"data.reference_energies: {config.run.start_from} adds a constant to every structure's energy; 'keep' "
-                "is not for it. Give reference energies, or fit them."
-            )
-        table = np.array([references[e] for e in potential.config.elements])
-        potential = potential.replace(reference_energies=table, energy_shift=np.zeros(()))
-    else:
-        references = references_for(splits.train, data)
-        potential = Potential.create(
-            config.model_for(elements),
-            jax.random.key(config.run.seed),
-            reference_energies={e: v for e, v in references.items() if e in config.model_for(elements).elements},
-            scale=force_scale(splits.train),
-        )
-    references = dict(zip(potential.config.elements, map(float, potential.reference_energies), strict=True))
-    train = training_set(splits.train, cutoff, references, data, config.run.epochs)
-    validation = evaluation_set(splits.validation, cutoff, references, data.batch_size)
-    if potential.config.repulsion and (given is None or given.walls is not None):
-        walls = wall_distances(shortest_of(splits.train, cutoff))
-        # What the potential to go on from was trained on stays free too.
-        before = potential.wall_distances
-        potential = potential.with_walls({k: min(walls.get(k, np.inf), before.get(k, np.inf)) for k in walls | before})
-    batches = len(epoch_order(len(train.examples), data.batch_size, data.order_seed, 0))
-    per_step = data.accumulate * devices
-    if batches < per_step:
-        raise ConfigError(
-            f"One update takes {per_step} batches (data.accumulate times devices), but an epoch has only {batches} of "
-            f"{data.batch_size} frames."
-        )
-    return Prepared(potential, train, validation, splits, batches // per_step)
-
-
-def train_batches(
-    prepared: Prepared, config: TrainConfig, first_step: int, epoch: int, mesh: Mesh | None = None
-) -> Iterator[tuple[int, Batch]]:
-    """The batches of one epoch from its step ``first_step`` on: the step's number in the epoch, and what it takes.
-
-    With ``data.accumulate`` the batches of a step are stacked on a leading axis; with a mesh, before it, those of its
-    devices. Batches that are stacked are padded alike. Each of several processes makes those of its own devices only.
-    """
-    data = config.data
-    devices = 1 if mesh is None else mesh.shape[DATA]
-    own = [0] if mesh is None else own_parts(mesh)
-    per_step = data.accumulate * devices
-    order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
-    for step in range(first_step, prepared.steps_per_epoch):
-        parts = order[step * per_step : (step + 1) * per_step]
-        shape = max((prepared.train.shape_of(part) for part in parts), key=lambda s: s.pairs)
-        parts = parts.reshape(devices, data.accumulate, -1)[own].reshape(len(own) * data.accumulate, -1)
-        batches = [collate([prepared.train.examples[i] for i in part], shape) for part in parts]
-        if mesh is None:
-            yield step, jax.device_put(batches[0] if data.accumulate == 1 else _stack(batches))
-            continue
-        batch = _stack(batches)
-        if data.accumulate > 1:
-            batch = jax.tree.map(lambda x: x.reshape(len(own), data.accumulate, *x.shape[1:]), batch)
-        yield step, place_batch(mesh, batch)
-
-
-def _stack(batches: list[Batch]) -> Batch:
-    return jax.tree.map(lambda *x: np.stack(x), *batches)
-
-
-def evaluation_batches(examples: ExampleSet, batch_size: int) -> Iterator[Batch]:
-    """All examples once, on the device."""
-    for block in in_order(len(examples.examples), batch_size):
-        for indices in block:
-            batch = collate([examples.examples[i] for i in indices], examples.shape_of(indices))
-            yield jax.device_put(batch)
-
-
-class CountedCompiles:
-    """A jitted function that counts the shapes it was compiled for, and refuses more than were planned."""
-
-    def __init__(self, function: Callable, planned: int, name: str, donate: tuple[int, ...] = ()):
-        # On CPU giving buffers away saves nothing that matters and costs copies: a step took 1.6 times as long.
-        self._jitted = jax.jit(function, donate_argnums=donate if jax.default_backend() != "cpu" else ())
-        self._compiled: dict[Any, Any] = {}
-        self.planned, self.name = planned, name
-
-    def __call__(self, *args):
-        key = tuple(x.shape for x in jax.tree.leaves(args))
-        if key not in self._compiled:
-            if len(self._compiled) >= self.planned:
-                raise TrainingError(
-                    f"{self.name} would be compiled for a {len(self._compiled) + 1}th shape; {self.planned} were planned. "
-                    "This is a bug of leignn_jax: please report it with your data's sizes."
-                )
-            self._compiled[key] = self._jitted.lower(*args).compile()
-        return self._compiled[key](*args)
-
-    @property
-    def count(self) -> int:
-        return len(self._compiled)
-
-    def memory_bytes(self) -> int | None:
-        """The largest scratch memory of the compiled programs, where the backend tells."""
-        analyses = [c.memory_analysis() for c in self._compiled.values()]
-        sizes = [a.temp_size_in_bytes for a in analyses if a is not None]
-        return max(sizes, default=None)
-
-
-class MoreTerms(Protocol):
-    """What a loss has beside frames, such as :class:`leignn_jax.fitting.targets.Targets`."""
-
-    def pull(self, potential: Potential, step: int) -> Any:
-        """The gradient by the parameters of what is added to the loss of update ``step``."""
-
-    def row(self, potential: Potential) -> dict[str, float]:
-        """What an epoch's line says of it; "targets_loss" is added to the validation loss."""
-        ...
-
-    def memory(self) -> Any:
-        """What a checkpoint holds of it, a pytree of arrays that keep their shapes."""
-
-    def recall(self, memory: Any) -> None:
-        """Go on from such a memory."""
-
-    def report(self, potential: Potential, out: Path) -> tuple[list[str], dict[str, Any]]:
-        """Of the best potential: parts of report.html, and numbers for metrics.json."""
-        ...
-
-
-def train(
-    config: TrainConfig,
-    *,
-    resume: bool = True,
-    progress: bool | None = None,
-    more: Callable[[Potential], MoreTerms] | None = None,
-) -> TrainResult:
-    """Train a potential; the same call with the same config goes on where an earlier one stopped.
-
-    With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.training.processes.join_processes` before)
-    every one makes this call, with the same config and data, and ``run.devices`` counts all their devices. The first one
-    alone reads and writes the run folder and shows progress; all return the same result.
-
-    Args:
-        config: from :func:`leignn_jax.training.config.make_config` or ``load_config``.
-        resume: go on from the run folder's last checkpoint; False refuses a folder that has one.
-        progress: show a progress bar; None where there is a terminal or notebook.
-        more: of the potential to start from, makes what the loss has beside frames; one process on one device only.
-
-    Raises:
-        ConfigError, DataError, ElementError, FileFormatError: see the config and the data.
-        TrainingError: the loss became no number (the last good state is kept), the disk is full, the run folder
-            belongs to another config or other data, or processes differ or one of them failed.
-    """
-    connect()
-    with together():
-        check_devices(config.run.devices)
-        prepared = prepare(config, config.run.devices, progress)
-        terms = None if more is None else more(prepared.potential)
-    check_same(_what_processes_share(config, prepared))
-    with together():
-        folder = RunFolder(config, _data_of_run(prepared), resume)
-    try:
-        run = _Run(config, prepared, folder, terms)
-        finished = run.go(progress if folder.mine else False)
-        return run.result(finished)
-    finally:
-        folder.close()
-
-
-def _data_of_run(prepared: Prepared) -> dict[str, Any]:
-    """What data.json says."""
-    plan = prepared.train.plan
-    return {
-        "sha256": prepared.splits.hashes,
-        "validation_frames_of_train": prepared.splits.held_out,
-        "plan": {
-            "shapes": [s._asdict() for s in plan.shapes],
-            "share": plan.share,
-            "padding": plan.padding,
-            "steps_per_epoch": prepared.steps_per_epoch,
-        },
-    }
-
-
-def _what_processes_share(config: TrainConfig, prepared: Prepared) -> dict[str, str]:
-    """What must be the same in all processes that train together."""
-    start = config.run.start_from
-    others = {
-        "isolated_atoms": config.data.isolated_atoms,
-        "start_from": None if start is None else find_potential(start),
-    }
-    hashes = prepared.splits.hashes | {name: hash_path(path) for name, path in others.items() if path is not None}
-    return {
-        "versions": f"leignn_jax {leignn_jax.__version__}, jax {jax.__version__}",
-        "the config": dump_config(config),
-        **{f"the {name} file": f"sha256 {value}" for name, value in hashes.items()},
-    }
-
-
-def _advance(carry, item, *, step: Callable):
-    """One step, with the epoch's sums kept on the device, and what the host looks at two steps later.
-
-    ``item`` is the batch, whether this device's process was asked to stop (with several processes: the answer travels
-    with the step, so that all learn it after the same one without waiting for each other), and what is added to the
-    gradient (None: nothing).
-    """
-    (state, running), (batch, asked, added) = carry, item
-    before = state.step
-    state, out = step(state, batch, added=added)
-    good = state.step > before
-    one = {"sums": out["sums"], "loss": out["loss"], "steps": jnp.ones(())}
-    last = {k: out[k] for k in ("gradient_norm", "learning_rate")}
-    totals = jax.tree.map(lambda r, x: jnp.where(good, r + x, r), running["totals"], one)
-    shown = {"loss": out["loss"], "failed": state.failed_at >= 0}
-    if asked is not None:
-        shown["stop"] = jax.lax.psum(asked, DATA) > 0
-    return (state, {"totals": totals, "last": last}), shown
-
-
-@dataclasses.dataclass
-class _Standing:
-    """Where a training stands beside its state: what a checkpoint's meta holds."""
-
-    epoch: int = 0
-    next_step: int = 0
-    best: dict[str, Any] = dataclasses.field(default_factory=lambda: {"loss": math.inf, "epoch": -1})
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-
-class _Run:
+class Loop:
     """A training under way: its state on the devices, where it stands, its programs and its folder.
 
     What several processes decide (stop, best epoch, early stop, failure) follows from numbers that all have alike: what
-    a step returns, and each epoch's row, which is the first process's.
+    a step returns, and each epoch's rows, which are the first process's.
+
+    Args:
+        configs: of each member; they differ in numbers alone (:data:`leignn_jax.sweeps.space.NUMBERS`).
+        prepared: data and model.
+        programs: from :func:`leignn_jax.training.programs.make_programs` with the same ``mesh`` and ``many``.
+        folder: to go on from and to write to.
+        mesh: devices; None is one.
+        many: whether members have an axis; without it there is one.
+        more: what the loss has beside frames; of one model alone.
     """
 
-    def __init__(self, config: TrainConfig, prepared: Prepared, folder: RunFolder, more: MoreTerms | None):
-        self.config, self.prepared, self.folder, self.more = config, prepared, folder, more
-        kinds, algorithm = config.loss.kinds(), config.optimizer.algorithm
-        devices = config.run.devices
-        self.mesh = make_mesh(1, devices) if devices > 1 else None
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        prepared: Prepared,
+        programs: Programs,
+        folder: Keeper,
+        mesh: Mesh | None = None,
+        *,
+        many: bool = False,
+        more: MoreTerms | None = None,
+    ):
+        self.configs, self.config, self.prepared, self.programs = configs, configs[0], prepared, programs
+        self.folder, self.mesh, self.many, self.more = folder, mesh, many, more
         self.alone = jax.process_count() == 1
         # What a step is told of whether this process was asked to stop, made once: no transfer at each step.
         self.asked = (None, None)
         if self.mesh is not None and not self.alone:
             mine = np.ones(len(own_parts(self.mesh)), np.int32)
             self.asked = place_batch(self.mesh, (0 * mine, mine))
-        step = partial(train_step, kinds=kinds, algorithm=algorithm, accumulate=config.data.accumulate)
-        if self.mesh is None:
-            stepping = partial(_advance, step=step)
-        else:
-            stepping = shard_step(partial(_advance, step=partial(step, axis=DATA)), self.mesh)
-        self.advance = CountedCompiles(stepping, len(prepared.train.plan.shapes), "The train step", donate=(0,))
-        self.evaluate = CountedCompiles(
-            partial(evaluate_step, kinds=kinds), len(prepared.validation.plan.shapes), "The evaluation"
-        )
         with together():
-            hyper = config.hyperparameters(prepared.steps_per_epoch)
-            state = start_state(prepared.potential, hyper, algorithm, config.optimizer.freeze)
-            carry = (state, _zero_running(state, prepared, config))
-            restored = folder.restore(self._kept(carry))
-        self.standing = _Standing()
-        meta = from_first(None if restored is None else {k: restored[1][k] for k in dataclasses.asdict(self.standing)})
+            carry, best = self._start()
+            restored = folder.restore(self._kept(carry, best))
+        self.standing = Standing.start(len(configs))
+        meta = from_first(None if restored is None else restored[1])
         if meta is not None:
-            self.standing = _Standing(**meta)
+            if missing := [f.name for f in dataclasses.fields(Standing) if f.name not in meta]:
+                raise TrainingError(
+                    f"{folder.path}: its checkpoint is of another version of leignn_jax (it has no {missing[0]}). Go on "
+                    "with that version, or start in another run.out."
+                )
+            self.standing = Standing(**{f.name: meta[f.name] for f in dataclasses.fields(Standing)})
             log.info("Going on from epoch %d, step %d of %s.", meta["epoch"], meta["next_step"], folder.path)
         with together():
-            folder.open_logs(self.standing.history)
+            folder.open_logs(self.standing.histories)
         if restored is not None:
-            carry = restored[0]
-            if more is not None:
-                carry, memory = carry
-                more.recall(memory)
-        self.carry = self._place(arrays_from_first(carry))
+            carry, best = self._recalled(restored[0])
+        self.carry, self.best = self._place(arrays_from_first((carry, best)))
         self.saved = time.monotonic()
         self.waited = self.worked = 0.0
+        possible = self.alone and mesh is None and more is None
+        self.resident = resident_frames(prepared, self.config, possible)
+        self.piece = 1
         self.signal: str | None = None
 
-    def _kept(self, carry: Any) -> Any:
+    # ------------------------------------------------------------------------------------------------------- what is kept
+
+    def _start(self) -> tuple[Any, Any]:
+        """State and sums before the first step; and the best parameters of each of many."""
+        algorithm, freeze = self.config.optimizer.algorithm, self.config.optimizer.freeze
+        states = []
+        for config in self.configs:
+            potential = self.prepared.potential
+            # What is prepared has the seed of another member.
+            if self.many and config.run.start_from is None:
+                potential = potential.replace(
+                    params=Potential.create(potential.config, jax.random.key(config.run.seed)).params
+                )
+            hyper = config.hyperparameters(self.prepared.steps_per_epoch)
+            states.append(start_state(potential, hyper, algorithm, freeze))
+        running = no_sums(states[0], self.prepared, self.config)
+        if not self.many:
+            return (states[0], running), None
+        state = jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]), *states)
+        running = jax.tree.map(lambda x: np.zeros((len(states), *x.shape), x.dtype), running)
+        return (state, running), state.ema
+
+    def _kept(self, carry: Any, best: Any) -> Any:
         """What a checkpoint holds."""
-        return carry if self.more is None else (carry, self.more.memory())
+        return (carry, *([best] if self.many else []), *([self.more.memory()] if self.more is not None else []))
+
+    def _recalled(self, kept: Any) -> tuple[Any, Any]:
+        carry, *others = kept
+        if self.more is not None:
+            self.more.recall(others[-1])
+        return carry, others[0] if self.many else None
 
     def _place(self, tree: Any) -> Any:
-        return jax.device_put(tree) if self.mesh is None else place_state(self.mesh, tree)
+        return jax.device_put(tree) if self.mesh is None else place_state(self.mesh, tree, members=self.many)
+
+    def _each(self, tree: Any) -> list[Any]:
+        """What is on the host, member by member."""
+        if not self.many:
+            return [tree]
+        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.configs))]
+
+    @property
+    def stepping(self) -> CountedCompiles:
+        """The program that takes the steps."""
+        return self.programs.advance if self.resident is None else self.programs.steps
+
+    # ---------------------------------------------------------------------------------------------------------- the loop
 
     def go(self, progress: bool | None) -> bool:
         """Train to the end; False where a signal stopped it before."""
@@ -429,27 +173,20 @@ class _Run:
     def _steps(self, stop: threading.Event, bar: TrainingProgress) -> bool:
         """The steps left of an epoch; False, after a checkpoint, where a process was asked to stop before their end."""
         standing, ended, trouble = self.standing, False, None
-        inflight: list[Any] = []
+        inflight: list[tuple[Any, int]] = []
 
-        def look(shown) -> bool:
+        def look(shown, count) -> bool:
             shown = jax.device_get(shown)
-            bar.update(shown)
+            bar.update(shown, count)
             return bool(shown["failed"]) or bool(shown.get("stop"))
 
-        batches = prefetch(train_batches(self.prepared, self.config, standing.next_step, standing.epoch, self.mesh))
-        with contextlib.closing(batches):
-            while not ended:
-                before = time.monotonic()
-                item = next(batches, None)
-                self.waited += time.monotonic() - before
-                if item is None:
-                    break
-                number, batch = item
-                self.carry, shown = self.advance(self.carry, (batch, self.asked[stop.is_set()], self._pull(number)))
-                standing.next_step = number + 1
-                inflight.append(shown)
-                if len(inflight) > _AHEAD:
-                    ended = look(inflight.pop(0))
+        advances = self.advances(stop)
+        with contextlib.closing(advances):
+            for shown, count in advances:
+                standing.next_step += count
+                inflight.append((shown, count))
+                if len(inflight) > (_AHEAD if self.resident is None else 0):
+                    ended = look(*inflight.pop(0))
                 if self.alone and stop.is_set():
                     ended = True
                 elif self.folder.mine and time.monotonic() - self.saved > 60 * self.config.run.checkpoint_minutes:
@@ -459,17 +196,61 @@ class _Run:
                         # Raised when all have stopped: who went on would wait for this process without end.
                         trouble = error
                         stop.set()
+                if ended:
+                    break
         for shown in inflight:
-            ended |= look(shown)
+            ended |= look(*shown)
         jax.block_until_ready(self.carry)
         with together():
             if trouble is not None:
                 raise trouble
-            if int(self.carry[0].failed_at) >= 0:
+            failed = (np.asarray(self.carry[0].failed_at) >= 0).all()
+            if failed and not self.many:
                 self._fail()
             if ended:
                 self._save()
-        return not ended
+        # Where all of many have failed, the rest of the epoch would change nothing.
+        return not ended or (self.many and bool(failed))
+
+    def advances(self, stop: threading.Event) -> Generator[tuple[Any, int], None, None]:
+        """Take the steps left of an epoch: what the last of them shows, and how many they were since the one before."""
+        return self._by_batches(stop) if self.resident is None else self._by_pieces()
+
+    def _by_batches(self, stop: threading.Event) -> Generator[tuple[Any, int], None, None]:
+        """One step after another, on batches that the host makes ahead."""
+        standing = self.standing
+        batches = prefetch(train_batches(self.prepared, self.config, standing.next_step, standing.epoch, self.mesh))
+        with contextlib.closing(batches):
+            while True:
+                before = time.monotonic()
+                item = next(batches, None)
+                self.waited += time.monotonic() - before
+                if item is None:
+                    return
+                number, batch = item
+                self.carry, shown = self.programs.advance(
+                    self.carry, (batch, self.asked[stop.is_set()], self._pull(number))
+                )
+                yield shown, 1
+
+    def _by_pieces(self) -> Generator[tuple[Any, int], None, None]:
+        """As many steps at once as take a second or so, on frames that are on the device."""
+        standing, steps = self.standing, self.prepared.steps_per_epoch
+        frames, kinds = jax.device_put(step_frames(self.prepared, self.config, standing.epoch))
+        first = standing.next_step
+        while first < steps:
+            last = min(first + self.piece, steps)
+            before, compiled = time.monotonic(), self.programs.steps.count
+            self.carry, shown = self.programs.steps(
+                self.carry, self.resident, frames, kinds, np.int32(first), np.int32(last)
+            )
+            jax.block_until_ready(shown)
+            seconds = time.monotonic() - before
+            if self.programs.steps.count == compiled:
+                wanted = int((last - first) * _PIECE_SECONDS / max(seconds, 1e-6))
+                self.piece = max(1, min(2 * self.piece, wanted))
+            yield shown, last - first
+            first = last
 
     def _pull(self, number: int) -> Any:
         """What is added to the gradient of an epoch's step."""
@@ -480,63 +261,96 @@ class _Run:
     def _close_epoch(self, seconds: float, bar: TrainingProgress) -> None:
         """Evaluate, and write down what the epoch brought."""
         with together():
-            row = self._row(seconds)
-        row = from_first(row)
+            rows = self._rows(seconds)
+        rows = from_first(rows)
         with together():
-            self._record(row)
-            bar.epoch(row, self.standing.history)
+            self._record(rows)
+            if self.many:
+                losses = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
+                bar.note(f"epoch {rows[0]['epoch']}: best validation loss {min(losses, default=math.nan):.4g}")
+            else:
+                bar.epoch(rows[0], self.standing.histories[0])
 
-    def _row(self, seconds: float) -> dict[str, Any]:
+    def _rows(self, seconds: float) -> list[dict[str, Any]]:
+        """The line of the epoch, of each member."""
         run, data, (state, running) = self.config.run, self.config.data, self.carry
-        epoch = self.standing.epoch + 1
-        frames = self.prepared.steps_per_epoch * data.batch_size * data.accumulate * run.devices
-        row: dict[str, Any] = {"epoch": epoch, "step": int(state.step)}
-        row |= _train_row(jax.device_get(running))
-        row |= {"seconds": round(seconds, 3), "frames_per_second": round(frames / seconds, 3)}
+        epoch, steps = self.standing.epoch + 1, self.prepared.steps_per_epoch
+        devices = 1 if self.mesh is None else self.mesh.shape[DATA]
+        frames = steps * data.batch_size * data.accumulate * devices
+        rows = []
+        for step, failed_at, sums in self._each(jax.device_get((state.step, state.failed_at, running))):
+            row = {"epoch": epoch, "step": int(step), **train_row(sums)}
+            row |= {"seconds": round(seconds, 3), "frames_per_second": round(frames / seconds, 3)}
+            if self.many:
+                row["diverged_at_step"] = None if failed_at < 0 else int(failed_at)
+            rows.append(row)
         if epoch % run.validate_every == 0 or epoch == run.epochs:
-            value, errors = _evaluate(self.evaluate, on_own_device(state), self.prepared.validation, self.config)
-            row |= {"validation_loss": value, **{f"validation_{k}": v for k, v in errors.items()}}
+            for row, found in zip(rows, self._each(self.evaluated()), strict=True):
+                row["validation_loss"] = float(found["loss"]) / float(found["graphs"])
+                row |= {f"validation_{k}": v for k, v in metrics(found["sums"]).items()}
             if self.more is not None:
-                row |= self.more.row(state.averaged())
-                row["validation_loss"] += row["targets_loss"]
-        return row
+                rows[0] |= self.more.row(state.averaged())
+                rows[0]["validation_loss"] += rows[0]["targets_loss"]
+        return rows
 
-    def _record(self, row: dict[str, Any]) -> None:
+    def evaluated(self) -> dict[str, Any]:
+        """Sums of loss and errors on validation with averaged parameters."""
+        state, mesh = self.carry[0], self.mesh
+        size, examples = self.config.data.batch_size, self.prepared.validation
+        if mesh is None or not self.many:
+            return evaluate(self.programs.evaluate, on_own_device(state), examples, size, lambda batch: batch)
+        return evaluate(self.programs.evaluate, state, examples, size, lambda batch: place_state(mesh, batch))
+
+    def _record(self, rows: list[dict[str, Any]]) -> None:
         run, standing, (state, running) = self.config.run, self.standing, self.carry
-        standing.history.append(row)
         standing.epoch, standing.next_step = standing.epoch + 1, 0
-        if "validation_loss" in row:
-            value = row["validation_loss"]
-            plateau, hyper = jax.device_get((state.plateau, state.hyper))
-            state = state.replace(plateau=self._place(plateau_step(plateau, hyper, np.float32(value))))
-            if value < standing.best["loss"]:
-                standing.best = {"loss": value, "epoch": standing.epoch}
-                self.folder.save_potential("potential.safetensors", self._export(state))
+        going = [not ended for ended in standing.ended]
+        for i in np.flatnonzero(going):
+            standing.histories[i].append(rows[i])
+        if "validation_loss" in rows[0]:
+            losses = np.array([row["validation_loss"] for row in rows], np.float32)
+            better = np.array([
+                going[i] and row.get("diverged_at_step") is None and row["validation_loss"] < standing.bests[i]["loss"]
+                for i, row in enumerate(rows)
+            ])  # fmt: skip
+            for i in np.flatnonzero(better):
+                standing.bests[i] = {"loss": rows[i]["validation_loss"], "epoch": standing.epoch}
+            losses, better = (x if self.many else x[0] for x in (losses, better))
+            ema = state.ema if self.many else None
+            plateau, self.best = self.programs.after_epoch(state.plateau, state.hyper, losses, ema, self.best, better)
+            state = state.replace(plateau=plateau)
+            if not self.many and better:
+                self.folder.save_potential("potential.safetensors", self.export(state.ema))
         self.carry = (state, self._place(jax.tree.map(np.zeros_like, jax.device_get(running))))
-        self.folder.log_epoch(row)
-        if run.early_stop is not None and standing.epoch - standing.best["epoch"] >= run.early_stop:
-            log.info("No better validation loss for %d epochs: stopping at epoch %d.", run.early_stop, standing.epoch)
+        self.folder.log_epoch(rows)
+        for i, row in enumerate(rows):
+            waited = run.early_stop is not None and standing.epoch - standing.bests[i]["epoch"] >= run.early_stop
+            if row.get("diverged_at_step") is not None or waited:
+                standing.ended[i] = True
+        if all(standing.ended):
+            log.info("Nothing gets better any more: stopping at epoch %d.", standing.epoch)
             standing.epoch = run.epochs
         if standing.epoch == run.epochs:
             self._save()
 
     def _save(self) -> None:
-        """A checkpoint, unless the training has failed: its last good one must stay."""
-        step, failed_at = jax.device_get((self.carry[0].step, self.carry[0].failed_at))
-        if failed_at < 0:
+        """A checkpoint, unless all that is trained has failed: the last good one must stay."""
+        if not (np.asarray(self.carry[0].failed_at) >= 0).all():
             # After the same step, a checkpoint with its epoch evaluated is another than one without.
-            self.folder.save_checkpoint(
-                int(step) + self.standing.epoch, self._kept(self.carry), dataclasses.asdict(self.standing)
-            )
+            number = self.standing.epoch * (self.prepared.steps_per_epoch + 1) + self.standing.next_step
+            self.folder.save_checkpoint(number, self._kept(self.carry, self.best), dataclasses.asdict(self.standing))
             self.saved = time.monotonic()
 
     def _save_last(self) -> None:
-        self.folder.save_potential("last.safetensors", self._export(self.carry[0]))
+        if not self.many:
+            self.folder.save_potential("last.safetensors", self.export(self.carry[0].ema))
 
-    def _export(self, state: TrainState) -> Potential:
-        """The averaged potential with its reference energies and the facts of its training."""
-        config, rows = self.config, self.standing.history
+    def export(self, params: Any, member: int = 0) -> Potential:
+        """A member's potential with these parameters, its reference energies and the facts of its training."""
+        config, rows = self.configs[member], self.standing.histories[member]
         row = rows[-1] if rows else {}
+        if self.many:
+            row = next((r for r in rows if r["epoch"] == self.standing.bests[member]["epoch"]), {})
         validation = {k: v for k, v in row.items() if k.startswith("validation_") and v is not None}
         facts = {
             "trained_on": str(config.data.train),
@@ -545,8 +359,16 @@ class _Run:
             "epoch": row.get("epoch", 0),
             **validation,
         }
-        params = jax.tree.map(np.asarray, state.ema)
+        params = jax.tree.map(np.asarray, params)
         return self.prepared.potential.replace(params=params, metadata_json=json.dumps(facts))
+
+    def members(self) -> list[Trained]:
+        """What became of each of many."""
+        found = []
+        for i, params in enumerate(self._each(jax.device_get(self.best))):
+            epoch = max(self.standing.bests[i]["epoch"], 0)
+            found.append(Trained(self.export(params, i) if epoch else None, epoch, self.standing.histories[i]))
+        return found
 
     def _fail(self) -> None:
         """Save the last good parameters and say which batch broke the training."""
@@ -563,78 +385,3 @@ class _Run:
             f"before it are kept in {self.folder.path / 'last.safetensors'}. Look at these frames, or lower "
             "optimizer.learning_rate or optimizer.clip_norm, and start in another run.out."
         )
-
-    def result(self, finished: bool) -> TrainResult:
-        """The best potential and, at the end, the report; the first process's in all."""
-        config, prepared, standing, folder = self.config, self.prepared, self.standing, self.folder
-        with together():
-            mine = folder.best_potential()
-        start = prepared.potential if mine is None else mine
-        metadata = from_first(start.metadata_json)
-        potential = start.replace(params=arrays_from_first(start.params), metadata_json=metadata)
-        if not finished:
-            log.warning(
-                "Stopped by a signal after epoch %d, step %d; the same command goes on.",
-                standing.epoch,
-                standing.next_step,
-            )
-            return TrainResult(potential, {}, standing.history, folder.path, False, self.signal)
-        found: dict[str, dict[str, float | None]] = {}
-        with together():
-            if folder.mine:
-                from leignn_jax.training.report import finish_report
-
-                before = None if self.more is None else prepared.potential
-                more = None if self.more is None else self.more.report(potential, folder.path)
-                found = finish_report(
-                    config, prepared.splits, potential, standing.history, self._facts(), before=before, more=more
-                )
-        return TrainResult(potential, from_first(found), standing.history, folder.path, True)
-
-    def _facts(self) -> dict[str, Any]:
-        """What the report says of the run."""
-        scratch, prepared = self.advance.memory_bytes(), self.prepared
-        return {
-            "compiles": {
-                "train": [self.advance.count, self.advance.planned],
-                "evaluate": [self.evaluate.count, self.evaluate.planned],
-            },
-            "scratch_mib": None if scratch is None else round(scratch / 2**20, 1),
-            "waiting_fraction": round(self.waited / self.worked, 4) if self.worked else None,
-            "best_epoch": self.standing.best["epoch"],
-            "frames": {"train": len(prepared.train.examples), "validation": len(prepared.validation.examples)},
-        }
-
-
-def _zero_running(state: TrainState, prepared: Prepared, config: TrainConfig):
-    """The epoch's sums before its first step."""
-    _, batch = next(train_batches(prepared, config, 0, 0))
-    if config.data.accumulate > 1:
-        batch = jax.tree.map(lambda x: x[0], batch)
-    # A step's sums are those of an evaluation, which is traced in a third of the time.
-    evaluate = partial(evaluate_step, kinds=config.loss.kinds())
-    sums = jax.eval_shape(evaluate, state.potential, batch, state.hyper.final_weights)["sums"]
-    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
-    last = {name: jnp.zeros(()) for name in ("gradient_norm", "learning_rate")}
-    return {"totals": {"sums": sums, "loss": jnp.zeros(()), "steps": jnp.zeros(())}, "last": last}
-
-
-def _train_row(running) -> dict[str, Any]:
-    totals, last = running["totals"], running["last"]
-    return {
-        "learning_rate": float(last["learning_rate"]),
-        "gradient_norm": float(last["gradient_norm"]),
-        "train_loss": float(totals["loss"]) / max(float(totals["steps"]), 1.0),
-        **{f"train_{k}": v for k, v in metrics(totals["sums"]).items()},
-    }
-
-
-def _evaluate(evaluate: CountedCompiles, state: TrainState, examples: ExampleSet, config: TrainConfig):
-    """Loss and metrics with averaged parameters; the loss with the final weights, so that epochs can be compared."""
-    potential, weights = state.averaged(), state.hyper.final_weights
-    total = None
-    for batch in prefetch(evaluation_batches(examples, config.data.batch_size)):
-        found = evaluate(potential, batch, weights)
-        total = found if total is None else jax.tree.map(jnp.add, total, found)
-    total = jax.device_get(total)
-    return float(total["loss"]) / float(total["graphs"]), metrics(total["sums"])

@@ -71,14 +71,15 @@ def _place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
 
 
 def shard_step(step: Callable, mesh: Mesh, *, members: bool = False) -> Callable:
-    """``step(state, batch)`` on a mesh, where ``step`` averages over the axis "data" itself.
+    """``step(carry, batch) -> (carry, seen)`` on a mesh, where ``step`` averages over the axis "data" itself.
 
-    The state is whole on every device, or with ``members`` divided along "sweep"; the batch carries its parts on a
-    leading axis. Every device runs the step on its own part; only gradients cross, so no gather of a graph ever does.
+    What is seen is the same on every device. The carry is whole on every device, or with ``members`` divided along
+    "sweep"; the batch carries its parts on a leading axis. Every device runs the step on its own part; only gradients
+    cross, so no gather of a graph ever does.
     """
     state = P(SWEEP) if members else P()
 
     def local(carry, batch):
         return step(carry, jax.tree.map(lambda x: x[0], batch))
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(state, P(DATA)), out_specs=state, check_vma=False)
+    return jax.shard_map(local, mesh=mesh, in_specs=(state, P(DATA)), out_specs=(state, P()), check_vma=False)

@@ -65,7 +65,7 @@ def test_a_fit_that_dies_goes_on_to_the_same_bits(settings, tmp_path, monkeypatc
     class DiedError(Exception):
         pass
 
-    pull = loop._Run._pull
+    pull = loop.Loop._pull
 
     def dying(run, number):
         if int(run.carry[0].step) == 3:
@@ -74,7 +74,7 @@ def test_a_fit_that_dies_goes_on_to_the_same_bits(settings, tmp_path, monkeypatc
         return pull(run, number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop._Run, "_pull", dying)
+        patched.setattr(loop.Loop, "_pull", dying)
         with pytest.raises(DiedError):
             leignn.fit(at("killed"), progress=False)
     again = leignn.fit(at("killed"), progress=False)

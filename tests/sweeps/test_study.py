@@ -74,9 +74,12 @@ def close(a, b, rtol=2e-3, atol=2e-4):
 @pytest.mark.slow
 def test_members_are_runs_alone_after_100_steps(data, tmp_path):
     """One member for every number, each 102 steps; then the same run alone, with the population's own seed and data."""
+    from leignn_jax.sweeps.ledger import LotKeeper
     from leignn_jax.sweeps.space import NUMBERS as KNOWN
-    from leignn_jax.sweeps.study import _train_group, make_study
     from leignn_jax.training.config import make_config
+    from leignn_jax.training.loop import Loop
+    from leignn_jax.training.prepared import prepare
+    from leignn_jax.training.programs import make_programs
 
     known = {f"{section}.{name}" for section, names in KNOWN.items() for name in names} - {"run.out"}
     assert known == NUMBERS.keys()
@@ -89,15 +92,20 @@ def test_members_are_runs_alone_after_100_steps(data, tmp_path):
         section, key = name.split(".")
         values[section] = {**values.get(section, {}), key: value}
         configs.append(make_config(values))
-    group = _train_group(make_study(study(data, tmp_path, {"run.seed": [0]})), configs, False)
-    assert group.compiles == 1
-    for name, config, potential, row in zip(NUMBERS, configs, group.potentials, group.rows, strict=True):
+    prepared = prepare(configs[0])
+    programs = make_programs(configs[0], prepared, None, many=True)
+    loop = Loop(configs, prepared, programs, LotKeeper(tmp_path / "checkpoints", tmp_path, 2), many=True)
+    assert loop.go(False)
+    assert programs.compiles == 1
+    for name, config, one in zip(NUMBERS, configs, loop.members(), strict=True):
         alone = leignn.train(config, [f"run.out={tmp_path / name}"], progress=False)
         assert alone.history[-1]["step"] == 102
         best = min(alone.history, key=lambda r: r["validation_loss"])
+        row = one.history[one.best_epoch - 1]
         assert row["validation_loss"] == pytest.approx(best["validation_loss"], rel=5e-3), name
-        if row["best_epoch"] == best["epoch"]:
-            close(potential.params, alone.potential.params, rtol=2e-2, atol=2e-3)
+        if one.best_epoch == best["epoch"]:
+            assert one.potential is not None
+            close(one.potential.params, alone.potential.params, rtol=2e-2, atol=2e-3)
 
 
 def test_numbers_change_what_they_name(data, tmp_path):

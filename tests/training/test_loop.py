@@ -28,6 +28,8 @@ from leignn_jax.training import loop, report
 from leignn_jax.training.checkpoint import Checkpoints
 from leignn_jax.training.config import make_config
 from leignn_jax.training.folder import _hashes_in
+from leignn_jax.training.prepared import prepare, resident_frames
+from leignn_jax.training.programs import CountedCompiles
 
 pytestmark = pytest.mark.usefixtures("fast_compiles", "shared_programs")
 
@@ -58,12 +60,12 @@ def test_walls_stand_below_the_train_file(files, tmp_path):
 
     values = settings(files, tmp_path / "run")
     values["model"] = {**MODEL, "repulsion": True}
-    first = loop.prepare(make_config(values)).potential
+    first = prepare(make_config(values)).potential
     shortest = shortest_distances(read_frames(files / "train.h5"), 4.0)
     assert first.wall_distances == {("Cu", "Cu"): pytest.approx(0.9 * shortest["Cu", "Cu"])}
     begins = first.wall_distances["Cu", "Cu"]
     cached = make_config(values, [f"data.cache={tmp_path / 'cache'}"])
-    assert loop.prepare(cached).potential.wall_distances == first.wall_distances
+    assert prepare(cached).potential.wall_distances == first.wall_distances
 
     narrow = first.with_walls({("Cu", "Cu"): begins - 0.1})
     wide = first.with_walls({("Cu", "Cu"): begins + 0.1})
@@ -75,7 +77,7 @@ def test_walls_stand_below_the_train_file(files, tmp_path):
     ):
         start.save(tmp_path / "start.safetensors")
         values["run"]["start_from"] = str(tmp_path / "start.safetensors")
-        assert loop.prepare(make_config(values)).potential.wall_distances == walls
+        assert prepare(make_config(values)).potential.wall_distances == walls
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +220,7 @@ def stopped_run(files, out, monkeypatch):
     """A run that ends after its second epoch as if preempted, with a checkpoint after every step."""
     values = settings(files, out, epochs=6, checkpoint_minutes=0.0)
     calls = 0
-    original = loop.plateau_step
+    original = loop.train_row
 
     def interrupt(*args):
         nonlocal calls
@@ -227,7 +229,7 @@ def stopped_run(files, out, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(loop, "plateau_step", interrupt)
+    monkeypatch.setattr(loop, "train_row", interrupt)
     result = leignn.train(values, progress=False)
     monkeypatch.undo()
     assert not result.finished
@@ -249,7 +251,7 @@ def test_a_damaged_checkpoint_falls_back(files, tmp_path, monkeypatch, caplog):
     undisturbed = leignn.train({**values, "run": {**values["run"], "out": str(tmp_path / "other")}}, progress=False)
     assert same(parameters(result.out / "last.safetensors"), parameters(undisturbed.out / "last.safetensors"))
     # The last epoch is in its checkpoint, too: a run that is done repeats nothing.
-    monkeypatch.setattr(loop, "plateau_step", None)
+    monkeypatch.setattr(loop, "train_row", None)
     assert leignn.train(values, progress=False).history == result.history
 
 
@@ -312,6 +314,42 @@ def test_early_stop(files, tmp_path):
     assert len(result.history) < 30
     again = leignn.train(values, progress=False)
     assert len(again.history) == len(result.history)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_frames_that_stay_on_the_device_change_no_number(files, tmp_path, accumulate):
+    """Frames of several sizes, so that batches have several shapes; the program of an epoch is compiled once."""
+    write_hdf5(tmp_path / "train.h5", copper(20, 0, ((1, 1, 1), (1, 1, 1), (3, 1, 1))))
+    runs = []
+    for kept in (True, False):
+        values = settings(files, tmp_path / f"run {kept}")
+        values["data"] |= {
+            "train": str(tmp_path / "train.h5"),
+            "batch_size": 2,
+            "accumulate": accumulate,
+            "on_device": kept,
+        }
+        runs.append(leignn.train(values, progress=False))
+    planned = json.loads((tmp_path / "run True" / "data.json").read_text())["plan"]["shapes"]
+    assert len(planned) > 1
+    facts = json.loads((tmp_path / "run True" / "metrics.json").read_text())["run"]
+    assert facts["compiles"]["train"] == [1, 1]
+    for a, b in zip(runs[0].history, runs[1].history, strict=True):
+        for name in a.keys() - {"seconds", "frames_per_second"}:
+            assert a[name] == b[name], name
+    for name in ("potential.safetensors", "last.safetensors"):
+        assert same(*(parameters(run.out / name) for run in runs))
+
+
+def test_frames_can_not_stay_on_the_device_for_a_fit(files, tmp_path):
+    values = settings(files, tmp_path / "run")
+    values["data"] |= {"on_device": True}
+    config = make_config(values)
+    prepared = prepare(config)
+    with pytest.raises(ConfigError, match=r"data.on_device: .* where a fit's targets pull"):
+        resident_frames(prepared, config, possible=False)
+    values["data"] |= {"on_device": False}
+    assert resident_frames(prepared, make_config(values), possible=True) is None
 
 
 def test_accumulated_batches(files, tmp_path):
@@ -401,7 +439,7 @@ def test_checkpoints_return_what_was_saved(tmp_path):
 
 
 def test_compiles_are_counted():
-    counted = loop.CountedCompiles(lambda x: x + 1, 1, "The step")
+    counted = CountedCompiles(lambda x: x + 1, 1, "The step")
     assert float(counted(np.float32(1))) == 2
     assert float(counted(np.float32(3))) == 4
     assert counted.count == 1
@@ -412,7 +450,7 @@ def test_compiles_are_counted():
 def test_frames_of_many_sizes_compile_as_planned(tmp_path):
     write_hdf5(tmp_path / "train.h5", copper(12, 0, ((1, 1, 1), (3, 1, 1))))
     values = settings(tmp_path, tmp_path / "run", epochs=2)
-    values["data"]["batch_size"] = 1
+    values["data"] |= {"batch_size": 1, "on_device": False}
     leignn.train(values, progress=False)
     run = json.loads((tmp_path / "run" / "metrics.json").read_text())["run"]
     assert run["compiles"]["train"] == [2, 2]
@@ -428,7 +466,7 @@ def test_a_cache_changes_no_bit(whole, files, tmp_path):
     values = settings(files, tmp_path / "cached", epochs=4)
     values["data"] |= {"test": str(files / "test.h5"), "cache": str(tmp_path / "cache")}
     # Built here, found by the run.
-    loop.prepare(make_config(values))
+    prepare(make_config(values))
     assert len(list((tmp_path / "cache").iterdir())) == 2
     result = leignn.train(values, progress=False)
     for name in ("potential", "last"):
@@ -453,9 +491,9 @@ def test_a_cache_prepares_the_same(files, tmp_path):
     ase.io.write(tmp_path / "train.extxyz.xz", frames, format="extxyz")
     values = settings(files, tmp_path / "run")
     values["data"] |= {"train": str(tmp_path / "train.extxyz.xz"), "max_frames": 18}
-    plain = loop.prepare(make_config(values))
+    plain = prepare(make_config(values))
     values["data"] |= {"cache": str(tmp_path / "cache")}
-    cached = loop.prepare(make_config(values))
+    cached = prepare(make_config(values))
     assert cached.splits.held_out == plain.splits.held_out
     assert cached.steps_per_epoch == plain.steps_per_epoch
     assert cached.potential.config == plain.potential.config

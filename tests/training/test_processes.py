@@ -50,7 +50,7 @@ from leignn_jax.training.processes import arrays_from_first, connect, from_first
 # Both ways to meet.
 meet = join_processes if number else jax.distributed.initialize
 meet(f"127.0.0.1:{port}", 2, number)
-from leignn_jax.training import loop
+from leignn_jax.training import loop, programs
 from leignn_jax.files import digest
 from leignn_jax.training.checkpoint import named_leaves
 from leignn_jax.training.folder import RunFolder
@@ -59,9 +59,9 @@ connect()
 odd = {"a": np.array([-0.0, np.nan, np.inf, number], np.float32), "b": np.array(2**40 + number), "c": np.zeros((0, 3))}
 bits = digest(named_leaves(arrays_from_first(odd)))
 report = [{"bits": bits, "gathered": gather("x" * 5000 * number), "first": from_first(number)}]
-plateau_step, save, compiles, made = loop.plateau_step, RunFolder.save_checkpoint, loop.CountedCompiles, {}
+train_row, save, compiles, made = loop.train_row, RunFolder.save_checkpoint, programs.CountedCompiles, {}
 # All tasks have the same programs: compile them once.
-loop.CountedCompiles = lambda function, planned, name, **more: made.setdefault(
+programs.CountedCompiles = lambda function, planned, name, **more: made.setdefault(
     name, compiles(function, planned, name, **more)
 )
 for task in tasks:
@@ -72,12 +72,12 @@ for task in tasks:
         epochs += 1
         if epochs == task.get("signal_in_epoch"):
             os.kill(os.getpid(), signal.SIGTERM)
-        return plateau_step(*args)
+        return train_row(*args)
 
     def full(*args):
         raise leignn_jax.errors.TrainingError("the disk is full")
 
-    loop.plateau_step = counted
+    loop.train_row = counted
     RunFolder.save_checkpoint = full if task.get("full_disk") else save
     try:
         if "sweep" in task:

@@ -1,84 +1,16 @@
-"""A population: many train states on a leading axis, one compiled step for all of them."""
+"""Committees: several potentials of one model on a leading axis, whose disagreement tells where they know little."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.arguments import check_sequence
-from leignn_jax.data.batches import Batch
 from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential, check_potential
-from leignn_jax.training.loss import LossKinds
-from leignn_jax.training.optimizer import plateau_step
-from leignn_jax.training.step import TrainState, evaluate_step
-
-
-class Population(NamedTuple):
-    """States of all members and the best of each so far. A pytree whose leaves have the members as leading axis.
-
-    state: see :class:`leignn_jax.training.step.TrainState`.
-    best: averaged parameters of each member's best epoch.
-    best_loss: ``[members]`` validation loss there.
-    best_epoch: ``[members]`` int32, counted from 1; 0 before any.
-    """
-
-    state: TrainState
-    best: Any
-    best_loss: Any
-    best_epoch: Any
-
-
-def stack(states: Sequence[TrainState]) -> TrainState:
-    """Several states of one model as one with a leading axis, on the host."""
-    return jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]), *states)
-
-
-def start(states: Sequence[TrainState]) -> Population:
-    """The population before its first step."""
-    state, count = stack(states), len(states)
-    return Population(state, state.ema, np.full(count, np.inf, np.float32), np.zeros(count, np.int32))
-
-
-def population_step(state: TrainState, batch: Batch, *, step: Callable) -> tuple[TrainState, dict[str, Any]]:
-    """One update of every member on the same batch; ``step`` is a :func:`train_step` with its static arguments bound."""
-    return jax.vmap(step, in_axes=(0, None))(state, batch)
-
-
-def population_evaluate(state: TrainState, batch: Batch, *, kinds: LossKinds) -> dict[str, Any]:
-    """Error sums of every member's averaged parameters, with the final weights of its loss."""
-
-    def one(state):
-        return evaluate_step(state.averaged(), batch, state.hyper.final_weights, kinds=kinds)
-
-    return jax.vmap(one)(state)
-
-
-def population_epoch(population: Population, validation_loss, epoch) -> Population:
-    """After an epoch: step every member's plateau, keep its parameters where they are its best."""
-    state = population.state
-    state = state.replace(plateau=jax.vmap(plateau_step)(state.plateau, state.hyper, validation_loss))
-    alive = state.failed_at < 0
-    better = alive & (validation_loss < population.best_loss)
-
-    def choose(new, old):
-        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 1)), new, old)
-
-    return Population(
-        state=state,
-        best=jax.tree.map(choose, state.ema, population.best),
-        best_loss=choose(validation_loss, population.best_loss),
-        best_epoch=jnp.where(better, epoch, population.best_epoch).astype(jnp.int32),
-    )
-
-
-def member(tree: Any, index: int) -> Any:
-    """One member of anything with a leading axis."""
-    return jax.tree.map(lambda x: x[index], tree)
 
 
 def committee(potentials: Sequence[Potential]) -> Potential:

@@ -1,0 +1,280 @@
+"""A study's ledger: what its members are and what became of them, so that a study that was killed goes on.
+
+In the study's folder::
+
+    study.yaml             what was asked
+    ledger/members.json    every member's settings, in the order of their numbers
+    ledger/LOT.json        rows and history of the members of a lot that has ended
+    checkpoints/LOT/       of the lot that is under way
+    potentials/NNN.safetensors
+
+Each file is written whole, a lot's after its potentials: what the ledger says is there. A lot's name is a hash of its
+members.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from leignn_jax.errors import TrainingError
+from leignn_jax.files import make_folder, remove_leftovers, write_atomically
+from leignn_jax.potential import Potential
+from leignn_jax.potential_file import load_potential
+from leignn_jax.sweeps.report import REPORTS
+from leignn_jax.sweeps.space import StudyConfig
+from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
+from leignn_jax.training.config import TrainConfig
+from leignn_jax.training.standing import Trained
+
+log = logging.getLogger("leignn_jax")
+
+
+class Member(NamedTuple):
+    """One member: its number, what the study varies of it, its whole config, a hash of that, and how many times the study
+    had been extended when it came."""
+
+    number: int
+    settings: dict[str, Any]
+    config: TrainConfig
+    key: str
+    generation: int
+
+
+class Ledger:
+    """A study's folder, held by this process until :meth:`close`.
+
+    Args:
+        out: the folder.
+        study: what was asked.
+        points: settings and config of each member.
+        resume: False refuses a folder that holds a study.
+        extend: whether members may have come to those of the folder's study.
+
+    Raises:
+        TrainingError: the folder can't be made, holds another study, or another process has it.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        study: StudyConfig,
+        points: Sequence[tuple[dict[str, Any], TrainConfig]],
+        resume: bool = True,
+        extend: bool = False,
+    ):
+        self.out, self._folder = out, out / "ledger"
+        make_folder(out, TrainingError)
+        self._handle = _hold(out)
+        try:
+            self._clear_leftovers()
+            self.members = self._claim(study, points, resume, extend)
+            self._ended = self._read_ended()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _clear_leftovers(self) -> None:
+        """Delete the temporary files of a process that was killed; the folder is this one's now."""
+        for name in (*REPORTS, "study.yaml", "best.safetensors"):
+            remove_leftovers(self.out / name)
+        for folder in (self._folder, self.out / "potentials"):
+            for found in folder.glob(".*"):
+                found.unlink()
+
+    def _claim(self, study, points, resume, extend) -> list[Member]:
+        asked, file = study.model_dump(mode="json"), self._folder / "members.json"
+        keys = [_key(config) for _, config in points]
+        if file.exists():
+            if not resume:
+                raise TrainingError(f"{self.out}: holds a study already. Choose another run.out, or go on with it.")
+            old = _read(file)["members"]
+            before = _read_yaml(self.out / "study.yaml")
+            changed = sorted(k for k in _flat(asked) | _flat(before) if _flat(asked).get(k) != _flat(before).get(k))
+            if changed and not extend:
+                raise TrainingError(
+                    f"{self.out}: holds another study ({', '.join(changed[:5])} differ). Give the old settings, choose "
+                    "another run.out, or extend it (--extend) where members have only come to it."
+                )
+            gone = [m for m in old if m["key"] not in keys]
+            if gone:
+                raise TrainingError(
+                    f"{self.out}: the study to extend has a member with {_words(gone[0]['settings'])}, which this one has "
+                    f"not (different: {', '.join(changed[:5])}). A study can only grow: by choices of its space or samples."
+                )
+        else:
+            old = []
+        known = {m["key"]: i for i, m in enumerate(old)}
+        generation = 1 + max((m["generation"] for m in old), default=-1)
+        for (settings, _), key in zip(points, keys, strict=True):
+            if key not in known:
+                known[key] = len(old)
+                old.append({"key": key, "settings": settings, "generation": generation})
+        write_atomically(self.out / "study.yaml", yaml.safe_dump(asked, sort_keys=False).encode())
+        write_atomically(file, json.dumps({"members": old}, indent=1).encode())
+        found = {
+            known[key]: Member(known[key], settings, config, key, old[known[key]]["generation"])
+            for (settings, config), key in zip(points, keys, strict=True)
+        }
+        if len(found) < len(points):
+            log.warning("%d members are the same as others, and trained once.", len(points) - len(found))
+        return [found[number] for number in sorted(found)]
+
+    def _read_ended(self) -> dict[str, dict[str, Any]]:
+        """What the ledger says of every member that has ended, by its key."""
+        found: dict[str, dict[str, Any]] = {}
+        for file in sorted(self._folder.glob("lot-*.json")):
+            found |= _read(file)["members"]
+        return found
+
+    def open_members(self) -> list[Member]:
+        """Those that have not ended yet."""
+        return [m for m in self.members if m.key not in self._ended]
+
+    def ended(self, member: Member) -> tuple[Potential | None, dict[str, Any]]:
+        """The best potential of a member that has ended, and what the ledger says of it: best_epoch and history."""
+        said = self._ended[member.key]
+        return load_potential(self._potential(member)) if said["best_epoch"] else None, said
+
+    def _potential(self, member: Member) -> Path:
+        return self.out / "potentials" / f"{member.number:03d}.safetensors"
+
+    def end(self, lot: Sequence[Member], trained: Sequence[Trained]) -> None:
+        """Write down what became of a lot; its checkpoints are not needed any more."""
+        said = {}
+        for member, one in zip(lot, trained, strict=True):
+            if one.potential is not None:
+                one.potential.save(self._potential(member))
+            said[member.key] = {"best_epoch": one.best_epoch, "history": one.history}
+        name = _lot_name(lot)
+        write_atomically(self._folder / f"lot-{name}.json", json.dumps({"members": said}).encode())
+        self._ended |= said
+        shutil.rmtree(self.out / "checkpoints" / name, ignore_errors=True)
+
+    def check_data(self, group: str, hashes: Mapping[str, str]) -> None:
+        """TrainingError where a data file has changed since a group's first member began."""
+        file = self._folder / "data.json"
+        known = _read(file) if file.exists() else {}
+        name = _hash(group)
+        changed = [k for k, v in known.get(name, hashes).items() if hashes.get(k) != v]
+        if changed:
+            raise TrainingError(
+                f"{self.out}: the {changed[0]} file has changed since this study began. Bring the old one back, or choose "
+                "another run.out."
+            )
+        write_atomically(file, json.dumps({**known, name: dict(hashes)}, indent=1).encode())
+
+    def keeper(self, lot: Sequence[Member], keep: int) -> LotKeeper:
+        """Where a lot's loop writes its checkpoints."""
+        return LotKeeper(self.out / "checkpoints" / _lot_name(lot), self.out, keep)
+
+
+class LotKeeper:
+    """The checkpoints of one lot; see :class:`leignn_jax.training.loop.Keeper`."""
+
+    mine = True
+
+    def __init__(self, folder: Path, out: Path, keep: int):
+        self.path = out
+        self._checkpoints = Checkpoints(folder, keep)
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        check_room(self.path, named_leaves(like))
+        return self._checkpoints.restore(like)
+
+    def open_logs(self, histories: Sequence[list[dict[str, Any]]]) -> None:
+        """Nothing: histories are in the checkpoints."""
+
+    def log_epoch(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Nothing, as above."""
+
+    def save_checkpoint(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
+        self._checkpoints.save(number, tree, meta)
+
+    def save_potential(self, name: str, potential: Potential) -> None:
+        """Nothing: the best parameters of members are in the checkpoints too."""
+
+    def wait(self) -> None:
+        self._checkpoints.wait()
+
+    def close(self) -> None:
+        self._checkpoints.close()
+
+
+def _hold(out: Path) -> int | None:
+    """A lock on a folder that the system takes back when this process ends, however it does; None where there are none."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise TrainingError(
+            f"{out}: another process is working on the study in this folder. Wait for it, or choose another run.out."
+        ) from None
+    except OSError:
+        # A file system without locks.
+        os.close(handle)
+        return None
+    return handle
+
+
+def _key(config: TrainConfig) -> str:
+    """A hash of all settings but where the study lies."""
+    values = config.model_dump(mode="json")
+    values["run"].pop("out")
+    return _hash(json.dumps(values, sort_keys=True))
+
+
+def _lot_name(lot: Sequence[Member]) -> str:
+    return _hash("".join(member.key for member in lot))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _flat(values: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings as one dict by dotted names."""
+    if not isinstance(values, Mapping):
+        return {name: values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _read(file: Path) -> Any:
+    try:
+        found = json.loads(file.read_bytes())
+        if not isinstance(found, dict):
+            raise TypeError("it holds no names")
+        return found
+    except (ValueError, TypeError, RecursionError) as error:
+        raise TrainingError(f"{file}: damaged ({error}). Delete it, and what it told of is trained again.") from error
+
+
+def _read_yaml(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(errors="replace")) or {}
+    except (OSError, yaml.YAMLError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"{file}: damaged ({reason}). Bring it back, or choose another run.out.") from error
