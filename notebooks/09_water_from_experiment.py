@@ -25,9 +25,7 @@
 # end. What it does by hand, `leignn.fit` does by a YAML file.
 
 # %%
-import base64
-
-import ase
+import ase.io
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -35,6 +33,7 @@ import numpy as np
 import optax
 
 import leignn_jax as leignn
+from leignn_jax.data import bundled_data
 from leignn_jax.simulation.ensembles import Langevin
 
 run = leignn.differentiable
@@ -67,32 +66,12 @@ middle = 0.5 * (edges[1:] + edges[:-1])
 #
 # To melt a lattice of molecules and let it settle takes picoseconds, longer than the rest of this
 # notebook. So here is a liquid to begin with: 64 molecules at the density of water after 2 ps at 300 K with this
-# potential, the beginning of the study, in hundredths of an Å and packed as text. Averages of classical nuclei do
-# not depend on masses: hydrogen of 4 u allows steps of 1 fs.
+# potential, the beginning of the study. Averages of classical nuclei do not depend on masses: hydrogen of 4 u
+# allows steps of 1 fs.
 
 # %%
-packed = (
-    "?gLf;paIPStO8dAT>^su7X!EigagC@C<3+uc>(VOdH@>(vjSiNr2)nSl?1v03ITBf$^y0mfdkY5wgBe?B?Ke^J^<PS"
-    "jRJ%OM*;2w`vOA(ngH?xTL7g5!vY5Z%K>ZyrvP;TG601FKm&CEmjnm_nE*clfdMlBp8}QxodXpCu>s2jwgln;-U2cJ"
-    "mI8$YTLgyz1q2cTOaUYU$pMH2wgPSgDg&wl1_7!BDge0yu>d;)@BrBZO$6iu{{t}sngLJ*y9B8OM*!IYDg$@~CIqJd"
-    "S^|jyi38yQo&kFVqXDf0-~-A7@dMuj4g=W%BmfBjHv|v^<N{p)C<2B9y#&bs;{u}t3IKQnLIJD+U;`=v!vmrKcmt6F"
-    "pagOQC<I;scmxyyK>$Mm*#Ni!+5l|;BLvt24*)p=QUp%}@dL&IZv=1y00W8x6aifVC<N>Rw*$`tumD2=1q7`D9{~yi"
-    "tpo=Fxda0OmjbK<&jS1ai~zC(6ak|Gs{=*=-~rYG0RxN#0|IdX`vSBC-UFrq-vNjMsR1zrWdLIX`U0H+#sMk-%>?NI"
-    "N&$)j4FiG#Ed$2^4gtsm{{vV782~8+lmaCLVF3gLq5>8I+5ja4lK^=H!vd=S7y^6)Zva&Qz68JmnFCh<sRSVb)BuM8"
-    "9sw@^mIC_&t^)-DngNFd8vwNcFat*bmjYe{1O#3I0|d1JIsr8TCIZ3)W&&da8UuR*tpJ$>*aQs(@BlgjKLLmXF$B2+"
-    "7zEG(mjP=8jszb7Y5<!7YXivy_5+OoLIQmO>I2aMWC6nj%mG^i!UHG-&ja!U+X4duwgj34QUu)svI1=Yf&wW6v;^k>"
-    ">jLcqssxDyNdXfA7XwrQm;+@1YXd|Asst+o;sZkg)&v;=Y5<!7%>cduga9@GPXrGGqy$9*vjj~8%mb$Z90ZdCP6NCH"
-    "2LYA>bp+Z1kOO!E+5q$b+ykEh-~dnp1ON{KH2|vtgaXzB?E*;wQ~+lL>j2RLzXLu1N&y4|yaERVUIN_!IRnN7O#^fR"
-    "`~l|zH375(zyL-A!~#MAO96ER$ONzf-T=h{y8;OVg9D-goB%2W-~(6z8vus`l>)Q`ngJ>VGXo0(xd0Rd1OR9Rj{-aa"
-    "hygwWdH_ZMg#e)f6a$_B2>`VKy8s&jkpZ*>asq|}JOdN~4+5<Ol?2fMpaOaT*#gG|WCZ2`;sXW(a{<W#&H-)&$pRGv"
-    "*8;r)FagR0y##^-Q~+fH{{Ykjt_1M{umeW|W&s8SeguL9o&fRz`U0Q?Tm<m|Kmy_cc>{+5y8&MW&H?%Zumi>e9|Vg7"
-    "X9L#(*aR>D?gQQe(E_jl^#P~@W(3XvC<CbjPXJ8>>j19-E(7`i2L$Z^umf)b9sr;ND+Iv-djuo_1OP$-D*=50x&XNV"
-    "Aq0a0yaa&)Ap{!(Gz5nMi3Gg^&jNA-$^aY!Dg+S&Y6AiTW&k7sJOm5^9|8FRbOgHq#{@wFnF9C&bOQVUegM`4Y5~jw"
-)
 potential = leignn.load_potential("water")
-positions = 0.01 * np.frombuffer(base64.b85decode(packed), "<u2").reshape(-1, 3)
-box = ase.Atoms("O64H128", positions, cell=[12.4447] * 3, pbc=True)
-box.set_masses(np.where(box.numbers == 1, 4.0, box.get_masses()))
+box = ase.io.read(bundled_data("water") / "liquid.xyz")
 kelvin, timestep = 300.0, 1.0
 
 # %% [markdown]

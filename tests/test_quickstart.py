@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import ase.io
 import pytest
 
 import leignn_jax.quickstart as tour
@@ -19,6 +20,7 @@ def test_bundled_data_are_what_their_source_says():
         text = (folder / "SOURCE.md").read_text()
         assert "Licence" in text
         assert "Source" in text
+    assert len(ase.io.read(bundled_data("water") / "liquid.xyz")) == 192
     with pytest.raises(ConfigError, match="did you mean 'ethanol'"):
         bundled_data("etanol")
 

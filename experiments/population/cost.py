@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
-BATCH, TURNS, SECONDS = 5, 3, 4.0
+BATCH, TURNS, SECONDS = 5, 3, 3.0
 WAYS = {"on the device": True, "batch by batch": False}
 
 

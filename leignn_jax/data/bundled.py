@@ -11,7 +11,8 @@ _FOLDER = Path(__file__).parents[1] / "resources" / "data"
 
 
 def bundled_data(name: str) -> Path:
-    """The folder with train.extxyz.xz and test.extxyz.xz of ``"si"`` (mlearn Si) or ``"ethanol"`` (rMD17 ethanol).
+    """The folder with train.extxyz.xz and test.extxyz.xz of ``"si"`` (mlearn Si) or ``"ethanol"`` (rMD17 ethanol), or
+    liquid.xyz of ``"water"``: 64 molecules at 300 K and the density of water, to begin a simulation with.
 
     Raises:
         ConfigError: another name.

@@ -16,7 +16,7 @@ from leignn_jax.potential import Potential
 from leignn_jax.sweeps.space import StudyConfig, checked_study, group_key, members
 from leignn_jax.sweeps.study import group_mesh, lot_size
 from leignn_jax.training.config import TrainConfig
-from leignn_jax.training.loop import Loop
+from leignn_jax.training.loop import AHEAD, Loop
 from leignn_jax.training.prepared import prepare
 from leignn_jax.training.programs import make_programs
 
@@ -120,20 +120,25 @@ def _plan_group(
 
 def measure(loop: Loop, seconds: float = 2.0) -> Costs:
     """What a training takes, from so many seconds of its first steps, which it is not to go on from."""
-    compiling = taken = 0.0
-    steps = 0
+    begun = time.monotonic()
+    compiling, steps, inflight = 0.0, 0, []
     with contextlib.closing(loop.advances(threading.Event())) as advances:
-        while taken < seconds:
+        while time.monotonic() - begun - compiling < seconds:
             before, compiled = time.monotonic(), loop.stepping.count
             found = next(advances, None)
             if found is None:
                 break
-            jax.block_until_ready(loop.carry)
-            passed = time.monotonic() - before
+            inflight.append(found[0])
             if loop.stepping.count > compiled:
-                compiling += passed
-            else:
-                taken, steps = taken + passed, steps + found[1]
+                jax.block_until_ready(inflight)
+                compiling += time.monotonic() - before
+                continue
+            steps += found[1]
+            # As far behind as the loop looks.
+            jax.block_until_ready(inflight[:-AHEAD])
+            inflight = inflight[-AHEAD:]
+        jax.block_until_ready(inflight)
+    taken = time.monotonic() - begun - compiling
     evaluations = []
     for _ in range(2):
         before = time.monotonic()

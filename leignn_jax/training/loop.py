@@ -38,7 +38,7 @@ from leignn_jax.training.step import start_state
 log = logging.getLogger("leignn_jax")
 
 # Steps that the host may run ahead of the device: enough to hide its work, few enough to stop quickly.
-_AHEAD = 2
+AHEAD = 2
 # Steps on frames that are on the device go together for so long, after which the host looks up.
 _PIECE_SECONDS = 1.0
 
@@ -185,7 +185,7 @@ class Loop:
             for shown, count in advances:
                 standing.next_step += count
                 inflight.append((shown, count))
-                if len(inflight) > (_AHEAD if self.resident is None else 0):
+                if len(inflight) > (AHEAD if self.resident is None else 0):
                     ended = look(*inflight.pop(0))
                 if self.alone and stop.is_set():
                     ended = True
