@@ -198,7 +198,7 @@ axis.legend()
 axis.grid(alpha=0.3)
 
 # %% [markdown]
-# A good part of the way, in seven updates: the first peak lower, the minimum less deep. It is not all the way,
+# A good part of the way, in seven updates: the first peak lower, the minimum hardly less deep. It is not all the way,
 # and the last promise (1.4 uncertainties) was better than what came (1.9): a fit to 24 frames fits their noise
 # too, and the liquid needs longer than half a picosecond to follow its potential. With another seed the
 # numbers would be others.

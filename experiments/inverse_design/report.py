@@ -179,7 +179,6 @@ def draw_silicon(silicon: dict, answers: dict) -> None:
         error = each.std(1, ddof=1) / np.sqrt(each.shape[1])
         left.errorbar(time, each.mean(1), error, color=color, lw=1.2, capsize=2, label=label)
     left.axvline(SILICON_FS, color="0.5", ls=":", lw=1, label="end of the treatment")
-    left.set_yscale("symlog", linthresh=1.0)
     left.set(xlabel="horizon (fs)", ylabel="∂ energy / ∂ ln T (eV/atom)", title="bath of 1,000 K, 8 replicas")
     left.legend(fontsize=8)
     times = np.linspace(0, SILICON_FS, len(silicon["Adam"][0]["kelvin"][0]))
