@@ -24,7 +24,7 @@ from leignn_jax.interruption import exit_code
 from leignn_jax.properties import relax
 from leignn_jax.simulation import chunks, engine
 from leignn_jax.sweeps import study
-from leignn_jax.training import loop
+from leignn_jax.training import prepared
 from leignn_jax.training.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fast_compiles", "shared_programs")
@@ -123,7 +123,7 @@ def test_ctrl_c_while_training_and_the_same_command(run, tmp_path, monkeypatch):
     assert "Going on from epoch 1" in done.err
     # Where there is no state to save yet, at once.
     with monkeypatch.context() as patch:
-        interrupt_after(patch, loop, "load_splits")
+        interrupt_after(patch, prepared, "load_splits")
         done = leignn(*command)
     assert done.code == 130
     assert done.err.splitlines()[-1].startswith("Interrupted. The same command goes on")
@@ -194,7 +194,7 @@ def test_ctrl_c_in_a_study_and_in_the_tour(tmp_path, monkeypatch):
     done = leignn("sweep", tmp_path / "study.yaml")
     assert done.code == 130
     assert done.err.splitlines() == [
-        "Interrupted. A study keeps no state to go on from: the same command starts it anew."
+        "Interrupted. The same command goes on from the last checkpoint, or starts anew where there is none."
     ]
     interrupt_after(monkeypatch, tour, "bundled_data")
     done = leignn("quickstart", "--out", tmp_path / "tour")
