@@ -104,6 +104,26 @@ def make_folder(path: Path, kind: type[Exception]) -> None:
         raise kind(f"{path}: the folder can't be made: {why_not_written(error)}.") from error
 
 
+def lock_folder(folder: Path) -> int | None:
+    """A lock on a folder, which the system takes back when this process ends, however it does, or closes the handle; None
+    where the system or the disk knows none. Raises BlockingIOError where another process has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    # Of the folder itself, so that no file is left.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
 def digest(arrays: dict[str, np.ndarray]) -> str:
     """sha256 of names, dtypes, shapes and bytes."""
     total = hashlib.sha256()

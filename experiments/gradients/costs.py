@@ -1,6 +1,6 @@
 """What `estimate` says a gradient costs, and what it then costs.
 
-    python experiments/gradients/costs.py        # costs.json, costs.md; about 15 minutes on two CPU cores
+    python experiments/gradients/costs.py        # costs.json, costs.md; about 45 minutes on two CPU cores
 
 Bundled potentials, float32, 1 fs. "reverse", "remat" and "reversible": gradient of the mean squared last positions by all
 velocities, 64 atoms of Si by NVE and aspirin by Langevin; "forward": by ten numbers that scale velocities of some atoms

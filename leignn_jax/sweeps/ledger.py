@@ -4,7 +4,8 @@ In the study's folder::
 
     study.yaml             what was asked
     ledger/members.json    every member's settings, in the order of their numbers
-    ledger/LOT.json        rows and history of the members of a lot that has ended
+    ledger/lot-LOT.json    best epoch and history of the members of a lot that has ended
+    ledger/data.json       sha256 of the data of each group
     checkpoints/LOT/       of the lot that is under way
     potentials/NNN.safetensors
 
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from leignn_jax.errors import TrainingError
-from leignn_jax.files import make_folder, remove_leftovers, write_atomically
+from leignn_jax.files import lock_folder, make_folder, remove_leftovers, write_atomically
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
 from leignn_jax.sweeps.report import REPORTS
@@ -73,7 +74,12 @@ class Ledger:
     ):
         self.out, self._folder = out, out / "ledger"
         make_folder(out, TrainingError)
-        self._handle = _hold(out)
+        try:
+            self._handle = lock_folder(out)
+        except BlockingIOError:
+            raise TrainingError(
+                f"{out}: another process is working on the study in this folder. Wait for it, or choose another run.out."
+            ) from None
         try:
             self._clear_leftovers()
             self.members = self._claim(study, points, resume, extend)
@@ -102,7 +108,7 @@ class Ledger:
         if file.exists():
             if not resume:
                 raise TrainingError(f"{self.out}: holds a study already. Choose another run.out, or go on with it.")
-            old = _read(file)["members"]
+            old = _read(file, "members", "Bring it back, or choose another run.out")
             before = _read_yaml(self.out / "study.yaml")
             changed = sorted(k for k in _flat(asked) | _flat(before) if _flat(asked).get(k) != _flat(before).get(k))
             if changed and not extend:
@@ -116,6 +122,9 @@ class Ledger:
                     f"{self.out}: the study to extend has a member with {_words(gone[0]['settings'])}, which this one has "
                     f"not (different: {', '.join(changed[:5])}). A study can only grow: by choices of its space or samples."
                 )
+        elif any(self._folder.glob("lot-*.json")):
+            # Potentials are found by numbers that only it knows.
+            raise TrainingError(f"{file}: it is missing. Bring it back, or choose another run.out.")
         else:
             old = []
         known = {m["key"]: i for i, m in enumerate(old)}
@@ -138,7 +147,7 @@ class Ledger:
         """What the ledger says of every member that has ended, by its key."""
         found: dict[str, dict[str, Any]] = {}
         for file in sorted(self._folder.glob("lot-*.json")):
-            found |= _read(file)["members"]
+            found |= _read(file, "members", "Delete it, and its members are trained again")
         return found
 
     def open_members(self) -> list[Member]:
@@ -168,7 +177,7 @@ class Ledger:
     def check_data(self, group: str, hashes: Mapping[str, str]) -> None:
         """TrainingError where a data file has changed since a group's first member began."""
         file = self._folder / "data.json"
-        known = _read(file) if file.exists() else {}
+        known = _read(file, "sha256", "Delete it, if you know that the data are the same") if file.exists() else {}
         name = _hash(group)
         changed = [k for k, v in known.get(name, hashes).items() if hashes.get(k) != v]
         if changed:
@@ -176,7 +185,7 @@ class Ledger:
                 f"{self.out}: the {changed[0]} file has changed since this study began. Bring the old one back, or choose "
                 "another run.out."
             )
-        write_atomically(file, json.dumps({**known, name: dict(hashes)}, indent=1).encode())
+        write_atomically(file, json.dumps({"sha256": {**known, name: dict(hashes)}}, indent=1).encode())
 
     def keeper(self, lot: Sequence[Member], keep: int) -> LotKeeper:
         """Where a lot's loop writes its checkpoints."""
@@ -184,7 +193,7 @@ class Ledger:
 
 
 class LotKeeper:
-    """The checkpoints of one lot; see :class:`leignn_jax.training.loop.Keeper`."""
+    """The checkpoints of one lot; see :class:`leignn_jax.training.protocols.Keeper`."""
 
     mine = True
 
@@ -215,27 +224,6 @@ class LotKeeper:
         self._checkpoints.close()
 
 
-def _hold(out: Path) -> int | None:
-    """A lock on a folder that the system takes back when this process ends, however it does; None where there are none."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise TrainingError(
-            f"{out}: another process is working on the study in this folder. Wait for it, or choose another run.out."
-        ) from None
-    except OSError:
-        # A file system without locks.
-        os.close(handle)
-        return None
-    return handle
-
-
 def _key(config: TrainConfig) -> str:
     """A hash of all settings but where the study lies."""
     values = config.model_dump(mode="json")
@@ -262,14 +250,12 @@ def _words(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path, name: str, remedy: str) -> Any:
+    """What one of the ledger's files holds under this name; TrainingError where it is damaged."""
     try:
-        found = json.loads(file.read_bytes())
-        if not isinstance(found, dict):
-            raise TypeError("it holds no names")
-        return found
-    except (ValueError, TypeError, RecursionError) as error:
-        raise TrainingError(f"{file}: damaged ({error}). Delete it, and what it told of is trained again.") from error
+        return json.loads(file.read_bytes())[name]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TrainingError(f"{file}: damaged ({error}). {remedy}.") from error
 
 
 def _read_yaml(file: Path) -> Any:

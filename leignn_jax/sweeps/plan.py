@@ -51,7 +51,7 @@ class Costs(NamedTuple):
 
 
 class Unkept:
-    """Keeps nothing; see :class:`leignn_jax.training.loop.Keeper`."""
+    """Keeps nothing; see :class:`leignn_jax.training.protocols.Keeper`."""
 
     path, mine = Path("nowhere"), False
 

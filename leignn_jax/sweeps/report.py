@@ -65,12 +65,14 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _curves(history: Sequence[Mapping[str, Any]]):
     figure, axes = new_figure(1, width=5)
     for member in sorted({row["member"] for row in history}):
-        points = [(r["epoch"], r["validation_loss"]) for r in history if r["member"] == member and r["validation_loss"]]
+        points = [
+            (r["epoch"], r["validation_loss"]) for r in history if r["member"] == member and r.get("validation_loss")
+        ]
         if points:
             axes[0].plot(*zip(*points, strict=True), lw=1, alpha=0.7, label=f"member {member}")
     axes[0].set(xlabel="epoch", ylabel="validation loss (no unit)", yscale="log")
     axes[0].grid(alpha=0.3, which="both")
-    if len({row["member"] for row in history}) <= 10:
+    if 0 < len(axes[0].lines) <= 10:
         axes[0].legend(fontsize=7)
     return figure
 

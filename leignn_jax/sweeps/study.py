@@ -55,7 +55,9 @@ class StudyResult(NamedTuple):
     @property
     def best(self) -> Potential:
         """The member best on validation."""
-        found = self.potentials[0] if self.potentials else None
+        if not self.potentials:
+            raise ConfigError("The study was stopped before a member ended: the same call goes on.")
+        found = self.potentials[0]
         if found is None:
             raise ConfigError("Every member of the study diverged: lower the learning rates.")
         return found
@@ -196,7 +198,8 @@ def _table(ledger: Ledger) -> tuple[list[dict[str, Any]], list[Potential | None]
         potential, said = ledger.ended(member)
         epochs = [_of_epoch(row) for row in said["history"]]
         best = next((r for r in epochs if r["epoch"] == said["best_epoch"]), dict.fromkeys(epochs[-1]))
-        row = {"member": member.number, **member.settings}
+        # Without a loss where it diverged before an epoch was validated.
+        row = {"member": member.number, **member.settings, "validation_loss": None}
         row |= {k: v for k, v in best.items() if k.startswith("validation_")}
         row |= {"best_epoch": said["best_epoch"], "diverged_at_step": epochs[-1]["diverged_at_step"]}
         found.append((row, potential))

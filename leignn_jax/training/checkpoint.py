@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from leignn_jax.errors import TrainingError
-from leignn_jax.files import digest
+from leignn_jax.files import digest, lock_folder
 
 log = logging.getLogger("leignn_jax")
 
@@ -145,15 +145,10 @@ def _clear_leftovers(folder: Path) -> int | None:
     The handle is None, and nothing is deleted, where another process has the folder or the system knows no such locks.
     """
     try:
-        import fcntl
-    except ImportError:
+        handle = lock_folder(folder)
+    except BlockingIOError:
         return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        # Of a folder, so that no file is left; the system takes it back when the process ends, however it does.
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
+    if handle is None:
         return None
     for found in folder.glob("*.orbax-checkpoint-tmp*"):
         log.info("%s: removed, left by a run that was killed.", found)

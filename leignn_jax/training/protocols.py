@@ -36,14 +36,20 @@ class Keeper(Protocol):
     path: Any
     mine: bool
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None: ...
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint, a tree like ``like``, and its meta; None where there is none."""
 
-    def open_logs(self, histories: Sequence[list[dict[str, Any]]]) -> None: ...
+    def open_logs(self, histories: Sequence[list[dict[str, Any]]]) -> None:
+        """Write down the epochs done, a list of rows for each member."""
 
-    def log_epoch(self, rows: Sequence[dict[str, Any]]) -> None: ...
+    def log_epoch(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add an epoch, a row for each member."""
 
-    def save_checkpoint(self, number: int, tree: Any, meta: dict[str, Any]) -> None: ...
+    def save_checkpoint(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
+        """Keep arrays and plain JSON under a number that grows; TrainingError where the disk is full."""
 
-    def save_potential(self, name: str, potential: Potential) -> None: ...
+    def save_potential(self, name: str, potential: Potential) -> None:
+        """Write a potential's file."""
 
-    def wait(self) -> None: ...
+    def wait(self) -> None:
+        """Until everything is on disk."""

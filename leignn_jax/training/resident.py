@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -46,56 +47,12 @@ def resident_bytes(sizes: np.ndarray) -> int:
 
 def join_frames(examples: Sequence[Batch]) -> ResidentFrames:
     """All examples, each of one frame, end to end; on the host."""
+    # Those of a store are read when they are asked for: once.
+    examples = list(examples)
     sizes = np.array([e.graph.shape[:3] for e in examples], np.int32)
     width = int(sizes[:, 2].max())
-    atoms, pairs = int(sizes[:, 0].sum()), int(sizes[:, 1].sum())
-
-    def joined(get, count):
-        first = np.asarray(get(examples[0]))
-        out = np.empty((count, *first.shape[1:]), first.dtype)
-        place = 0
-        for one in examples:
-            values = np.asarray(get(one))
-            out[place : place + len(values)] = values
-            place += len(values)
-        return out
-
-    def table(get):
-        out = np.zeros((atoms, width), np.asarray(get(examples[0])).dtype)
-        place = 0
-        for one in examples:
-            values = np.asarray(get(one))
-            out[place : place + len(values), : values.shape[1]] = values
-            place += len(values)
-        return out
-
-    count = len(examples)
-    graph = Graph(
-        positions=joined(lambda e: e.graph.positions, atoms),
-        numbers=joined(lambda e: e.graph.numbers, atoms),
-        graph_index=joined(lambda e: e.graph.graph_index, atoms),
-        cell=joined(lambda e: e.graph.cell, count),
-        pbc=joined(lambda e: e.graph.pbc, count),
-        graph_mask=joined(lambda e: e.graph.graph_mask, count),
-        shifts=joined(lambda e: e.graph.shifts, pairs),
-        pair_mask=joined(lambda e: e.graph.pair_mask, pairs),
-        lists=PairLists(
-            receivers=joined(lambda e: e.graph.lists.receivers, pairs),
-            senders=joined(lambda e: e.graph.lists.senders, pairs),
-            neighbors=table(lambda e: e.graph.lists.neighbors),
-            neighbor_pairs=table(lambda e: e.graph.lists.neighbor_pairs),
-            neighbor_signs=table(lambda e: e.graph.lists.neighbor_signs),
-        ),
-    )
-    frames = Batch(
-        graph=graph,
-        energy=joined(lambda e: e.energy, count),
-        forces=joined(lambda e: e.forces, atoms),
-        stress=joined(lambda e: e.stress, count),
-        energy_weight=joined(lambda e: e.energy_weight, count),
-        forces_weight=joined(lambda e: e.forces_weight, atoms),
-        stress_weight=joined(lambda e: e.stress_weight, count),
-    )
+    examples = [e.replace(graph=e.graph.pad(neighbors=width)) for e in examples]
+    frames = jax.tree.map(lambda *parts: np.concatenate(parts), *examples)
     before = np.cumsum(sizes, 0, dtype=np.int32) - sizes
     return ResidentFrames(frames, before[:, 0], before[:, 1], *sizes.T)
 

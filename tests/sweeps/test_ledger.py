@@ -148,6 +148,24 @@ def test_a_damaged_ledger_is_told(data, tmp_path, name):
         leignn.sweep(study(data, tmp_path / "study", (1e-3, 2e-3, 3e-3, 4e-3), epochs=1), extend=True, progress=False)
 
 
+def test_a_ledger_without_its_members_is_told(data, tmp_path):
+    leignn.sweep(study(data, tmp_path / "study", epochs=1), progress=False)
+    (tmp_path / "study" / "ledger" / "members.json").unlink()
+    with pytest.raises(TrainingError, match=r"members.json: it is missing"):
+        leignn.sweep(study(data, tmp_path / "study", epochs=1), progress=False)
+
+
+@pytest.mark.parametrize("rates", [(1e-3, 2e-3), (1e30, 1e30 / 3)])
+def test_epochs_without_validation(data, tmp_path, rates):
+    """Of two that go on, and of two that diverge before there is a loss."""
+    values = study(data, tmp_path / "study", rates)
+    values["base"]["run"] |= {"validate_every": 2}
+    values["base"]["optimizer"] |= {"clip_norm": 1e30}
+    result = leignn.sweep(values, progress=False)
+    assert [row["validation_loss"] is None for row in result.rows] == [rates[0] > 1] * 2
+    assert (result.out / "curves.png").exists()
+
+
 def test_members_that_are_the_same_are_trained_once(data, tmp_path, caplog):
     result = leignn.sweep(study(data, tmp_path / "study", (1e-3, 1e-3), epochs=1), progress=False)
     assert len(result.rows) == 1
