@@ -38,6 +38,14 @@ JsonFile = Annotated[
 KeyNames = Annotated[
     list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="What a label is called, energy=dft_energy.")
 ]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="Train with the other processes of this TPU pod, Slurm or MPI job.")
+]
+Coordinator = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Elsewhere: where process 0 waits for the others;")
+]
+Processes = Annotated[int | None, typer.Option(help="how many processes there are, one on each host;")]
+Process = Annotated[int | None, typer.Option(help="the number of this one, from 0.")]
 
 
 @app.command(epilog="Example:  leignn quickstart --out tour")
@@ -73,14 +81,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a run folder that holds a run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    distributed: Annotated[
-        bool, typer.Option("--distributed", help="Train with the other processes of this TPU pod, Slurm or MPI job.")
-    ] = False,
-    coordinator: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Elsewhere: where process 0 waits for the others;")
-    ] = None,
-    processes: Annotated[int | None, typer.Option(help="how many processes there are, one on each host;")] = None,
-    process: Annotated[int | None, typer.Option(help="the number of this one, from 0.")] = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
     json_file: JsonFile = None,
 ) -> None:
     """Train a potential; the same command goes on with a run that was stopped."""
@@ -96,12 +100,11 @@ def train(
     with _interruptible("The same command goes on from the last checkpoint, or starts anew where there is none."):
         from leignn_jax.interruption import exit_code
         from leignn_jax.training.config import load_config, make_config
-        from leignn_jax.training.processes import is_first, join_processes
+        from leignn_jax.training.processes import is_first
         from leignn_jax.training.train import train as run
 
         config = load_config(files[0], overrides) if files else make_config({}, overrides)
-        if distributed or any(x is not None for x in (coordinator, processes, process)):
-            join_processes(coordinator, processes, process)
+        _join(distributed, coordinator, processes, process)
         result = run(config, resume=not fresh, progress=False if quiet else None)
         if not result.finished:
             raise typer.Exit(exit_code(result.signal))
@@ -158,20 +161,30 @@ def evaluate(
         save_figure(parity(result, f"{data.name}, {result.metrics['structures']} structures"), plot)
 
 
-@app.command(epilog="Example:  leignn sweep study.yaml")
+@app.command(
+    epilog="Examples:  leignn sweep study.yaml   |   on every host of a cluster: leignn sweep study.yaml --distributed"
+)
 def sweep(
     study: Annotated[Path, typer.Argument(help="A study's YAML file: base, space, search, samples, mesh.")],
     plan: Annotated[bool, typer.Option("--plan", help="Say what it will take, and train nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that holds a study.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="Train what has come to the folder's study.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
     json_file: JsonFile = None,
 ) -> None:
     """Train many models that differ in settings, as few compiled programs as their shapes allow; prints a CSV table."""
     with _interruptible("The same command goes on from the last checkpoint, or starts anew where there is none."):
         from leignn_jax.interruption import exit_code
+        from leignn_jax.sweeps.space import load_study
         from leignn_jax.sweeps.study import sweep as run
+        from leignn_jax.training.processes import is_first
 
+        load_study(study)
+        _join(distributed, coordinator, processes, process)
         if plan:
             from leignn_jax.sweeps.plan import plan_sweep, plan_table
 
@@ -181,6 +194,8 @@ def sweep(
         result = run(study, resume=not fresh, extend=extend, progress=False if quiet else None)
         if not result.finished:
             raise typer.Exit(exit_code(result.signal))
+        if not is_first():
+            return
         _show(result.rows, json_file, (result.out / "results.csv").read_text().rstrip())
         typer.echo(f"Report: {result.out / 'report.html'}", err=True)
 
@@ -390,6 +405,14 @@ def get(
 
 
 _CELLS: dict[str, Any] = {"held": False, "isotropic": "isotropic", "full": "full"}
+
+
+def _join(distributed: bool, coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Meet the other processes, where the command line asks for it."""
+    if distributed or any(x is not None for x in (coordinator, processes, process)):
+        from leignn_jax.training.processes import join_processes
+
+        join_processes(coordinator, processes, process)
 
 
 def _structures(path: Path, index: str) -> list[ase.Atoms]:

@@ -5,7 +5,8 @@ compare the bits of what they leave with those of an undisturbed run.
 
 writes results.json and results.md beside this file. Every process says when its imports are done; a kill comes at a moment
 drawn evenly between then and the time that an undisturbed process took. Where a process is done before its kill, what it
-left is compared and another run begins, until there were so many kills; the last run is then left to finish.
+left is compared and another run begins, until there were so many kills; the last run is then left to finish. Of two
+processes that work together one, drawn too, is killed, and then the other, as job schedulers do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -65,6 +67,12 @@ leignn.sweep({
 """
 )
 
+_PAIR = """
+import os
+from leignn_jax.training.processes import join_processes
+join_processes(os.environ["COORDINATOR"], 2, int(os.environ["PROCESS"]))
+""" + _STUDY.replace('"members_at_once": 4,', '"members_at_once": 4, "mesh": [4, 1],')
+
 _MD = """
 from pathlib import Path
 import ase.build
@@ -95,10 +103,12 @@ quickstart("tour", progress=False)
 
 
 class Kind(NamedTuple):
-    """What is killed: a Python script that is run again and again in one folder, and what it leaves there."""
+    """What is killed: a Python script that is run again and again in one folder, what it leaves there, and how many
+    processes run it together."""
 
     script: str
     left: Callable[[Path], dict[str, Any]]
+    processes: int = 1
 
 
 def main() -> None:
@@ -134,7 +144,7 @@ def kill_again_and_again(kind: Kind, kills: int, rng: random.Random) -> dict[str
             code = -signal.SIGKILL
             while code == -signal.SIGKILL:
                 moment = rng.uniform(0.0, seconds) if len(moments) < kills else None
-                taken, code = run(kind, folder, moment)
+                taken, code = run(kind, folder, moment, rng.randrange(kind.processes))
                 if code == -signal.SIGKILL:
                     moments.append(round(taken, 2))
             if code != 0:
@@ -155,29 +165,44 @@ def kill_again_and_again(kind: Kind, kills: int, rng: random.Random) -> dict[str
     }
 
 
-def run(kind: Kind, folder: Path, moment: float | None = None) -> tuple[float, int]:
-    """Run the script in a folder and kill it so many seconds after its imports; how long it ran since, and its exit code."""
+def run(kind: Kind, folder: Path, moment: float | None = None, victim: int = 0) -> tuple[float, int]:
+    """Run the script in a folder and kill it so many seconds after its imports, of several processes the victim first; how
+    long it ran since, and its exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE.parents[1] / ".jax_cache"))
+    if kind.processes > 1:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            environment["COORDINATOR"] = f"127.0.0.1:{one.getsockname()[1]}"
+        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     with open(folder / "errors", "w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", kind.script],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "go\n", (folder / "errors").read_text()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", kind.script],
+                cwd=folder,
+                env={**environment, "PROCESS": str(number)},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+            for number in range(kind.processes)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            # What CPUs talk by writes lines of its own.
+            while (line := process.stdout.readline()) != "go\n":
+                assert line.startswith("[Gloo]"), (folder / "errors").read_text()
         begun = time.monotonic()
         try:
-            process.wait(moment)
+            processes[victim].wait(moment)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
-    return time.monotonic() - begun, process.returncode
+            for process in (processes[victim], *processes):
+                process.send_signal(signal.SIGKILL)
+        for process in processes:
+            process.communicate()
+    # One that has ended before its kill is done, the other may not be.
+    return time.monotonic() - begun, min(process.returncode for process in processes)
 
 
 # ------------------------------------------------------------------------------------------------------- what is left
@@ -298,6 +323,7 @@ KINDS = {
     "md-nvt": Kind(_MD.replace("{ensemble}", "nvt"), of_simulation),
     "md-npt": Kind(_MD.replace("{ensemble}", "npt"), of_simulation),
     "store": Kind(_STORE, of_store),
+    "study-pair": Kind(_PAIR, of_study, processes=2),
     "quickstart": Kind(_QUICKSTART, of_quickstart),
 }
 

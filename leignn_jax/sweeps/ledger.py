@@ -29,11 +29,11 @@ import yaml
 from leignn_jax.errors import TrainingError
 from leignn_jax.files import lock_folder, make_folder, remove_leftovers, write_atomically
 from leignn_jax.potential import Potential
-from leignn_jax.potential_file import load_potential
 from leignn_jax.sweeps.report import REPORTS
 from leignn_jax.sweeps.space import StudyConfig
 from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
 from leignn_jax.training.config import TrainConfig
+from leignn_jax.training.processes import from_first, is_first
 from leignn_jax.training.standing import Trained
 
 log = logging.getLogger("leignn_jax")
@@ -51,7 +51,7 @@ class Member(NamedTuple):
 
 
 class Ledger:
-    """A study's folder, held by this process until :meth:`close`.
+    """A study's folder, held by this process until :meth:`close`; of several processes the first one reads and writes it.
 
     Args:
         out: the folder.
@@ -72,7 +72,12 @@ class Ledger:
         resume: bool = True,
         extend: bool = False,
     ):
-        self.out, self._folder = out, out / "ledger"
+        self.out, self._folder, self.mine = out, out / "ledger", is_first()
+        self.members: list[Member] = []
+        self._ended: dict[str, dict[str, Any]] = {}
+        self._handle = None
+        if not self.mine:
+            return
         make_folder(out, TrainingError)
         try:
             self._handle = lock_folder(out)
@@ -93,6 +98,14 @@ class Ledger:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+    def share(self, points: Sequence[tuple[dict[str, Any], TrainConfig]]) -> None:
+        """Tell the other processes what the folder holds; all must call it, with the study's ``points``."""
+        told = from_first([[[m.number, m.key, m.generation] for m in self.members], self._ended])
+        if not self.mine:
+            by_key = {_key(config): (settings, config) for settings, config in points}
+            self.members = [Member(number, *by_key[key], key, generation) for number, key, generation in told[0]]
+            self._ended = told[1]
 
     def _clear_leftovers(self) -> None:
         """Delete the temporary files of a process that was killed; the folder is this one's now."""
@@ -154,28 +167,33 @@ class Ledger:
         """Those that have not ended yet."""
         return [m for m in self.members if m.key not in self._ended]
 
-    def ended(self, member: Member) -> tuple[Potential | None, dict[str, Any]]:
-        """The best potential of a member that has ended, and what the ledger says of it: best_epoch and history."""
-        said = self._ended[member.key]
-        return load_potential(self._potential(member)) if said["best_epoch"] else None, said
+    def ended(self, member: Member) -> dict[str, Any]:
+        """What the ledger says of a member that has ended: best_epoch and history."""
+        return self._ended[member.key]
 
-    def _potential(self, member: Member) -> Path:
+    def potential_file(self, member: Member) -> Path:
+        """Where the best potential of a member lies that has ended after a good epoch."""
         return self.out / "potentials" / f"{member.number:03d}.safetensors"
 
     def end(self, lot: Sequence[Member], trained: Sequence[Trained]) -> None:
         """Write down what became of a lot; its checkpoints are not needed any more."""
-        said = {}
-        for member, one in zip(lot, trained, strict=True):
-            if one.potential is not None:
-                one.potential.save(self._potential(member))
-            said[member.key] = {"best_epoch": one.best_epoch, "history": one.history}
-        name = _lot_name(lot)
-        write_atomically(self._folder / f"lot-{name}.json", json.dumps({"members": said}).encode())
+        said = {
+            member.key: {"best_epoch": one.best_epoch, "history": one.history}
+            for member, one in zip(lot, trained, strict=True)
+        }
+        if self.mine:
+            for member, one in zip(lot, trained, strict=True):
+                if one.potential is not None:
+                    one.potential.save(self.potential_file(member))
+            name = _lot_name(lot)
+            write_atomically(self._folder / f"lot-{name}.json", json.dumps({"members": said}).encode())
+            shutil.rmtree(self.out / "checkpoints" / name, ignore_errors=True)
         self._ended |= said
-        shutil.rmtree(self.out / "checkpoints" / name, ignore_errors=True)
 
     def check_data(self, group: str, hashes: Mapping[str, str]) -> None:
         """TrainingError where a data file has changed since a group's first member began."""
+        if not self.mine:
+            return
         file = self._folder / "data.json"
         known = _read(file, "sha256", "Delete it, if you know that the data are the same") if file.exists() else {}
         name = _hash(group)
@@ -195,13 +213,14 @@ class Ledger:
 class LotKeeper:
     """The checkpoints of one lot; see :class:`leignn_jax.training.protocols.Keeper`."""
 
-    mine = True
-
     def __init__(self, folder: Path, out: Path, keep: int):
-        self.path = out
-        self._checkpoints = Checkpoints(folder, keep)
+        self.path, self.mine = out, is_first()
+        if self.mine:
+            self._checkpoints = Checkpoints(folder, keep)
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        if not self.mine:
+            return None
         check_room(self.path, named_leaves(like))
         return self._checkpoints.restore(like)
 
@@ -212,16 +231,19 @@ class LotKeeper:
         """Nothing, as above."""
 
     def save_checkpoint(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
-        self._checkpoints.save(number, tree, meta)
+        if self.mine:
+            self._checkpoints.save(number, tree, meta)
 
     def save_potential(self, name: str, potential: Potential) -> None:
         """Nothing: the best parameters of members are in the checkpoints too."""
 
     def wait(self) -> None:
-        self._checkpoints.wait()
+        if self.mine:
+            self._checkpoints.wait()
 
     def close(self) -> None:
-        self._checkpoints.close()
+        if self.mine:
+            self._checkpoints.close()
 
 
 def _key(config: TrainConfig) -> str:

@@ -142,7 +142,7 @@ def measure(loop: Loop, seconds: float = 2.0) -> Costs:
     evaluations = []
     for _ in range(2):
         before = time.monotonic()
-        loop.evaluated()
+        jax.block_until_ready(loop.evaluated())
         evaluations.append(time.monotonic() - before)
     first, evaluation = evaluations
     memory = max(loop.stepping.total_bytes(), loop.programs.evaluate.total_bytes())

@@ -13,22 +13,34 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import yaml
 from jax.sharding import Mesh
 
 from leignn_jax.arguments import check_flag
 from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
+from leignn_jax.potential_file import load_potential
 from leignn_jax.sweeps.ledger import Ledger, Member
 from leignn_jax.sweeps.report import write_study
 from leignn_jax.sweeps.space import StudyConfig, checked_study, group_key, members
 from leignn_jax.training.loop import Loop
 from leignn_jax.training.parallel import make_mesh
-from leignn_jax.training.prepared import Prepared, prepare
+from leignn_jax.training.prepared import Prepared, files_of, prepare
+from leignn_jax.training.processes import (
+    bytes_from_first,
+    check_devices,
+    check_same,
+    connect,
+    is_first,
+    together,
+    versions,
+)
 from leignn_jax.training.programs import Programs, make_programs
 
 log = logging.getLogger("leignn_jax")
@@ -77,6 +89,10 @@ def sweep(
     is reported, while the rest go on. The same call with the same study goes on where an earlier one stopped, however it
     did, and ends as if it had not been.
 
+    With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.training.processes.join_processes` before)
+    every one makes this call, with the same study and data, and ``mesh`` counts all their devices. The first one alone
+    reads and writes the folder and shows progress; all return the same result.
+
     Args:
         study: a YAML file, nested settings, or a checked StudyConfig.
         resume: go on with what the study's folder holds; False refuses a folder that has a study.
@@ -85,22 +101,25 @@ def sweep(
         progress: show progress; None where it can be seen.
 
     Raises:
-        ConfigError, DataError: see the study and the data; several processes (``jax.distributed``).
+        ConfigError, DataError: see the study and the data.
         TrainingError: the study's folder can't be made, holds another study or is worked on by another process, the data
-            have changed, or the disk is full.
+            have changed, the disk is full, or processes differ or one of them failed.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"A study runs in one process, not in {jax.process_count()}: its members share the devices of one host. Start "
-            "it without jax.distributed, or divide its space into one study for each host."
-        )
     check_flag("resume", resume)
     check_flag("extend", extend)
     study = checked_study(study)
-    points = members(study)
-    ledger = Ledger(points[0][1].run.out, study, points, resume, extend)
+    connect()
+    with together():
+        sweep_devices, data_devices = study.mesh
+        sizes = f"make mesh [N, M] with N x M = {jax.device_count()}"
+        check_devices(sweep_devices * data_devices, f"mesh {sweep_devices} x {data_devices}", sizes)
+        points = members(study)
+    check_same({"the study": yaml.safe_dump(study.model_dump(mode="json")), **versions()})
+    with together():
+        ledger = Ledger(points[0][1].run.out, study, points, resume, extend)
     try:
-        return _run(study, ledger, progress)
+        ledger.share(points)
+        return _run(study, ledger, progress if ledger.mine else False)
     finally:
         ledger.close()
 
@@ -112,7 +131,7 @@ def _run(study: StudyConfig, ledger: Ledger, progress: bool | None) -> StudyResu
         groups.setdefault((member.generation, group_key(member.config)), []).append(member)
     log.info("%d members in %d groups.", len(ledger.members), len(groups))
     still_open = {member.number for member in ledger.open_members()}
-    compiles, signal = [], None
+    compiles, finished, signal = [], True, None
     for (_, name), group in groups.items():
         size = lot_size(study, len(group))
         lots = [group[first : first + size] for first in range(0, len(group), size)]
@@ -120,17 +139,18 @@ def _run(study: StudyConfig, ledger: Ledger, progress: bool | None) -> StudyResu
         if not lots:
             compiles.append(0)
             continue
-        done, signal = _train_group(study, ledger, name, lots, size, progress)
+        done, finished, signal = _train_group(study, ledger, name, lots, size, progress)
         compiles.append(done)
-        if signal is not None:
+        if not finished:
             log.warning("Stopped by a signal; the same command goes on.")
             break
     rows, potentials, history = _table(ledger)
-    if signal is None:
-        write_study(ledger.out, rows, history, list(study.space))
-        if potentials[0] is not None:
-            potentials[0].save(ledger.out / "best.safetensors")
-    return StudyResult(rows, potentials, ledger.out, compiles, signal is None, signal)
+    with together():
+        if finished and ledger.mine:
+            write_study(ledger.out, rows, history, list(study.space))
+            if potentials[0] is not None:
+                potentials[0].save(ledger.out / "best.safetensors")
+    return StudyResult(rows, potentials, ledger.out, compiles, finished, signal)
 
 
 def group_mesh(study: StudyConfig) -> Mesh | None:
@@ -153,17 +173,21 @@ def _train_group(
     lots: Sequence[Sequence[Member]],
     size: int,
     progress: bool | None,
-) -> tuple[int, str | None]:
-    """Train members of one shape, lot by lot: how many programs were compiled, and the signal that stopped it."""
+) -> tuple[int, bool, str | None]:
+    """Train members of one shape, lot by lot: how many programs were compiled, whether it came to the end, and the signal
+    by which this process was asked to stop."""
     config, mesh = lots[0][0].config, group_mesh(study)
-    prepared = prepare(config, study.mesh[1], progress)
-    ledger.check_data(name, prepared.splits.hashes)
+    with together():
+        prepared = prepare(config, study.mesh[1], progress)
+    check_same(files_of(config, prepared))
+    with together():
+        ledger.check_data(name, prepared.splits.hashes)
     programs = make_programs(config, prepared, mesh, many=True)
     for lot in lots:
-        signal = _train_lot(ledger, lot, size, prepared, programs, mesh, progress)
-        if signal is not None:
-            return programs.compiles, signal
-    return programs.compiles, None
+        finished, signal = _train_lot(ledger, lot, size, prepared, programs, mesh, progress)
+        if not finished:
+            return programs.compiles, False, signal
+    return programs.compiles, True, None
 
 
 def _train_lot(
@@ -174,28 +198,33 @@ def _train_lot(
     programs: Programs,
     mesh: Mesh | None,
     progress: bool | None,
-) -> str | None:
-    """Train members side by side and enter them in the ledger; the signal that stopped it before, None where none did."""
+) -> tuple[bool, str | None]:
+    """Train members side by side and enter them in the ledger; whether it came to the end, and this process's signal."""
     filled = [*lot, *[lot[-1]] * (size - len(lot))]
-    keeper = ledger.keeper(lot, lot[0].config.run.keep)
+    with together():
+        keeper = ledger.keeper(lot, lot[0].config.run.keep)
     try:
         loop = Loop([member.config for member in filled], prepared, programs, keeper, mesh, many=True)
         if not loop.go(progress):
-            return loop.signal
+            return False, loop.signal
     finally:
         keeper.close()
-    ledger.end(lot, loop.members()[: len(lot)])
-    return None
+    trained = loop.members()[: len(lot)]
+    with together():
+        ledger.end(lot, trained)
+    return True, None
 
 
 def _table(ledger: Ledger) -> tuple[list[dict[str, Any]], list[Potential | None], list[dict[str, Any]]]:
-    """Rows of all members that have ended, best first, their potentials, and rows of all their epochs."""
+    """Rows of all members that have ended, best first, their potentials, and rows of all their epochs; all processes must
+    call it."""
     still_open = {member.number for member in ledger.open_members()}
     found, history = [], []
     for member in ledger.members:
         if member.number in still_open:
             continue
-        potential, said = ledger.ended(member)
+        said = ledger.ended(member)
+        potential = _potential_from_first(ledger.potential_file(member)) if said["best_epoch"] else None
         epochs = [_of_epoch(row) for row in said["history"]]
         best = next((r for r in epochs if r["epoch"] == said["best_epoch"]), dict.fromkeys(epochs[-1]))
         # Without a loss where it diverged before an epoch was validated.
@@ -206,6 +235,19 @@ def _table(ledger: Ledger) -> tuple[list[dict[str, Any]], list[Potential | None]
         history += [{"member": member.number, **one} for one in epochs]
     found.sort(key=lambda one: (_or_infinity(one[0]["validation_loss"]), one[0]["member"]))
     return [row for row, _ in found], [potential for _, potential in found], history
+
+
+def _potential_from_first(path: Path) -> Potential:
+    """The potential of a file that the first process has, in every process."""
+    with together():
+        content = path.read_bytes() if is_first() else b""
+    if jax.process_count() == 1:
+        return load_potential(path)
+    content = bytes_from_first(content)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(content)
+        return load_potential(copy)
 
 
 def _of_epoch(row: Mapping[str, Any]) -> dict[str, Any]:

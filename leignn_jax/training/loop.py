@@ -27,7 +27,7 @@ from leignn_jax.potential import Potential
 from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.logs import TrainingProgress
 from leignn_jax.training.loss import metrics
-from leignn_jax.training.parallel import DATA, on_own_device, own_parts, place_batch, place_state
+from leignn_jax.training.parallel import DATA, on_host, on_own_device, place_answers, place_state
 from leignn_jax.training.prepared import Prepared, resident_frames, step_frames, train_batches
 from leignn_jax.training.processes import arrays_from_first, from_first, together
 from leignn_jax.training.programs import CountedCompiles, Programs, evaluate, no_sums, train_row
@@ -41,13 +41,15 @@ log = logging.getLogger("leignn_jax")
 AHEAD = 2
 # Steps on frames that are on the device go together for so long, after which the host looks up.
 _PIECE_SECONDS = 1.0
+# What a process may wish after a step; of several processes the largest wish is done by all.
+_NOTHING, _CHECKPOINT, _STOP = range(3)
 
 
 class Loop:
     """A training under way: its state on the devices, where it stands, its programs and its folder.
 
-    What several processes decide (stop, best epoch, early stop, failure) follows from numbers that all have alike: what
-    a step returns, and each epoch's rows, which are the first process's.
+    What several processes decide (stop, checkpoint, best epoch, early stop, failure) follows from numbers that all have
+    alike: what a step returns, and each epoch's rows, which are the first process's.
 
     Args:
         configs: of each member; they differ in numbers alone (:data:`leignn_jax.sweeps.space.NUMBERS`).
@@ -73,11 +75,10 @@ class Loop:
         self.configs, self.config, self.prepared, self.programs = configs, configs[0], prepared, programs
         self.folder, self.mesh, self.many, self.more = folder, mesh, many, more
         self.alone = jax.process_count() == 1
-        # What a step is told of whether this process was asked to stop, made once: no transfer at each step.
-        self.asked = (None, None)
-        if self.mesh is not None and not self.alone:
-            mine = np.ones(len(own_parts(self.mesh)), np.int32)
-            self.asked = place_batch(self.mesh, (0 * mine, mine))
+        # What a step is told of this process's wish, made once: no transfer at each step.
+        self.wishes = [None, None, None]
+        if mesh is not None and not self.alone:
+            self.wishes = [place_answers(mesh, wish) for wish in (_NOTHING, _CHECKPOINT, _STOP)]
         with together():
             carry, best = self._start()
             restored = folder.restore(self._kept(carry, best))
@@ -172,45 +173,50 @@ class Loop:
 
     def _steps(self, stop: threading.Event, bar: TrainingProgress) -> bool:
         """The steps left of an epoch; False, after a checkpoint, where a process was asked to stop before their end."""
-        standing, ended, trouble = self.standing, False, None
+        standing, wish = self.standing, _NOTHING
         inflight: list[tuple[Any, int]] = []
 
-        def look(shown, count) -> bool:
+        def look(shown, count) -> int:
             shown = jax.device_get(shown)
             bar.update(shown, count)
-            return bool(shown["failed"]) or bool(shown.get("stop"))
+            return _STOP if shown["failed"] else int(shown.get("wish", _NOTHING))
 
         advances = self.advances(stop)
         with contextlib.closing(advances):
             for shown, count in advances:
                 standing.next_step += count
                 inflight.append((shown, count))
+                wish = self._wish(stop) if self.alone else _NOTHING
                 if len(inflight) > (AHEAD if self.resident is None else 0):
-                    ended = look(*inflight.pop(0))
-                if self.alone and stop.is_set():
-                    ended = True
-                elif self.folder.mine and time.monotonic() - self.saved > 60 * self.config.run.checkpoint_minutes:
-                    try:
-                        self._save()
-                    except TrainingError as error:
-                        # Raised when all have stopped: who went on would wait for this process without end.
-                        trouble = error
-                        stop.set()
-                if ended:
+                    wish = max(wish, look(*inflight.pop(0)))
+                if wish == _STOP:
                     break
-        for shown in inflight:
-            ended |= look(*shown)
+                if wish == _CHECKPOINT:
+                    self._save()
+                    wish = _NOTHING
+        wish = max([wish, *(look(*shown) for shown in inflight)])
         jax.block_until_ready(self.carry)
+        failed = self._all_failed()
         with together():
-            if trouble is not None:
-                raise trouble
-            failed = (np.asarray(self.carry[0].failed_at) >= 0).all()
             if failed and not self.many:
                 self._fail()
-            if ended:
-                self._save()
+        if wish != _NOTHING:
+            self._save()
         # Where all of many have failed, the rest of the epoch would change nothing.
-        return not ended or (self.many and bool(failed))
+        return wish != _STOP or (self.many and failed)
+
+    def _wish(self, stop: threading.Event) -> int:
+        """What this process would do after the next step."""
+        if stop.is_set():
+            return _STOP
+        if self.folder.mine and time.monotonic() - self.saved > 60 * self.config.run.checkpoint_minutes:
+            # Once: with several processes the steps that are under way would ask again.
+            self.saved = time.monotonic()
+            return _CHECKPOINT
+        return _NOTHING
+
+    def _all_failed(self) -> bool:
+        return bool((on_host(self.carry[0].failed_at) >= 0).all())
 
     def advances(self, stop: threading.Event) -> Generator[tuple[Any, int], None, None]:
         """Take the steps left of an epoch: what the last of them shows, and how many they were since the one before."""
@@ -228,9 +234,8 @@ class Loop:
                 if item is None:
                     return
                 number, batch = item
-                self.carry, shown = self.programs.advance(
-                    self.carry, (batch, self.asked[stop.is_set()], self._pull(number))
-                )
+                wish = None if self.alone else self.wishes[self._wish(stop)]
+                self.carry, shown = self.programs.advance(self.carry, (batch, wish, self._pull(number)))
                 yield shown, 1
 
     def _by_pieces(self) -> Generator[tuple[Any, int], None, None]:
@@ -260,8 +265,12 @@ class Loop:
 
     def _close_epoch(self, seconds: float, bar: TrainingProgress) -> None:
         """Evaluate, and write down what the epoch brought."""
+        run, (state, running), epoch = self.config.run, self.carry, self.standing.epoch + 1
         with together():
-            rows = self._rows(seconds)
+            found = self.evaluated() if epoch % run.validate_every == 0 or epoch == run.epochs else None
+        trained, found = on_host(((state.step, state.failed_at, running), found))
+        with together():
+            rows = self._rows(seconds, trained, found)
         rows = from_first(rows)
         with together():
             self._record(rows)
@@ -270,31 +279,32 @@ class Loop:
                 bar.note(f"epoch {rows[0]['epoch']}: best validation loss {min(losses, default=math.nan):.4g}")
             else:
                 bar.epoch(rows[0], self.standing.histories[0])
+        if self.standing.epoch == run.epochs:
+            self._save()
 
-    def _rows(self, seconds: float) -> list[dict[str, Any]]:
-        """The line of the epoch, of each member."""
-        run, data, (state, running) = self.config.run, self.config.data, self.carry
-        epoch, steps = self.standing.epoch + 1, self.prepared.steps_per_epoch
+    def _rows(self, seconds: float, trained: Any, found: Any) -> list[dict[str, Any]]:
+        """The line of the epoch, of each member, from the sums of its steps and of its evaluation (None without one)."""
+        data, epoch, steps = self.config.data, self.standing.epoch + 1, self.prepared.steps_per_epoch
         devices = 1 if self.mesh is None else self.mesh.shape[DATA]
         frames = steps * data.batch_size * data.accumulate * devices
         rows = []
-        for step, failed_at, sums in self._each(jax.device_get((state.step, state.failed_at, running))):
+        for step, failed_at, sums in self._each(trained):
             row = {"epoch": epoch, "step": int(step), **train_row(sums)}
             row |= {"seconds": round(seconds, 3), "frames_per_second": round(frames / seconds, 3)}
             if self.many:
                 row["diverged_at_step"] = None if failed_at < 0 else int(failed_at)
             rows.append(row)
-        if epoch % run.validate_every == 0 or epoch == run.epochs:
-            for row, found in zip(rows, self._each(self.evaluated()), strict=True):
-                row["validation_loss"] = float(found["loss"]) / float(found["graphs"])
-                row |= {f"validation_{k}": v for k, v in metrics(found["sums"]).items()}
+        if found is not None:
+            for row, one in zip(rows, self._each(found), strict=True):
+                row["validation_loss"] = float(one["loss"]) / float(one["graphs"])
+                row |= {f"validation_{k}": v for k, v in metrics(one["sums"]).items()}
             if self.more is not None:
-                rows[0] |= self.more.row(state.averaged())
+                rows[0] |= self.more.row(self.carry[0].averaged())
                 rows[0]["validation_loss"] += rows[0]["targets_loss"]
         return rows
 
-    def evaluated(self) -> dict[str, Any]:
-        """Sums of loss and errors on validation with averaged parameters."""
+    def evaluated(self) -> Any:
+        """Sums of loss and errors on validation with averaged parameters, on the devices."""
         state, mesh = self.carry[0], self.mesh
         size, examples = self.config.data.batch_size, self.prepared.validation
         if mesh is None or not self.many:
@@ -321,7 +331,7 @@ class Loop:
             state = state.replace(plateau=plateau)
             if not self.many and better:
                 self.folder.save_potential("potential.safetensors", self.export(state.ema))
-        self.carry = (state, self._place(jax.tree.map(np.zeros_like, jax.device_get(running))))
+        self.carry = (state, self._place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), running)))
         self.folder.log_epoch(rows)
         for i, row in enumerate(rows):
             waited = run.early_stop is not None and standing.epoch - standing.bests[i]["epoch"] >= run.early_stop
@@ -330,16 +340,17 @@ class Loop:
         if all(standing.ended):
             log.info("Nothing gets better any more: stopping at epoch %d.", standing.epoch)
             standing.epoch = run.epochs
-        if standing.epoch == run.epochs:
-            self._save()
 
     def _save(self) -> None:
-        """A checkpoint, unless all that is trained has failed: the last good one must stay."""
-        if not (np.asarray(self.carry[0].failed_at) >= 0).all():
+        """A checkpoint, unless all that is trained has failed: the last good one must stay. All processes must call it."""
+        if self._all_failed():
+            return
+        kept = on_host(self._kept(self.carry, self.best))
+        with together():
             # After the same step, a checkpoint with its epoch evaluated is another than one without.
             number = self.standing.epoch * (self.prepared.steps_per_epoch + 1) + self.standing.next_step
-            self.folder.save_checkpoint(number, self._kept(self.carry, self.best), dataclasses.asdict(self.standing))
-            self.saved = time.monotonic()
+            self.folder.save_checkpoint(number, kept, dataclasses.asdict(self.standing))
+        self.saved = time.monotonic()
 
     def _save_last(self) -> None:
         if not self.many:
@@ -365,7 +376,7 @@ class Loop:
     def members(self) -> list[Trained]:
         """What became of each of many."""
         found = []
-        for i, params in enumerate(self._each(jax.device_get(self.best))):
+        for i, params in enumerate(self._each(on_host(self.best))):
             epoch = max(self.standing.bests[i]["epoch"], 0)
             found.append(Trained(self.export(params, i) if epoch else None, epoch, self.standing.histories[i]))
         return found

@@ -61,6 +61,26 @@ def place_batch(mesh: Mesh, parts: Any) -> Any:
     return jax.tree.map(lambda x: place(np.asarray(x)), parts)
 
 
+def place_answers(mesh: Mesh, answer: int) -> jax.Array:
+    """``[devices]`` int32 on the mesh's devices: on each what its process says."""
+    sharding = NamedSharding(mesh, P((DATA, SWEEP)))
+    return jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.full(1, answer, np.int32))
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays on the host, whole in every process; where they are divided among processes, all must call it."""
+
+    def one(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        from jax.experimental.multihost_utils import process_allgather
+
+        # One after the other: no device must have room for all.
+        return process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(one, tree))
+
+
 def on_own_device(tree: Any) -> Any:
     """What is whole on every device of a mesh, as it lies on this process's first one; nothing is copied."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
@@ -71,15 +91,17 @@ def _place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
 
 
 def shard_step(step: Callable, mesh: Mesh, *, members: bool = False) -> Callable:
-    """``step(carry, batch) -> (carry, seen)`` on a mesh, where ``step`` averages over the axis "data" itself.
+    """``step(carry, item) -> (carry, seen)`` on a mesh, where ``step`` averages over the axis "data" itself.
 
     What is seen is the same on every device. The carry is whole on every device, or with ``members`` divided along
-    "sweep"; the batch carries its parts on a leading axis. Every device runs the step on its own part; only gradients
-    cross, so no gather of a graph ever does.
+    "sweep". An item is a batch, whose parts lie on a leading axis (:func:`place_batch`), what each device's process says
+    (:func:`place_answers`, or None), and what is the same for all. Every device runs the step on its own part; only
+    gradients cross, so no gather of a graph ever does.
     """
-    state = P(SWEEP) if members else P()
+    state, item = P(SWEEP) if members else P(), (P(DATA), P((DATA, SWEEP)), P())
 
-    def local(carry, batch):
-        return step(carry, jax.tree.map(lambda x: x[0], batch))
+    def local(carry, item):
+        *parts, same = item
+        return step(carry, (*jax.tree.map(lambda x: x[0], parts), same))
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(state, P(DATA)), out_specs=(state, P()), check_vma=False)
+    return jax.shard_map(local, mesh=mesh, in_specs=(state, item), out_specs=(state, P()), check_vma=False)

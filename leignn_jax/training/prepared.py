@@ -13,13 +13,14 @@ from leignn_jax.data.batches import Batch, collate, epoch_order, in_order
 from leignn_jax.data.distances import wall_distances
 from leignn_jax.errors import ConfigError, ElementError
 from leignn_jax.potential import Potential
-from leignn_jax.potential_file import load_potential
+from leignn_jax.potential_file import find_potential, load_potential
 from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.dataset import (
     ExampleSet,
     Splits,
     evaluation_set,
     force_scale,
+    hash_path,
     load_splits,
     references_for,
     shortest_of,
@@ -96,6 +97,17 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
             f"{data.batch_size} frames."
         )
     return Prepared(potential, train, validation, splits, batches // per_step)
+
+
+def files_of(config: TrainConfig, prepared: Prepared) -> dict[str, str]:
+    """Hashes of the files that a training reads, by what they are; of several processes all must have the same."""
+    start = config.run.start_from
+    others = {
+        "isolated_atoms": config.data.isolated_atoms,
+        "start_from": None if start is None else find_potential(start),
+    }
+    hashes = prepared.splits.hashes | {name: hash_path(path) for name, path in others.items() if path is not None}
+    return {f"the {name} file": f"sha256 {value}" for name, value in hashes.items()}
 
 
 def train_batches(

@@ -91,12 +91,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def check_devices(devices: int) -> None:
-    """ConfigError where ``devices`` would leave out a device of one of several processes."""
+def check_devices(devices: int, name: str, remedy: str) -> None:
+    """ConfigError where ``devices`` would leave out a device of one of several processes: it quotes the setting's name
+    and the remedy."""
     if jax.process_count() > 1 and devices != jax.device_count():
         raise ConfigError(
-            f"run.devices is {devices}, but {jax.process_count()} processes with {jax.device_count()} devices train "
-            f"together: set run.devices={jax.device_count()}."
+            f"{name} is {devices}, but {jax.process_count()} processes with {jax.device_count()} devices train together: "
+            f"{remedy}."
         )
 
 
@@ -107,9 +108,15 @@ def from_first(value: Any) -> Any:
     """The first process's value, plain JSON, in every process; all must call it."""
     if jax.process_count() == 1:
         return value
-    content = json.dumps(value).encode() if is_first() else b""
+    return json.loads(bytes_from_first(json.dumps(value).encode() if is_first() else b""))
+
+
+def bytes_from_first(content: bytes) -> bytes:
+    """The first process's bytes in every process, whatever the others give; all must call it."""
+    if jax.process_count() == 1:
+        return content
     length = int(_broadcast(np.int64(len(content)).reshape(1).view(np.uint8)).view(np.int64)[0])
-    return json.loads(_broadcast(_padded(content, length)).tobytes()[:length])
+    return _broadcast(_padded(content if is_first() else b"", length)).tobytes()[:length]
 
 
 def arrays_from_first(tree: Any) -> Any:
@@ -158,6 +165,13 @@ def together() -> Iterator[None]:
     for number, text in enumerate(told):
         if text:
             raise TrainingError(f"Process {number} failed, so all stop; {text}")
+
+
+def versions() -> dict[str, str]:
+    """What :func:`check_same` is told of this process's software."""
+    from leignn_jax import __version__
+
+    return {"versions": f"leignn_jax {__version__}, jax {jax.__version__}"}
 
 
 def check_same(facts: Mapping[str, str]) -> None:

@@ -110,14 +110,14 @@ def advance(carry, item, *, step: Callable, many: bool = False, sweep: str | Non
 
     Args:
         carry: the state and the epoch's sums so far; of ``many`` members with a leading axis.
-        item: the batch, whether this device's process was asked to stop (with several processes: the answer travels with
-            the step, so that all learn it after the same one without waiting for each other), and what is added to the
+        item: the batch, what this device's process wishes (of several processes: a number that travels with the step, so
+            that all learn the largest after the same one without waiting for each other), and what is added to the
             gradient (None: nothing).
         step: a :func:`train_step` with its static arguments bound.
         many: whether there is an axis of members; "failed" is then whether all have.
         sweep: the mesh's axis among whose devices members are divided.
     """
-    batch, asked, added = item
+    batch, wish, added = item
     one = partial(_advance_one, step=step)
     if not many:
         carry, shown = one(carry, batch, added)
@@ -127,8 +127,8 @@ def advance(carry, item, *, step: Callable, many: bool = False, sweep: str | Non
         shown = {"loss": jnp.where(failed, jnp.inf, each["loss"]).min(), "failed": failed.all()}
         if sweep is not None:
             shown = {k: jax.lax.pmin(v, sweep) for k, v in shown.items()}
-    if asked is not None:
-        shown["stop"] = jax.lax.psum(asked, DATA) > 0
+    if wish is not None:
+        shown["wish"] = jax.lax.pmax(wish, (DATA, SWEEP))
     return carry, shown
 
 
@@ -208,12 +208,12 @@ def train_row(running) -> dict[str, Any]:
 
 def evaluate(
     program: CountedCompiles, state: TrainState, examples: ExampleSet, batch_size: int, place: Callable
-) -> dict[str, Any]:
-    """Sums of loss and errors with averaged parameters over all examples, on the host; the loss with the final weights, so
-    that epochs can be compared. ``place`` copies a batch to where the state lies."""
+) -> Any:
+    """Sums of loss and errors with averaged parameters over all examples, where the state lies; the loss with the final
+    weights, so that epochs can be compared. ``place`` copies a batch there."""
     potential, weights = state.averaged(), state.hyper.final_weights
     total = None
     for batch in prefetch(evaluation_batches(examples, batch_size)):
         found = program(potential, place(batch), weights)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
-    return jax.device_get(total)
+    return total

@@ -17,15 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-import leignn_jax
 from leignn_jax.potential import Potential
-from leignn_jax.potential_file import find_potential
 from leignn_jax.training.config import TrainConfig, dump_config
-from leignn_jax.training.dataset import hash_path
 from leignn_jax.training.folder import RunFolder
 from leignn_jax.training.loop import Loop
 from leignn_jax.training.parallel import make_mesh
-from leignn_jax.training.prepared import Prepared, prepare
+from leignn_jax.training.prepared import Prepared, files_of, prepare
 from leignn_jax.training.processes import (
     arrays_from_first,
     check_devices,
@@ -33,6 +30,7 @@ from leignn_jax.training.processes import (
     connect,
     from_first,
     together,
+    versions,
 )
 from leignn_jax.training.programs import make_programs
 from leignn_jax.training.protocols import MoreTerms
@@ -85,7 +83,7 @@ def train(
     """
     connect()
     with together():
-        check_devices(config.run.devices)
+        check_devices(config.run.devices, "run.devices", f"set run.devices={jax.device_count()}")
         prepared = prepare(config, config.run.devices, progress)
         terms = None if more is None else more(prepared.potential)
     check_same(_what_processes_share(config, prepared))
@@ -119,17 +117,7 @@ def _data_of_run(prepared: Prepared) -> dict[str, Any]:
 
 def _what_processes_share(config: TrainConfig, prepared: Prepared) -> dict[str, str]:
     """What must be the same in all processes that train together."""
-    start = config.run.start_from
-    others = {
-        "isolated_atoms": config.data.isolated_atoms,
-        "start_from": None if start is None else find_potential(start),
-    }
-    hashes = prepared.splits.hashes | {name: hash_path(path) for name, path in others.items() if path is not None}
-    return {
-        "versions": f"leignn_jax {leignn_jax.__version__}, jax {jax.__version__}",
-        "the config": dump_config(config),
-        **{f"the {name} file": f"sha256 {value}" for name, value in hashes.items()},
-    }
+    return {**versions(), "the config": dump_config(config), **files_of(config, prepared)}
 
 
 def _result(loop: Loop, folder: RunFolder, finished: bool) -> TrainResult:

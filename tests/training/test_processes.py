@@ -61,11 +61,11 @@ bits = digest(named_leaves(arrays_from_first(odd)))
 report = [{"bits": bits, "gathered": gather("x" * 5000 * number), "first": from_first(number)}]
 train_row, save, compiles, made = loop.train_row, RunFolder.save_checkpoint, programs.CountedCompiles, {}
 # All tasks have the same programs: compile them once.
-programs.CountedCompiles = lambda function, planned, name, **more: made.setdefault(
-    name, compiles(function, planned, name, **more)
-)
 for task in tasks:
-    epochs = 0
+    epochs, kind = 0, str(task.get("sweep", {}).get("mesh"))
+    programs.CountedCompiles = lambda function, planned, name, **more: made.setdefault(
+        name + kind, compiles(function, planned, name, **more)
+    )
 
     def counted(*args):
         global epochs
@@ -81,15 +81,21 @@ for task in tasks:
     RunFolder.save_checkpoint = full if task.get("full_disk") else save
     try:
         if "sweep" in task:
-            leignn_jax.sweep(task["sweep"], progress=False)
-        result = leignn_jax.train(task["train"], progress=False)
-        found = {
-            "finished": result.finished,
-            "metrics": result.metrics,
-            "history": result.history,
-            "params": digest(named_leaves(result.potential.params)),
-            "metadata": result.potential.metadata,
-        }
+            result = leignn_jax.sweep(task["sweep"], progress=False)
+            found = {
+                "finished": result.finished,
+                "rows": result.rows,
+                "params": [digest(named_leaves(p.params)) for p in result.potentials],
+            }
+        else:
+            result = leignn_jax.train(task["train"], progress=False)
+            found = {
+                "finished": result.finished,
+                "metrics": result.metrics,
+                "history": result.history,
+                "params": digest(named_leaves(result.potential.params)),
+                "metadata": result.potential.metadata,
+            }
     except (leignn_jax.errors.LeignnError, FileNotFoundError) as error:
         found = {"error": f"{type(error).__name__}: {error}"}
     report.append(found)
@@ -139,7 +145,14 @@ def make_folders(root):
     return folders
 
 
-WHOLE, STOPPED, RESUMED, DATA, CONFIG, MISSING, DEVICES, SWEEP, FULL = range(1, 10)
+WHOLE, STOPPED, RESUMED, DATA, CONFIG, MISSING, DEVICES, MESH, FULL, STUDY, HALF, REST = range(1, 13)
+RATES = [5e-3, 2e-3]
+
+
+def study(out, mesh=(2, 2)):
+    values = settings(out)
+    del values["run"]["devices"]
+    return {"sweep": {"base": values, "space": {"run.seed": [0, 1], "optimizer.learning_rate": RATES}, "mesh": mesh}}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +168,6 @@ def pair(tmp_path_factory):
         return {"train": {**settings("refused"), "optimizer": {"learning_rate": value}}}
 
     stopped, full = {"train": settings("stopped")}, {"train": settings("full", checkpoint_minutes=0.0)}
-    sweep = {"sweep": {"base": settings("study"), "space": {"run.seed": [0, 1]}}}
     devices = {"train": settings("refused", devices=2)}
     first = [
         {"train": settings()},
@@ -165,13 +177,18 @@ def pair(tmp_path_factory):
         rate(0.01),
         data("mine.h5"),
         devices,
-        sweep,
+        study("refused", (2, 1)),
         {**full, "full_disk": True},
+        study("study"),
+        study("half"),
+        study("half"),
     ]
     second = [*first]
     second[STOPPED - 1] = {**stopped, "signal_in_epoch": 2}
     second[CONFIG - 1] = rate(0.02)
     second[FULL - 1] = full
+    # Of four members' second epoch.
+    second[HALF - 1] = {**study("half"), "signal_in_epoch": 5}
     return folders, run_pair(folders, [first, second])
 
 
@@ -234,7 +251,7 @@ def test_differences_are_refused_by_both(pair):
         assert report[DATA]["error"].startswith(f"TrainingError: {expected}")
         assert "process 0 in the config: learning_rate: 0.02, not learning_rate: 0.01." in report[CONFIG]["error"]
         assert "set run.devices=4" in report[DEVICES]["error"]
-        assert "A study runs in one process, not in 2" in report[SWEEP]["error"]
+        assert "mesh 2 x 1 is 2, but 2 processes with 4 devices train together: make mesh" in report[MESH]["error"]
     assert not (folders[0] / "refused").exists()
 
 
@@ -245,6 +262,52 @@ def test_an_error_in_one_ends_both(pair):
     assert "FileNotFoundError: mine.h5" in first[MISSING]["error"]
     assert first[FULL]["error"] == "TrainingError: the disk is full"
     assert second[FULL]["error"].startswith("TrainingError: Process 0 failed, so all stop; on ")
+
+
+def test_two_processes_train_a_study_as_one(pair, tmp_path, monkeypatch):
+    """Members divided among two processes, the batches of a step among the devices of each."""
+    folders, (first, second) = pair
+    assert first[STUDY] == second[STUDY]
+    assert first[STUDY]["finished"]
+    monkeypatch.chdir(folders[0])
+    values = study(str(tmp_path / "alone"), (1, 1))["sweep"]
+    values["base"]["data"]["accumulate"] = 2
+    alone = leignn.sweep(values, progress=False)
+    assert_alike(first[STUDY]["rows"], alone.rows)
+    files = [folders[0] / f"study/potentials/{row['member']:03d}.safetensors" for row in first[STUDY]["rows"]]
+    params = [leignn.load_potential(file).params for file in files]
+    assert [digest(named_leaves(p)) for p in params] == second[STUDY]["params"]
+    assert not (folders[1] / "study").exists()
+
+
+def test_a_signal_to_one_stops_a_study_in_both_and_it_goes_on(pair):
+    _, (first, second) = pair
+    assert first[HALF] == second[HALF]
+    assert not first[HALF]["finished"]
+    assert first[HALF]["rows"] == []
+    assert first[REST] == second[REST] == first[STUDY]
+
+
+def assert_alike(rows, others):
+    """Rows of the same members in any order, to rounding that differs."""
+    rows, others = (sorted(x, key=lambda row: row["member"]) for x in (rows, others))
+    for a, b in zip(rows, others, strict=True):
+        assert a["best_epoch"] == b["best_epoch"]
+        numbers = {k: v for k, v in a.items() if k.startswith("validation_") and v is not None}
+        assert numbers == {k: pytest.approx(b[k], rel=1e-3, abs=1e-3) for k in numbers}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(4, 1), (1, 4)])
+def test_a_study_on_other_meshes(tmp_path, monkeypatch, mesh):
+    """Only members divided, and only batches."""
+    folders = make_folders(tmp_path)
+    (first,), (second,) = (report[1:] for report in run_pair(folders, [[study("study", mesh)]] * 2))
+    assert first == second
+    monkeypatch.chdir(folders[0])
+    values = study("alone", (1, 1))["sweep"]
+    values["base"]["data"]["accumulate"] = mesh[1]
+    assert_alike(first["rows"], leignn.sweep(values, progress=False).rows)
 
 
 def test_what_processes_tell_each_other(pair):
@@ -268,10 +331,10 @@ connect()
 time.sleep(late * (1 - number))
 told = [from_first(number), gather(str(number))]
 mesh = make_mesh(1, 4)
-step = jax.jit(shard_step(lambda carry, batch: jax.lax.psum(carry + batch, DATA), mesh))
+step = jax.jit(shard_step(lambda carry, item: 2 * (jax.lax.psum(carry + item[0], DATA),), mesh))
 carry, batch = place_state(mesh, np.ones(())), place_batch(mesh, np.full(2, 1.0 + number))
 time.sleep(late * number)
-print([*told, float(jax.device_get(step(carry, batch)))])
+print([*told, float(jax.device_get(step(carry, (batch, None, None))[0]))])
 """
 
 
