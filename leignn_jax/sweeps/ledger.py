@@ -4,6 +4,8 @@ In the study's folder::
 
     study.yaml             what was asked
     ledger/members.json    every member's settings, in the order of their numbers
+    ledger/populations.json  of a search: which members began together
+    ledger/costs.json      what an evaluation takes, of each group, where they differ
     ledger/lot-LOT.json    best epoch and history of the members of a lot that has ended
     ledger/data.json       sha256 of the data of each group
     checkpoints/LOT/       of the lot that is under way
@@ -30,7 +32,7 @@ from leignn_jax.errors import TrainingError
 from leignn_jax.files import lock_folder, make_folder, remove_leftovers, write_atomically
 from leignn_jax.potential import Potential
 from leignn_jax.sweeps.report import REPORTS
-from leignn_jax.sweeps.space import StudyConfig
+from leignn_jax.sweeps.space import StudyConfig, config_of, group_key
 from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
 from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.processes import from_first, is_first
@@ -40,14 +42,15 @@ log = logging.getLogger("leignn_jax")
 
 
 class Member(NamedTuple):
-    """One member: its number, what the study varies of it, its whole config, a hash of that, and how many times the study
-    had been extended when it came."""
+    """One member: its number, what the study varies of it, its whole config, a hash of that, how many times the study had
+    been extended when it came, and the number that the storage of a search gave it."""
 
     number: int
     settings: dict[str, Any]
     config: TrainConfig
     key: str
     generation: int
+    trial: int = -1
 
 
 class Ledger:
@@ -56,7 +59,7 @@ class Ledger:
     Args:
         out: the folder.
         study: what was asked.
-        points: settings and config of each member.
+        points: settings and config of each member; None where a search gives them one after the other.
         resume: False refuses a folder that holds a study.
         extend: whether members may have come to those of the folder's study.
 
@@ -68,12 +71,17 @@ class Ledger:
         self,
         out: Path,
         study: StudyConfig,
-        points: Sequence[tuple[dict[str, Any], TrainConfig]],
+        points: Sequence[tuple[dict[str, Any], TrainConfig]] | None,
         resume: bool = True,
         extend: bool = False,
     ):
         self.out, self._folder, self.mine = out, out / "ledger", is_first()
+        self.study = study
         self.members: list[Member] = []
+        # Of each population of a search the first member's number and the one behind its last, -1 while it is under way.
+        self.populations: list[list[int]] = []
+        # What an evaluation takes, of each group; measured once.
+        self.costs: dict[str, float] = {}
         self._ended: dict[str, dict[str, Any]] = {}
         self._handle = None
         if not self.mine:
@@ -89,6 +97,9 @@ class Ledger:
             self._clear_leftovers()
             self.members = self._claim(study, points, resume, extend)
             self._ended = self._read_ended()
+            for name in ("populations", "costs"):
+                if (file := self._folder / f"{name}.json").exists():
+                    setattr(self, name, _read(file, name, "Bring it back, or choose another run.out"))
         except BaseException:
             self.close()
             raise
@@ -99,13 +110,53 @@ class Ledger:
             os.close(self._handle)
             self._handle = None
 
-    def share(self, points: Sequence[tuple[dict[str, Any], TrainConfig]]) -> None:
-        """Tell the other processes what the folder holds; all must call it, with the study's ``points``."""
-        told = from_first([[[m.number, m.key, m.generation] for m in self.members], self._ended])
+    def cost_of(self, config: TrainConfig) -> float | None:
+        """What an evaluation of a member takes, where it was measured."""
+        return self.costs.get(_hash(group_key(config)))
+
+    def write_cost(self, config: TrainConfig, cost: float) -> None:
+        """Measured for all members of this one's group."""
+        self.costs[_hash(group_key(config))] = cost
+        write_atomically(self._folder / "costs.json", json.dumps({"costs": self.costs}).encode())
+
+    def share(self) -> None:
+        """Tell the other processes what the folder holds; all must call it."""
+        members = [[m.number, m.settings, m.key, m.generation, m.trial] for m in self.members]
+        members, ended, populations, self.costs = from_first([members, self._ended, self.populations, self.costs])
         if not self.mine:
-            by_key = {_key(config): (settings, config) for settings, config in points}
-            self.members = [Member(number, *by_key[key], key, generation) for number, key, generation in told[0]]
-            self._ended = told[1]
+            self.members = [
+                Member(number, settings, config_of(self.study, settings), *others)
+                for number, settings, *others in members
+            ]
+            self._ended, self.populations = ended, populations
+
+    def add(self, number: int, trial: int, settings: dict[str, Any]) -> None:
+        """The next member of a search; one that is known already stays."""
+        if number < len(self.members):
+            return
+        config = config_of(self.study, settings)
+        self.members.append(Member(number, settings, config, _hash(f"{_key(config)} {trial}"), 0, trial))
+        if self.mine:
+            said = [{"key": m.key, "settings": m.settings, "generation": 0, "trial": m.trial} for m in self.members]
+            write_atomically(self._folder / "members.json", json.dumps({"members": said}, indent=1).encode())
+
+    def write_population(self, first: int, end: int = -1) -> None:
+        """A population of a search begins with member ``first``, or is over and ``end`` is the next one's first."""
+        if not self.populations or self.populations[-1][0] != first:
+            self.populations.append([first, -1])
+        self.populations[-1][1] = end
+        if self.mine:
+            content = json.dumps({"populations": self.populations}).encode()
+            write_atomically(self._folder / "populations.json", content)
+            if end >= 0:
+                shutil.rmtree(self._checkpoints_of(first), ignore_errors=True)
+
+    def _checkpoints_of(self, first: int) -> Path:
+        return self.out / "checkpoints" / f"population-{first}"
+
+    def population_keeper(self, first: int, keep: int) -> LotKeeper:
+        """Where the loop of a search's population writes its checkpoints."""
+        return LotKeeper(self._checkpoints_of(first), self.out, keep)
 
     def _clear_leftovers(self) -> None:
         """Delete the temporary files of a process that was killed; the folder is this one's now."""
@@ -117,7 +168,7 @@ class Ledger:
 
     def _claim(self, study, points, resume, extend) -> list[Member]:
         asked, file = study.model_dump(mode="json"), self._folder / "members.json"
-        keys = [_key(config) for _, config in points]
+        keys = [] if points is None else [_key(config) for _, config in points]
         if file.exists():
             if not resume:
                 raise TrainingError(f"{self.out}: holds a study already. Choose another run.out, or go on with it.")
@@ -130,7 +181,12 @@ class Ledger:
                     "another run.out, or extend it (--extend) where members have only come to it."
                 )
             gone = [m for m in old if m["key"] not in keys]
-            if gone:
+            if points is None and changed not in ([], ["samples"]):
+                raise TrainingError(
+                    f"{self.out}: the study to extend has other settings ({', '.join(changed[:5])} differ). A search can "
+                    "only grow by samples."
+                )
+            if gone and points is not None:
                 raise TrainingError(
                     f"{self.out}: the study to extend has a member with {_words(gone[0]['settings'])}, which this one has "
                     f"not (different: {', '.join(changed[:5])}). A study can only grow: by choices of its space or samples."
@@ -140,6 +196,13 @@ class Ledger:
             raise TrainingError(f"{file}: it is missing. Bring it back, or choose another run.out.")
         else:
             old = []
+        if points is None:
+            write_atomically(self.out / "study.yaml", yaml.safe_dump(asked, sort_keys=False).encode())
+            write_atomically(file, json.dumps({"members": old}, indent=1).encode())
+            return [
+                Member(i, m["settings"], config_of(study, m["settings"]), m["key"], 0, m["trial"])
+                for i, m in enumerate(old)
+            ]
         known = {m["key"]: i for i, m in enumerate(old)}
         generation = 1 + max((m["generation"] for m in old), default=-1)
         for (settings, _), key in zip(points, keys, strict=True):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import did_you_mean
 from leignn_jax.training.config import Seed, TrainConfig, make_config, read_yaml
+from leignn_jax.training.loss import METRICS
 
 # Each has its own state on the device and its own line of the table.
 MOST_MEMBERS = 100_000
@@ -28,6 +29,10 @@ class Range(BaseModel):
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
     integers: tuple[int, int] | None = None
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest number."""
+        return self.uniform or self.log_uniform or self.integers or (0.0, 0.0)
 
     def draw(self, rng: np.random.Generator, name: str) -> float | int:
         """One number; raises ConfigError where the range is none."""
@@ -49,26 +54,82 @@ class Range(BaseModel):
         return float(rng.uniform(low, high))
 
 
+class Halving(BaseModel):
+    """Successive halving: of all that have come to a rung, one in ``factor`` goes on; the first rung is after
+    ``first_epochs``, each other one after ``factor`` times as many as the one before."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    first_epochs: Annotated[int, Field(ge=1)] = 5
+    factor: Annotated[int, Field(ge=2)] = 3
+
+    def rungs(self, epochs: int) -> list[int]:
+        """Epochs of a training of ``epochs`` after which it is decided."""
+        found, rung = [], self.first_epochs
+        while rung < epochs:
+            found.append(rung)
+            rung *= self.factor
+        return found
+
+
+class Evolution(BaseModel):
+    """Population-based training: ``every`` so many epochs the worst ``fraction`` of a population takes over the parameters
+    and settings of members of the best one, whose numbers are then multiplied or divided by ``factor``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    every: Annotated[int, Field(ge=1)] = 5
+    fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    factor: Annotated[float, Field(gt=1)] = 1.25
+
+
+# The column that says what energy, forces and stress of a shape take.
+COST = "microseconds_per_atom"
+# Searches whose members are known before the first is trained; and those that ask a sampler of Optuna's for each.
+LISTED, ASKED = ("grid", "random", "evolution"), ("tpe", "cmaes", "gp", "qmc", "nsga2")
+
+
 class StudyConfig(BaseModel):
     """A study: a training and what to vary in it.
 
     base: a training's config, see :class:`leignn_jax.training.config.TrainConfig`; ``run.out`` is the study's folder.
     space: settings as "section.key", each with a list of choices or a range.
-    search: "grid" takes all combinations of lists; "random" draws ``samples`` members.
-    samples: members of a random search.
+    search: "grid" takes all combinations of lists; "random" draws ``samples`` members; "evolution" draws them too, and
+        then the better replace the worse; "tpe", "cmaes", "gp", "qmc", "nsga2" ask a sampler of Optuna's for one trial
+        after the other, until there are ``samples``.
+    samples: members of a search that is no grid; of all workers together.
     seed: of the draws.
-    members_at_once: members trained in one program; more are trained one lot after another. None is all.
+    members_at_once: members trained in one program; more are trained one lot after another, or as places become free.
+        None is all, and 8 where a sampler is asked.
     mesh: devices along ("sweep", "data").
+    halving: drop those that do badly early; of a sampler's trials.
+    evolution: of search "evolution".
+    startup: trials before a sampler goes by what was found.
+    objectives: columns of the results to make small, such as "validation_loss", "validation_forces_mae_mev_per_angstrom",
+        "microseconds_per_atom"; the table is sorted by the first, and several give a front of the best (nsga2, tpe). Where
+        the weights of the loss vary, losses can't be compared: take an error.
+    storage: where a sampler's trials are kept: a journal's file or a database's URL, which several workers may share, each
+        with a ``run.out`` of its own. None is trials.log in the study's folder.
+    name: of the study within the storage.
+    trials_per_shape: where settings change the model's shape, trials that are trained in one program before the sampler is
+        asked for another shape. None is twice ``members_at_once``.
+    patience_minutes: a trial of which nothing was heard for so long is another worker's to train.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     base: dict[str, Any] = {}
     space: dict[str, list[Any] | Range] = {}
-    search: Literal["grid", "random"] = "grid"
+    search: Literal["grid", "random", "evolution", "tpe", "cmaes", "gp", "qmc", "nsga2"] = "grid"
     samples: Annotated[int, Field(ge=1, le=MOST_MEMBERS)] = 16
     seed: Seed = 0
     members_at_once: Annotated[int, Field(ge=1)] | None = None
     mesh: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    halving: Halving | None = None
+    evolution: Evolution = Evolution()
+    startup: Annotated[int, Field(ge=1)] = 10
+    objectives: Annotated[list[str], Field(min_length=1)] = ["validation_loss"]
+    storage: str | None = None
+    name: Annotated[str, Field(min_length=1)] = "study"
+    trials_per_shape: Annotated[int, Field(ge=1)] | None = None
+    patience_minutes: Annotated[float, Field(gt=0)] = 60.0
 
 
 def make_study(values: Mapping[str, Any]) -> StudyConfig:
@@ -83,8 +144,75 @@ def make_study(values: Mapping[str, Any]) -> StudyConfig:
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}.") from None
-    members(study)
+    _check_search(study)
+    if study.search in ASKED:
+        _check_choices(study)
+    else:
+        members(study)
     return study
+
+
+def _check_search(study: StudyConfig) -> None:
+    """ConfigError where settings of a study don't fit its search."""
+    asked = study.search in ASKED
+    for name in ("halving", "storage", "trials_per_shape"):
+        if getattr(study, name) is not None and not asked:
+            raise ConfigError(
+                f"{name}: it is for searches that ask for one trial after the other ({', '.join(ASKED)}), not for "
+                f"{study.search}."
+            )
+    known = ["validation_loss", COST, *(f"validation_{name}" for name in METRICS)]
+    for name in study.objectives:
+        if name not in known:
+            raise ConfigError(f"objectives: {name!r} is no column of the results{did_you_mean(name, known)}")
+    if len(study.objectives) > 1:
+        if study.search not in ("nsga2", "tpe"):
+            raise ConfigError(f"objectives: several are for search nsga2 or tpe, not {study.search}.")
+        if study.halving is not None:
+            raise ConfigError("halving: it goes by one number; leave it out, or give one objective.")
+    if study.halving is not None and study.objectives[0] == COST:
+        raise ConfigError(f"halving: {COST} does not change with the epochs; give an error as objective.")
+    if study.search == "evolution":
+        shapes = [name for name in study.space if not is_number(name)]
+        if shapes:
+            raise ConfigError(
+                f"space.{shapes[0]}: members of search evolution take over each other's parameters, so that they must have "
+                "one shape. Put it in base."
+            )
+
+
+def _check_choices(study: StudyConfig) -> None:
+    """ConfigError where a training can't be built with one of the choices, the others being the first ones."""
+    _check_space(study)
+    rng = np.random.default_rng(0)
+    first = {k: v.draw(rng, k) if isinstance(v, Range) else v[0] for k, v in study.space.items()}
+    for name, choices in study.space.items():
+        for choice in [first[name]] if isinstance(choices, Range) else choices:
+            config_of(study, {**first, name: choice})
+
+
+def config_of(study: StudyConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """A member's whole config."""
+    return make_config(_set(study.base, settings))
+
+
+def is_number(name: str) -> bool:
+    """Whether a setting, "section.key", becomes an array's leaf."""
+    section, _, key = name.partition(".")
+    return key in NUMBERS.get(section, frozenset())
+
+
+def has_shapes(study: StudyConfig) -> bool:
+    """Whether members may differ in their model's shape."""
+    return not all(is_number(name) for name in study.space)
+
+
+def _check_space(study: StudyConfig) -> None:
+    if not study.space:
+        raise ConfigError("space: name at least one setting to vary, such as run.seed: [0, 1, 2, 3].")
+    empty = [name for name, choices in study.space.items() if choices == []]
+    if empty:
+        raise ConfigError(f"space.{empty[0]}: an empty list leaves no member; give one value or more.")
 
 
 def load_study(path: str | Path) -> StudyConfig:
@@ -110,12 +238,8 @@ def checked_study(study: StudyConfig | Mapping[str, Any] | str | Path) -> StudyC
 
 
 def members(study: StudyConfig) -> list[tuple[dict[str, Any], TrainConfig]]:
-    """All members: what each varies, and its whole config."""
-    if not study.space:
-        raise ConfigError("space: name at least one setting to vary, such as run.seed: [0, 1, 2, 3].")
-    empty = [name for name, choices in study.space.items() if choices == []]
-    if empty:
-        raise ConfigError(f"space.{empty[0]}: an empty list leaves no member; give one value or more.")
+    """All members of a search that knows them: what each varies, and its whole config."""
+    _check_space(study)
     if study.search == "grid":
         ranges = [name for name, choices in study.space.items() if isinstance(choices, Range)]
         if ranges:
@@ -138,10 +262,7 @@ def members(study: StudyConfig) -> list[tuple[dict[str, Any], TrainConfig]]:
             }
             for _ in range(study.samples)
         ]
-    found = []
-    for point in points:
-        found.append((point, make_config(_set(study.base, point))))
-    return found
+    return [(point, config_of(study, point)) for point in points]
 
 
 def _set(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The study's folder (``base.run.out``)::
     history.csv     member x epoch          potentials/NNN.safetensors     best epoch of each member
     best.safetensors                        curves.png, settings.png, report.html
     ledger/         what has ended          checkpoints/                   of what is under way
+    trials.log      Optuna's journal of a search
 
 """
 
@@ -22,13 +23,18 @@ import jax
 import yaml
 from jax.sharding import Mesh
 
-from leignn_jax.arguments import check_flag
+from leignn_jax.arguments import check_flag, check_whole
 from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
+from leignn_jax.sweeps.committee import committee
+from leignn_jax.sweeps.cost import microseconds_per_atom
 from leignn_jax.sweeps.ledger import Ledger, Member
+from leignn_jax.sweeps.places import Evolution, Places
 from leignn_jax.sweeps.report import write_study
-from leignn_jax.sweeps.space import StudyConfig, checked_study, group_key, members
+from leignn_jax.sweeps.space import ASKED, COST, StudyConfig, checked_study, group_key, has_shapes, members
+from leignn_jax.sweeps.trials import Trials
+from leignn_jax.training.config import TrainConfig, make_config
 from leignn_jax.training.loop import Loop
 from leignn_jax.training.parallel import make_mesh
 from leignn_jax.training.prepared import Prepared, files_of, prepare
@@ -37,6 +43,7 @@ from leignn_jax.training.processes import (
     check_devices,
     check_same,
     connect,
+    from_first,
     is_first,
     together,
     versions,
@@ -44,6 +51,9 @@ from leignn_jax.training.processes import (
 from leignn_jax.training.programs import Programs, make_programs
 
 log = logging.getLogger("leignn_jax")
+
+# Members of a search that are trained side by side where the study does not say how many.
+_ASKED_AT_ONCE = 8
 
 
 class StudyResult(NamedTuple):
@@ -73,6 +83,16 @@ class StudyResult(NamedTuple):
         if found is None:
             raise ConfigError("Every member of the study diverged: lower the learning rates.")
         return found
+
+    def committee(self, count: int) -> Potential:
+        """The ``count`` best members of the best one's shape, see :func:`leignn_jax.sweeps.committee.committee`; ConfigError
+        where there are fewer."""
+        config = self.best.config
+        alike = [p for p in self.potentials if p is not None and p.config == config]
+        check_whole("count", count, 1)
+        if len(alike) < count:
+            raise ConfigError(f"count: {count} members are asked for; {len(alike)} have the best one's shape.")
+        return committee(alike[:count])
 
 
 def sweep(
@@ -113,18 +133,78 @@ def sweep(
         sweep_devices, data_devices = study.mesh
         sizes = f"make mesh [N, M] with N x M = {jax.device_count()}"
         check_devices(sweep_devices * data_devices, f"mesh {sweep_devices} x {data_devices}", sizes)
-        points = members(study)
+        points = None if study.search in ASKED else members(study)
     check_same({"the study": yaml.safe_dump(study.model_dump(mode="json")), **versions()})
     with together():
-        ledger = Ledger(points[0][1].run.out, study, points, resume, extend)
+        ledger = Ledger(make_config(study.base).run.out, study, points, resume, extend)
     try:
-        ledger.share(points)
-        return _run(study, ledger, progress if ledger.mine else False)
+        ledger.share()
+        run = _run_listed if points is not None else _run_asked
+        done = run(study, ledger, progress if ledger.mine else False)
+        if not done.finished:
+            log.warning("Stopped by a signal; the same command goes on.")
+        return _result(study, ledger, done)
     finally:
         ledger.close()
 
 
-def _run(study: StudyConfig, ledger: Ledger, progress: bool | None) -> StudyResult:
+class _Done(NamedTuple):
+    """Programs compiled, of each group; whether it came to the end; the signal by which this process was asked to stop."""
+
+    compiles: list[int]
+    finished: bool = True
+    signal: str | None = None
+
+
+def _result(study: StudyConfig, ledger: Ledger, done: _Done) -> StudyResult:
+    """What the ledger holds, and at the end the report. All processes must call it."""
+    rows, potentials, history = _table(ledger)
+    with together():
+        # A worker that came too late has no trial of its own.
+        if rows and done.finished and ledger.mine:
+            write_study(ledger.out, rows, history, list(study.space), study.objectives[0])
+            if potentials[0] is not None:
+                potentials[0].save(ledger.out / "best.safetensors")
+    return StudyResult(rows, potentials, ledger.out, *done)
+
+
+def _run_asked(study: StudyConfig, ledger: Ledger, progress: bool | None) -> _Done:
+    """Population after population of a search, each of one shape, until there are no more trials."""
+    with together():
+        trials = Trials(study, ledger.out) if ledger.mine else None
+    size = lot_size(study, study.members_at_once or _ASKED_AT_ONCE)
+    most = study.trials_per_shape or (2 * size if has_shapes(study) else study.samples)
+    mesh, groups = group_mesh(study), {}
+    while True:
+        first, end = ledger.populations[-1] if ledger.populations else (0, 0)
+        first = end if end >= 0 else first
+        places = Places(study, ledger, trials, first, size, most)
+        configs = places.fill()
+        if not configs:
+            break
+        with together():
+            ledger.write_population(first)
+        name = group_key(configs[0])
+        if name not in groups:
+            groups[name] = _make_group(study, ledger, name, configs[0], mesh, progress)
+        prepared, programs = groups[name]
+        places.cost = ledger.cost_of(configs[0])
+        with together():
+            keeper = ledger.population_keeper(first, configs[0].run.keep)
+        try:
+            loop = Loop(configs, prepared, programs, keeper, mesh, many=True, tuner=places)
+            finished = loop.go(progress)
+        finally:
+            keeper.close()
+        if not finished:
+            return _Done([programs.compiles for _, programs in groups.values()], False, loop.signal)
+        with together():
+            ledger.write_population(first, places.next)
+    return _Done([programs.compiles for _, programs in groups.values()])
+
+
+def _run_listed(study: StudyConfig, ledger: Ledger, progress: bool | None) -> _Done:
+    """The members of a grid or of random draws, lot by lot."""
     # Those that came later make groups of their own: what they are divided into must not depend on what has ended.
     groups: dict[tuple[int, str], list[Member]] = {}
     for member in ledger.members:
@@ -142,15 +222,8 @@ def _run(study: StudyConfig, ledger: Ledger, progress: bool | None) -> StudyResu
         done, finished, signal = _train_group(study, ledger, name, lots, size, progress)
         compiles.append(done)
         if not finished:
-            log.warning("Stopped by a signal; the same command goes on.")
             break
-    rows, potentials, history = _table(ledger)
-    with together():
-        if finished and ledger.mine:
-            write_study(ledger.out, rows, history, list(study.space))
-            if potentials[0] is not None:
-                potentials[0].save(ledger.out / "best.safetensors")
-    return StudyResult(rows, potentials, ledger.out, compiles, finished, signal)
+    return _Done(compiles, finished, signal)
 
 
 def group_mesh(study: StudyConfig) -> Mesh | None:
@@ -176,21 +249,32 @@ def _train_group(
 ) -> tuple[int, bool, str | None]:
     """Train members of one shape, lot by lot: how many programs were compiled, whether it came to the end, and the signal
     by which this process was asked to stop."""
-    config, mesh = lots[0][0].config, group_mesh(study)
-    with together():
-        prepared = prepare(config, study.mesh[1], progress)
-    check_same(files_of(config, prepared))
-    with together():
-        ledger.check_data(name, prepared.splits.hashes)
-    programs = make_programs(config, prepared, mesh, many=True)
+    mesh = group_mesh(study)
+    prepared, programs = _make_group(study, ledger, name, lots[0][0].config, mesh, progress)
     for lot in lots:
-        finished, signal = _train_lot(ledger, lot, size, prepared, programs, mesh, progress)
+        finished, signal = _train_lot(study, ledger, lot, size, prepared, programs, mesh, progress)
         if not finished:
             return programs.compiles, False, signal
     return programs.compiles, True, None
 
 
+def _make_group(
+    study: StudyConfig, ledger: Ledger, name: str, config: TrainConfig, mesh: Mesh | None, progress: bool | None
+) -> tuple[Prepared, Programs]:
+    """Data and programs of members of one shape. All processes must call it."""
+    with together():
+        prepared = prepare(config, study.mesh[1], progress)
+    check_same(files_of(config, prepared))
+    with together():
+        ledger.check_data(name, prepared.splits.hashes)
+        if ledger.mine and ledger.cost_of(config) is None and (COST in study.objectives or has_shapes(study)):
+            ledger.write_cost(config, microseconds_per_atom(prepared, config.data.batch_size))
+    ledger.costs = from_first(ledger.costs)
+    return prepared, make_programs(config, prepared, mesh, many=True)
+
+
 def _train_lot(
+    study: StudyConfig,
     ledger: Ledger,
     lot: Sequence[Member],
     size: int,
@@ -204,7 +288,8 @@ def _train_lot(
     with together():
         keeper = ledger.keeper(lot, lot[0].config.run.keep)
     try:
-        loop = Loop([member.config for member in filled], prepared, programs, keeper, mesh, many=True)
+        tuner = Evolution(study, [member.settings for member in filled]) if study.search == "evolution" else None
+        loop = Loop([m.config for m in filled], prepared, programs, keeper, mesh, many=True, tuner=tuner)
         if not loop.go(progress):
             return False, loop.signal
     finally:
@@ -228,12 +313,21 @@ def _table(ledger: Ledger) -> tuple[list[dict[str, Any]], list[Potential | None]
         epochs = [_of_epoch(row) for row in said["history"]]
         best = next((r for r in epochs if r["epoch"] == said["best_epoch"]), dict.fromkeys(epochs[-1]))
         # Without a loss where it diverged before an epoch was validated.
-        row = {"member": member.number, **member.settings, "validation_loss": None}
+        row = {
+            "member": member.number,
+            **member.settings,
+            **(best.pop("settings", None) or {}),
+            "validation_loss": None,
+        }
         row |= {k: v for k, v in best.items() if k.startswith("validation_")}
-        row |= {"best_epoch": said["best_epoch"], "diverged_at_step": epochs[-1]["diverged_at_step"]}
+        row |= {"best_epoch": said["best_epoch"], "epochs": len(epochs)}
+        row |= {"diverged_at_step": epochs[-1]["diverged_at_step"]}
+        cost = ledger.cost_of(member.config)
+        row |= {} if cost is None else {COST: cost}
         found.append((row, potential))
-        history += [{"member": member.number, **one} for one in epochs]
-    found.sort(key=lambda one: (_or_infinity(one[0]["validation_loss"]), one[0]["member"]))
+        history += [{"member": member.number, **one, **(one.pop("settings", None) or {})} for one in epochs]
+    goal = ledger.study.objectives[0]
+    found.sort(key=lambda one: (_or_infinity(one[0].get(goal)), one[0]["member"]))
     return [row for row, _ in found], [potential for _, potential in found], history
 
 

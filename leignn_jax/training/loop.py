@@ -20,18 +20,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from leignn_jax.data.batches import epoch_order, prefetch
-from leignn_jax.errors import TrainingError
+from leignn_jax.data.batches import prefetch
 from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
 from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.logs import TrainingProgress
 from leignn_jax.training.loss import metrics
+from leignn_jax.training.members import first_state, first_states
 from leignn_jax.training.parallel import DATA, on_host, on_own_device, place_answers, place_state
-from leignn_jax.training.prepared import Prepared, resident_frames, step_frames, train_batches
+from leignn_jax.training.prepared import Prepared, failure_of_step, resident_frames, step_frames, train_batches
 from leignn_jax.training.processes import arrays_from_first, from_first, together
 from leignn_jax.training.programs import CountedCompiles, Programs, evaluate, no_sums, train_row
-from leignn_jax.training.protocols import Keeper, MoreTerms
+from leignn_jax.training.protocols import Change, Keeper, MoreTerms, Tuner
 from leignn_jax.training.standing import Standing, Trained
 from leignn_jax.training.step import start_state
 
@@ -59,6 +59,7 @@ class Loop:
         mesh: devices; None is one.
         many: whether members have an axis; without it there is one.
         more: what the loss has beside frames; of one model alone.
+        tuner: what gives places to other members; of many.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Loop:
         *,
         many: bool = False,
         more: MoreTerms | None = None,
+        tuner: Tuner | None = None,
     ):
-        self.configs, self.config, self.prepared, self.programs = configs, configs[0], prepared, programs
-        self.folder, self.mesh, self.many, self.more = folder, mesh, many, more
+        self.configs, self.config, self.prepared, self.programs = list(configs), configs[0], prepared, programs
+        self.folder, self.mesh, self.many, self.more, self.tuner = folder, mesh, many, more, tuner
         self.alone = jax.process_count() == 1
         # What a step is told of this process's wish, made once: no transfer at each step.
         self.wishes = [None, None, None]
@@ -85,15 +87,15 @@ class Loop:
         self.standing = Standing.start(len(configs))
         meta = from_first(None if restored is None else restored[1])
         if meta is not None:
-            if missing := [f.name for f in dataclasses.fields(Standing) if f.name not in meta]:
-                raise TrainingError(
-                    f"{folder.path}: its checkpoint is of another version of leignn_jax (it has no {missing[0]}). Go on "
-                    "with that version, or start in another run.out."
-                )
-            self.standing = Standing(**{f.name: meta[f.name] for f in dataclasses.fields(Standing)})
+            self.standing = Standing.read(meta, folder.path)
             log.info("Going on from epoch %d, step %d of %s.", meta["epoch"], meta["next_step"], folder.path)
         with together():
             folder.open_logs(self.standing.histories)
+        if tuner is not None and meta is not None:
+            self.configs = tuner.recall(self.standing.tuner)
+        elif tuner is not None:
+            tuner.begin(self.standing)
+            self.standing.tuner = tuner.memory()
         if restored is not None:
             carry, best = self._recalled(restored[0])
         self.carry, self.best = self._place(arrays_from_first((carry, best)))
@@ -104,27 +106,14 @@ class Loop:
         self.piece = 1
         self.signal: str | None = None
 
-    # ------------------------------------------------------------------------------------------------------- what is kept
-
     def _start(self) -> tuple[Any, Any]:
         """State and sums before the first step; and the best parameters of each of many."""
-        algorithm, freeze = self.config.optimizer.algorithm, self.config.optimizer.freeze
-        states = []
-        for config in self.configs:
-            potential = self.prepared.potential
-            # What is prepared has the seed of another member.
-            if self.many and config.run.start_from is None:
-                potential = potential.replace(
-                    params=Potential.create(potential.config, jax.random.key(config.run.seed)).params
-                )
-            hyper = config.hyperparameters(self.prepared.steps_per_epoch)
-            states.append(start_state(potential, hyper, algorithm, freeze))
-        running = no_sums(states[0], self.prepared, self.config)
-        if not self.many:
-            return (states[0], running), None
-        state = jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]), *states)
-        running = jax.tree.map(lambda x: np.zeros((len(states), *x.shape), x.dtype), running)
-        return (state, running), state.ema
+        if self.many:
+            state, running = first_states(self.configs, self.prepared)
+            return (state, running), state.ema
+        optimizer, hyper = self.config.optimizer, self.config.hyperparameters(self.prepared.steps_per_epoch)
+        state = start_state(self.prepared.potential, hyper, optimizer.algorithm, optimizer.freeze)
+        return (state, no_sums(state, self.prepared, self.config)), None
 
     def _kept(self, carry: Any, best: Any) -> Any:
         """What a checkpoint holds."""
@@ -150,15 +139,14 @@ class Loop:
         """The program that takes the steps."""
         return self.programs.advance if self.resident is None else self.programs.steps
 
-    # ---------------------------------------------------------------------------------------------------------- the loop
-
     def go(self, progress: bool | None) -> bool:
         """Train to the end; False where a signal stopped it before."""
-        epochs, steps, standing = self.config.run.epochs, self.prepared.steps_per_epoch, self.standing
+        steps, standing = self.prepared.steps_per_epoch, self.standing
+        left = self.config.run.epochs - standing.epoch if self.tuner is None else self.tuner.epochs_left(standing)
         done = standing.epoch * steps + standing.next_step
-        with stop_requests() as stop, TrainingProgress(epochs * steps, progress, done) as bar:
+        with stop_requests() as stop, TrainingProgress((standing.epoch + left) * steps, progress, done) as bar:
             finished = True
-            while finished and standing.epoch < epochs:
+            while finished and not all(standing.ended):
                 started = time.monotonic()
                 finished = self._steps(stop, bar)
                 seconds = time.monotonic() - started
@@ -195,7 +183,6 @@ class Loop:
                     self._save()
                     wish = _NOTHING
         wish = max([wish, *(look(*shown) for shown in inflight)])
-        jax.block_until_ready(self.carry)
         failed = self._all_failed()
         with together():
             if failed and not self.many:
@@ -267,7 +254,8 @@ class Loop:
         """Evaluate, and write down what the epoch brought."""
         run, (state, running), epoch = self.config.run, self.carry, self.standing.epoch + 1
         with together():
-            found = self.evaluated() if epoch % run.validate_every == 0 or epoch == run.epochs else None
+            due = epoch % run.validate_every == 0 or any(epoch - began == run.epochs for began in self.standing.began)
+            found = self.evaluated() if due else None
         trained, found = on_host(((state.step, state.failed_at, running), found))
         with together():
             rows = self._rows(seconds, trained, found)
@@ -279,17 +267,21 @@ class Loop:
                 bar.note(f"epoch {rows[0]['epoch']}: best validation loss {min(losses, default=math.nan):.4g}")
             else:
                 bar.epoch(rows[0], self.standing.histories[0])
-        if self.standing.epoch == run.epochs:
+        if self.tuner is not None:
+            for change in self.tuner.decide(self.standing, self._trained):
+                self._change(change)
+            self.standing.tuner = self.tuner.memory()
+        if all(self.standing.ended):
             self._save()
 
     def _rows(self, seconds: float, trained: Any, found: Any) -> list[dict[str, Any]]:
         """The line of the epoch, of each member, from the sums of its steps and of its evaluation (None without one)."""
-        data, epoch, steps = self.config.data, self.standing.epoch + 1, self.prepared.steps_per_epoch
+        data, steps = self.config.data, self.prepared.steps_per_epoch
         devices = 1 if self.mesh is None else self.mesh.shape[DATA]
         frames = steps * data.batch_size * data.accumulate * devices
         rows = []
-        for step, failed_at, sums in self._each(trained):
-            row = {"epoch": epoch, "step": int(step), **train_row(sums)}
+        for (step, failed_at, sums), began in zip(self._each(trained), self.standing.began, strict=True):
+            row = {"epoch": self.standing.epoch + 1 - began, "step": int(step), **train_row(sums)}
             row |= {"seconds": round(seconds, 3), "frames_per_second": round(frames / seconds, 3)}
             if self.many:
                 row["diverged_at_step"] = None if failed_at < 0 else int(failed_at)
@@ -324,7 +316,7 @@ class Loop:
                 for i, row in enumerate(rows)
             ])  # fmt: skip
             for i in np.flatnonzero(better):
-                standing.bests[i] = {"loss": rows[i]["validation_loss"], "epoch": standing.epoch}
+                standing.bests[i] = {"loss": rows[i]["validation_loss"], "epoch": rows[i]["epoch"]}
             losses, better = (x if self.many else x[0] for x in (losses, better))
             ema = state.ema if self.many else None
             plateau, self.best = self.programs.after_epoch(state.plateau, state.hyper, losses, ema, self.best, better)
@@ -334,12 +326,29 @@ class Loop:
         self.carry = (state, self._place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), running)))
         self.folder.log_epoch(rows)
         for i, row in enumerate(rows):
-            waited = run.early_stop is not None and standing.epoch - standing.bests[i]["epoch"] >= run.early_stop
-            if row.get("diverged_at_step") is not None or waited:
+            waited = run.early_stop is not None and row["epoch"] - standing.bests[i]["epoch"] >= run.early_stop
+            if row.get("diverged_at_step") is not None or waited or row["epoch"] == run.epochs:
                 standing.ended[i] = True
-        if all(standing.ended):
+        if all(standing.ended) and rows[0]["epoch"] < run.epochs and self.tuner is None:
             log.info("Nothing gets better any more: stopping at epoch %d.", standing.epoch)
-            standing.epoch = run.epochs
+
+    def _change(self, change: Change) -> None:
+        """Give a place to another member. All processes must call it."""
+        place, config = np.int32(change.place), change.config
+        if change.source is None:
+            state = first_state(config, self.prepared)
+            self.standing.begin(change.place)
+            self.best = self.programs.put(self.best, state.ema, place)
+        else:
+            hyper = config.hyperparameters(self.prepared.steps_per_epoch)
+            state = on_host(self.programs.take(self.carry[0], np.int32(change.source)))
+            state = state.replace(hyper=jax.tree.map(np.float32, hyper))
+        self.carry = (self.programs.put(self.carry[0], jax.tree.map(np.asarray, state), place), self.carry[1])
+        self.configs[change.place] = config
+
+    def _trained(self, place: int) -> Trained:
+        """What a place's member has come to. All processes must call it."""
+        return self._found(place, on_host(self.programs.take(self.best, np.int32(place))))
 
     def _save(self) -> None:
         """A checkpoint, unless all that is trained has failed: the last good one must stay. All processes must call it."""
@@ -375,24 +384,14 @@ class Loop:
 
     def members(self) -> list[Trained]:
         """What became of each of many."""
-        found = []
-        for i, params in enumerate(self._each(on_host(self.best))):
-            epoch = max(self.standing.bests[i]["epoch"], 0)
-            found.append(Trained(self.export(params, i) if epoch else None, epoch, self.standing.histories[i]))
-        return found
+        return [self._found(i, params) for i, params in enumerate(self._each(on_host(self.best)))]
+
+    def _found(self, member: int, params: Any) -> Trained:
+        epoch = max(self.standing.bests[member]["epoch"], 0)
+        return Trained(self.export(params, member) if epoch else None, epoch, self.standing.histories[member])
 
     def _fail(self) -> None:
         """Save the last good parameters and say which batch broke the training."""
         self._save_last()
-        step, data, prepared = int(self.carry[0].failed_at), self.config.data, self.prepared
-        epoch, number = divmod(step, prepared.steps_per_epoch)
-        order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
-        per_step = data.accumulate * self.config.run.devices
-        frames = order[number * per_step : (number + 1) * per_step].ravel()
-        names = [prepared.splits.train.names[i] for i in frames]
-        shown = "; ".join(names[:10]) + ("; ..." if len(names) > 10 else "")
-        raise TrainingError(
-            f"Loss or gradient was no finite number at step {step + 1} (epoch {epoch + 1}), on {shown}. The parameters "
-            f"before it are kept in {self.folder.path / 'last.safetensors'}. Look at these frames, or lower "
-            "optimizer.learning_rate or optimizer.clip_norm, and start in another run.out."
-        )
+        kept = self.folder.path / "last.safetensors"
+        raise failure_of_step(self.prepared, self.config, int(self.carry[0].failed_at), kept)

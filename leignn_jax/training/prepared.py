@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 
 from leignn_jax.data.batches import Batch, collate, epoch_order, in_order
 from leignn_jax.data.distances import wall_distances
-from leignn_jax.errors import ConfigError, ElementError
+from leignn_jax.errors import ConfigError, ElementError, TrainingError
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import find_potential, load_potential
 from leignn_jax.training.config import TrainConfig
@@ -135,6 +136,21 @@ def train_batches(
         if data.accumulate > 1:
             batch = jax.tree.map(lambda x: x.reshape(len(own), data.accumulate, *x.shape[1:]), batch)
         yield step, place_batch(mesh, batch)
+
+
+def failure_of_step(prepared: Prepared, config: TrainConfig, step: int, kept: Path) -> TrainingError:
+    """What to raise where one of all steps gave no finite number: it names its frames, of all devices, and where the last
+    good parameters are ``kept``."""
+    data, (epoch, number) = config.data, divmod(step, prepared.steps_per_epoch)
+    order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
+    per_step = data.accumulate * config.run.devices
+    names = [prepared.splits.train.names[i] for i in order[number * per_step : (number + 1) * per_step].ravel()]
+    shown = "; ".join(names[:10]) + ("; ..." if len(names) > 10 else "")
+    return TrainingError(
+        f"Loss or gradient was no finite number at step {step + 1} (epoch {epoch + 1}), on {shown}. The parameters before "
+        f"it are kept in {kept}. Look at these frames, or lower optimizer.learning_rate or optimizer.clip_norm, and start "
+        "in another run.out."
+    )
 
 
 def step_frames(prepared: Prepared, config: TrainConfig, epoch: int) -> tuple[np.ndarray, np.ndarray]:

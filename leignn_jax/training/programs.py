@@ -72,12 +72,15 @@ class Programs(NamedTuple):
     steps: the same for steps of an epoch whose frames are on the device, see :func:`advance_steps`.
     evaluate: ``(potential, batch, weights)`` to sums of errors, see :func:`leignn_jax.training.step.evaluate_step`.
     after_epoch: steps each plateau and keeps parameters where they are the best, see :func:`after_epoch`.
+    take, put: see :func:`take_member`, :func:`put_member`; a place is an argument, so that all have one program.
     """
 
     advance: CountedCompiles
     steps: CountedCompiles
     evaluate: CountedCompiles
     after_epoch: Callable
+    take: Callable
+    put: Callable
 
     @property
     def compiles(self) -> int:
@@ -102,6 +105,8 @@ def make_programs(config: TrainConfig, prepared: Prepared, mesh: Mesh | None, ma
         ),
         CountedCompiles(evaluation, len(prepared.validation.plan.shapes), "The evaluation"),
         jax.jit(jax.vmap(after_epoch) if many else after_epoch, out_shardings=sharding),
+        jax.jit(take_member, out_shardings=None if mesh is None else NamedSharding(mesh, P())),
+        jax.jit(put_member, out_shardings=sharding),
     )
 
 
@@ -180,6 +185,16 @@ def after_epoch(plateau: Plateau, hyper: Hyperparameters, validation_loss, ema, 
     """The plateau one epoch on; and ``ema`` where it is ``better``, else ``best`` (both None: nothing is kept)."""
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), ema, best)
     return plateau_step(plateau, hyper, validation_loss), best
+
+
+def take_member(tree: Any, place: Any) -> Any:
+    """Of all members' arrays those of the one at a place."""
+    return jax.tree.map(lambda x: x[place], tree)
+
+
+def put_member(tree: Any, one: Any, place: Any) -> Any:
+    """All members' arrays with those of one at a place."""
+    return jax.tree.map(lambda x, new: x.at[place].set(new), tree, one)
 
 
 def no_sums(state: TrainState, prepared: Prepared, config: TrainConfig):

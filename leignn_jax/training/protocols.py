@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from leignn_jax.potential import Potential
+from leignn_jax.training.config import TrainConfig
+from leignn_jax.training.standing import Standing, Trained
+
+
+class Change(NamedTuple):
+    """A place of a population for a member with another config: one that begins, or one that goes on with the parameters
+    and everything else that the member at ``source`` has learned."""
+
+    place: int
+    config: TrainConfig
+    source: int | None = None
+
+
+class Tuner(Protocol):
+    """What decides after every epoch which members of a population go on, such as
+    :class:`leignn_jax.sweeps.places.Places`. Of several processes each has one, and all must decide alike."""
+
+    def begin(self, standing: Standing) -> None:
+        """Before the first step."""
+
+    def decide(self, standing: Standing, trained: Callable[[int], Trained]) -> list[Change]:
+        """After an epoch: end members (``standing.ended``), write down what became of those that ended, and fill places
+        anew. ``trained`` gives what a place's member has come to."""
+        ...
+
+    def memory(self) -> Any:
+        """What a checkpoint holds of it, plain JSON."""
+
+    def recall(self, memory: Any) -> list[TrainConfig]:
+        """Go on from such a memory; the configs of the places."""
+        ...
+
+    def epochs_left(self, standing: Standing) -> int:
+        """About how many epochs are still to come."""
+        ...
 
 
 class MoreTerms(Protocol):
