@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from leignn_jax.potential_file import load_potential as load_potential
     from leignn_jax.properties.relax import relax as relax
     from leignn_jax.simulation.engine import simulate as simulate
+    from leignn_jax.sweeps.calibration import calibrate as calibrate
+    from leignn_jax.sweeps.committee import CommitteeModel as CommitteeModel
     from leignn_jax.sweeps.committee import committee as committee
     from leignn_jax.sweeps.committee import committee_predict as committee_predict
+    from leignn_jax.sweeps.select import select as select
     from leignn_jax.sweeps.study import sweep as sweep
     from leignn_jax.training.api import train as train
     from leignn_jax.training.evaluate import evaluate as evaluate
@@ -45,11 +48,13 @@ _warn_of_known_bad(importlib.metadata.version("jax"))
 
 # Imported when first asked for: the command line prints its help without waiting for JAX.
 _HOME = {
+    "CommitteeModel": "sweeps.committee",
     "LEIGNN": "models.leignn",
     "Graph": "graph",
     "LEIGNNConfig": "models.config",
     "Potential": "potential",
     "Prediction": "potential",
+    "calibrate": "sweeps.calibration",
     "committee": "sweeps.committee",
     "committee_predict": "sweeps.committee",
     "evaluate": "training.evaluate",
@@ -61,6 +66,7 @@ _HOME = {
     "read_frames": "data.readers",
     "simulate": "simulation.engine",
     "relax": "properties.relax",
+    "select": "sweeps.select",
     "sweep": "sweeps.study",
     "train": "training.api",
 }

@@ -201,10 +201,46 @@ def sweep(
 
 
 @app.command(
+    epilog="Example:  leignn select study/potentials/*.safetensors --pool md/trajectory.extxyz --count 50 --out label.extxyz"
+)
+def select(
+    potentials: Annotated[list[Path], typer.Argument(help="Potentials of one model, or the file of a committee.")],
+    pool: Annotated[Path, typer.Option(help="Frames to choose from.")],
+    out: Annotated[Path, typer.Option(help="Write the chosen frames there, extended XYZ.")],
+    count: Annotated[int, typer.Option(help="How many to choose.")] = 10,
+    known: Annotated[Path | None, typer.Option(help="Frames that are labelled already.")] = None,
+    least_doubt: Annotated[float, typer.Option(help="eV/Å below which a frame is not worth it.")] = 0.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Choose the frames that are worth a DFT calculation: where a committee disagrees, and no two alike."""
+    import io
+
+    import ase.io
+
+    from leignn_jax.files import write_atomically
+    from leignn_jax.sweeps.select import select as run
+
+    members, frames = _committee(potentials), _structures(pool, ":")
+    given = [] if known is None else _structures(known, ":")
+    found = run(members, frames, count, known=given, least_doubt=least_doubt)
+    indices = [int(i) for i in found.indices]
+    text = io.StringIO()
+    for i in indices:
+        # Without labels: they are to come.
+        bare = frames[i].copy()
+        bare.info |= {"pool_frame": i, "doubt_eV_per_A": float(found.doubts[i])}
+        ase.io.write(text, bare, format="extxyz")
+    write_atomically(out, text.getvalue().encode())
+    said = {"chosen": indices, "doubts_eV_per_A": [float(found.doubts[i]) for i in indices], "pool": len(frames)}
+    said |= {"median_doubt_eV_per_A": float(sorted(found.doubts)[len(found.doubts) // 2])}
+    _show(said, json_file)
+
+
+@app.command(
     epilog="Example:  leignn md potential.safetensors start.extxyz --ensemble nvt --temperature 300 --steps 10000 --out md"
 )
 def md(
-    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    potential: Annotated[Path, typer.Argument(help="A potential's file, or a committee's.")],
     structure: Annotated[Path, typer.Argument(help="A file that ASE reads; its last structure is taken.")],
     steps: Annotated[int, typer.Option(help="Steps in all.")],
     out: Annotated[Path, typer.Option(help="Folder for trajectory.h5, thermo.csv, summary.json.")],
@@ -218,6 +254,9 @@ def md(
     save_every: Annotated[int, typer.Option(help="Steps between frames.")] = 100,
     log_every: Annotated[int, typer.Option(help="Steps between lines of thermo.csv.")] = 10,
     seed: Annotated[int, typer.Option(help="Of velocities and noise.")] = 0,
+    max_doubt: Annotated[
+        float | None, typer.Option(help="eV/Å; stop where a committee's members disagree by more on a force.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     extxyz: Annotated[bool, typer.Option("--extxyz", help="Write trajectory.extxyz too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the simulation in the folder.")] = False,
@@ -230,9 +269,11 @@ def md(
         from leignn_jax.potential_file import load_potential
         from leignn_jax.simulation.engine import simulate
         from leignn_jax.simulation.trajectory import write_extxyz
+        from leignn_jax.sweeps.committee import CommitteeModel, is_committee
 
+        model = load_potential(potential)
         result = simulate(
-            load_potential(potential),
+            CommitteeModel(model) if is_committee(model) else model,
             _structures(structure, "-1:")[0],
             ensemble,
             steps=steps,
@@ -245,6 +286,7 @@ def md(
             resume=resume,
             save_every=save_every,
             log_every=log_every,
+            max_doubt=math.inf if max_doubt is None else max_doubt,
             dtype=dtype,
             progress=False if quiet else None,
         )
@@ -413,6 +455,15 @@ def _join(distributed: bool, coordinator: str | None, processes: int | None, pro
         from leignn_jax.training.processes import join_processes
 
         join_processes(coordinator, processes, process)
+
+
+def _committee(paths: Sequence[Path]) -> Any:
+    """The committee of several files, or of one that holds one."""
+    from leignn_jax.potential_file import load_potential
+    from leignn_jax.sweeps.committee import committee, is_committee
+
+    found = [load_potential(path) for path in paths]
+    return found[0] if len(found) == 1 and is_committee(found[0]) else committee(found)
 
 
 def _structures(path: Path, index: str) -> list[ase.Atoms]:

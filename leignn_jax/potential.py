@@ -286,11 +286,7 @@ class Potential:
             StructureError, ElementError: see :meth:`Graph.from_ase` and :meth:`check_elements`; for a sequence the
                 message names the structure's index.
         """
-        if (
-            not isinstance(atoms, Iterable)
-            or isinstance(atoms, str | Path | bytes | Mapping)
-            or hasattr(atoms, "positions")
-        ):
+        if not are_several(atoms):
             return self._predict_batch([self.to_graph(cast("ase.Atoms", atoms), dtype)])[0]
         return list(self.iter_predict(cast("Sequence[ase.Atoms]", atoms), dtype=dtype, batch_atoms=batch_atoms))
 
@@ -298,6 +294,13 @@ class Potential:
         self, frames: Iterable[ase.Atoms], *, dtype: str = "float32", batch_atoms: int = 1024
     ) -> Iterator[Prediction]:
         """As :meth:`predict` of a sequence, one by one: only the structures of one batch are in memory at a time."""
+        for graphs in self.iter_graphs(frames, dtype=dtype, batch_atoms=batch_atoms):
+            yield from self._predict_batch(graphs)
+
+    def iter_graphs(
+        self, frames: Iterable[ase.Atoms], *, dtype: str = "float32", batch_atoms: int = 1024
+    ) -> Iterator[list[Graph]]:
+        """Graphs of structures, as many at a time as have ``batch_atoms`` atoms together; raises as :meth:`predict`."""
         check_whole("batch_atoms", batch_atoms, 1)
         waiting: list[Graph] = []
         for index, one in enumerate(frames):
@@ -306,11 +309,11 @@ class Potential:
             except LeignnError as error:
                 raise type(error)(f"Structure {index}: {error}") from error
             if waiting and sum(g.shape[0] for g in waiting) + graph.shape[0] > batch_atoms:
-                yield from self._predict_batch(waiting)
+                yield waiting
                 waiting = []
             waiting.append(graph)
         if waiting:
-            yield from self._predict_batch(waiting)
+            yield waiting
 
     def to_graph(self, atoms: ase.Atoms, dtype: str = "float32") -> Graph:
         """The graph of a structure for this potential, checked for unknown elements; raises as :meth:`predict`."""
@@ -319,8 +322,7 @@ class Potential:
         return Graph.from_ase(atoms, self.cutoff, np.dtype(dtype))
 
     def _predict_batch(self, graphs: list[Graph]) -> list[Prediction]:
-        batch = Graph.batch(graphs).pad_to_bucket()
-        batch = batch.pad(graphs=bucket(len(graphs), 1))
+        batch = joined(graphs)
         network, references = self.split_references()
         out = compute(network, batch)
         starts = np.cumsum([0, *(g.shape[0] for g in graphs)])
@@ -424,6 +426,20 @@ def _as_json(name: str, values: Any) -> str:
         return json.dumps(check_mapping(name, values))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{name} must be plain JSON, text, numbers, lists and dicts: {error}.") from error
+
+
+def are_several(atoms: Any) -> bool:
+    """Whether these are structures, and not one."""
+    return (
+        isinstance(atoms, Iterable)
+        and not isinstance(atoms, str | Path | bytes | Mapping)
+        and not hasattr(atoms, "positions")
+    )
+
+
+def joined(graphs: list[Graph]) -> Graph:
+    """Graphs as one, padded to sizes that few programs are compiled for."""
+    return Graph.batch(graphs).pad_to_bucket().pad(graphs=bucket(len(graphs), 1))
 
 
 def check_potential(value: Any, name: str = "potential") -> Potential:

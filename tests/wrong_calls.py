@@ -106,6 +106,21 @@ CALLS = {
         {"members": leignn.committee([potential, potential]), "atoms": silicon},
         {"members": [*MODELS, potential], "atoms": STRUCTURES, "dtype": NAMES},
     ),
+    leignn.calibrate: (
+        {"members": leignn.committee([potential, potential]), "data": [silicon]},
+        {"members": [*MODELS, potential], "data": [3, None, [], [silicon], ["x"]], "factor": NOT_NONE, "dtype": NAMES},
+    ),
+    leignn.select: (
+        {"members": leignn.committee([potential, potential]), "pool": [silicon], "count": 1},
+        {
+            "members": [*MODELS, potential],
+            "pool": STRUCTURES,
+            "count": COUNTS,
+            "known": STRUCTURES,
+            "least_doubt": [*THINGS, True, float("nan"), -1],
+            "dtype": NAMES,
+        },
+    ),
     leignn.neighbor_list: (
         {"potential": potential, "numbers": silicon.numbers},
         {

@@ -29,6 +29,7 @@ from leignn_jax.simulation.dynamics import (
     check_strain,
     draw_velocities,
     evaluate,
+    joined_graph,
     make_lists,
     make_system,
     start_positions,
@@ -38,7 +39,7 @@ from leignn_jax.simulation.dynamics import (
     without_momentum,
 )
 from leignn_jax.simulation.ensembles import thermo, value_at
-from leignn_jax.simulation.model_sums import check_structures_of, split_constants
+from leignn_jax.simulation.model_sums import check_structures_of, doubts, has_doubts, split_constants
 
 log = logging.getLogger("leignn_jax")
 
@@ -52,6 +53,7 @@ REASONS = {
     2: "it is hotter than max_temperature",
     3: "an atom moved farther than max_step in one step",
     4: "an atom is farther than max_distance from where the system was",
+    5: "the committee's members disagree on a force by more than max_doubt",
 }
 
 
@@ -60,24 +62,29 @@ SAVED = ("positions", "images", "velocities", "forces", "cell", "energy", "step"
 
 
 class Limits(NamedTuple):
-    """What a replica may not exceed: ``temperature`` K, ``step`` Å in one step, ``distance`` Å along open directions."""
+    """What a replica may not exceed: ``temperature`` K, ``step`` Å in one step, ``distance`` Å along open directions;
+    ``doubt`` eV/Å of a committee, at logged steps."""
 
     temperature: Any
     step: Any
     distance: Any
+    doubt: Any = math.inf
 
 
 LIMITS = Limits(temperature=1e4, step=1.0, distance=100.0)
 
 
-def check_limits(max_temperature: Any, max_step: Any, max_distance: Any) -> Limits:
+def check_limits(max_temperature: Any, max_step: Any, max_distance: Any, max_doubt: Any = math.inf) -> Limits:
     """Limits of a simulation or a rollout; ConfigError where one is no positive number. Infinity is none."""
 
     def limit(name, value):
         return value if isinstance(value, float) and value == math.inf else check_number(name, value, positive=True)
 
     return Limits(
-        limit("max_temperature", max_temperature), limit("max_step", max_step), limit("max_distance", max_distance)
+        limit("max_temperature", max_temperature),
+        limit("max_step", max_step),
+        limit("max_distance", max_distance),
+        limit("max_doubt", max_doubt),
     )
 
 
@@ -297,10 +304,19 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doome
         # Lines and frames come at multiples of log_every and of log_every * logs, wherever a chunk begins.
         due = jnp.minimum((state.step // log_every + 1) * log_every, jnp.minimum(end, last_step))
         count = jnp.where((stopped == 0).any(), jnp.maximum(due - state.step, 0), 0)
-        carry = jax.lax.fori_loop(0, count, one, carry)
-        state = carry[0]
-        numbers = thermo(ensemble, system, state, dt)
-        return carry, {"step": state.step, "moved": count > 0, "stopped": carry[1], **numbers._asdict()}
+        state, stopped, stopped_at = jax.lax.fori_loop(0, count, one, carry)
+        said = {
+            "step": state.step,
+            "moved": count > 0,
+            "stopped": stopped,
+            **line_of(model, ensemble, system, state, dt),
+        }
+        if "doubt" in said:
+            # The line that says so is logged.
+            unsure = (stopped == 0) & (said["doubt"] > limits.doubt)
+            stopped = jnp.where(unsure, 5, stopped)
+            stopped_at = jnp.where(unsure, state.step, stopped_at)
+        return (state, stopped, stopped_at), said
 
     def frame(carry, _):
         start = carry[0].step
@@ -313,6 +329,16 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doome
     after, (saved, lines) = jax.lax.scan(frame, before, None, length=frames)
     lines = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lines)
     return after, saved, lines
+
+
+def line_of(model, ensemble, system: System, state: State, dt) -> dict[str, Any]:
+    """The numbers of a log line, ``[replicas]`` each: those of :func:`thermo`, and a committee's ``doubt`` eV/Å."""
+    found = thermo(ensemble, system, state, dt)._asdict()
+    if has_doubts(model):
+        each = doubts(model, joined_graph(system, state.neighbors, state.positions, state.cell))
+        real = system.numbers > 0
+        found["doubt"] = jnp.where(real, each.reshape(real.shape), 0.0).max(1)
+    return found
 
 
 def broken(system: System, before: State, after: State, center, limits: Limits):

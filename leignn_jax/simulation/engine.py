@@ -29,10 +29,11 @@ from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder
 from leignn_jax.interruption import stop_requests
 from leignn_jax.progress import ProgressBar, is_shown
-from leignn_jax.simulation.chunks import LIMITS, REASONS, SAVED, Limits, Run, check_limits
+from leignn_jax.simulation.chunks import LIMITS, REASONS, SAVED, Limits, Run, check_limits, line_of
 from leignn_jax.simulation.dynamics import EnergyModel, structure_of
-from leignn_jax.simulation.ensembles import Ensemble, thermo
+from leignn_jax.simulation.ensembles import Ensemble
 from leignn_jax.simulation.folder import SimulationFolder
+from leignn_jax.simulation.model_sums import has_doubts
 from leignn_jax.simulation.settings import check_ensemble, make_ensemble
 from leignn_jax.simulation.thermo import column, read_thermo
 from leignn_jax.simulation.trajectory import read_trajectory
@@ -67,7 +68,8 @@ class Simulation(NamedTuple):
     trajectory: saved frames: :class:`Frames`, or a :class:`leignn_jax.simulation.trajectory.Trajectory` where it was
         written to a folder.
     thermo: arrays by name and unit, one value per logged step: ``step``, ``time_fs``, ``potential_energy_eV``,
-        ``kinetic_energy_eV``, ``temperature_K``, ``pressure_GPa``, ``volume_A3``, ``conserved_eV``.
+        ``kinetic_energy_eV``, ``temperature_K``, ``pressure_GPa``, ``volume_A3``, ``conserved_eV``; of a committee
+        ``doubt_eV_per_A``.
     summary: facts: steps, speed, renewals of lists, ``stopped``, why it ended early (None where it did not), and
         ``signal``, the name of the signal that asked it to end (None where none did).
     bath: what the ensemble remembers at the end, arrays ``[replicas, ...]``, such as the hills of metadynamics.
@@ -100,6 +102,7 @@ def simulate(
     max_temperature: float = LIMITS.temperature,
     max_step: float = LIMITS.step,
     max_distance: float = LIMITS.distance,
+    max_doubt: float = LIMITS.doubt,
     checkpoint_minutes: float = 1.0,
     progress: bool | None = None,
 ) -> Simulation:
@@ -127,6 +130,9 @@ def simulate(
         dtype: "float32" or "float64".
         max_temperature, max_step, max_distance: K; Å in one step; Å from the start along open directions. A replica
             that exceeds one stops there.
+        max_doubt: eV/Å; of a committee (:class:`leignn_jax.sweeps.committee.CommitteeModel`), by how far its members may
+            disagree on the force on an atom. It is looked at and logged every ``log_every`` steps; a replica that exceeds
+            it stops there, and its last structure is one to label.
         checkpoint_minutes: between states from which a killed simulation can go on.
         progress: show a progress bar; None where there is a terminal.
 
@@ -143,7 +149,11 @@ def simulate(
     ensemble = make_ensemble(ensemble, temperature, pressure)
     check_ensemble(ensemble, temperature, structures)
     kelvin = temperature if temperature is not None else getattr(ensemble, "temperature", None)
-    limits = check_limits(max_temperature, max_step, max_distance)
+    limits = check_limits(max_temperature, max_step, max_distance, max_doubt)
+    if max_doubt != LIMITS.doubt and not has_doubts(potential):
+        raise ConfigError(
+            "max_doubt: it is for a committee (leignn_jax.sweeps.committee.CommitteeModel), whose members may disagree."
+        )
     if out is not None:
         make_folder(check_path("out", out), SimulationError)
     with jax.enable_x64(dtype == "float64"):
@@ -249,8 +259,8 @@ def _present(run: Run):
 
 
 def _present_line(run: Run):
-    numbers = jax.jit(thermo)(run.ensemble, run.system, run.state, run.timestep)
-    one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(numbers._asdict()))
+    numbers = jax.jit(line_of)(run.model, run.ensemble, run.system, run.state, run.timestep)
+    one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(numbers))
     stopped = np.zeros((1, len(run.structures)), np.int32)
     return {**one, "step": np.zeros(1, np.int32), "moved": np.ones(1, bool), "stopped": stopped}
 
@@ -276,6 +286,8 @@ def _store(run: Run, folder, kept, lines, frame, line) -> None:
         row["time"] = row["step"] * dt
         for name in ("potential_energy", "kinetic_energy", "temperature", "pressure", "volume", "conserved"):
             row[name] = line[name][chosen, r].astype(np.float64)
+        if "doubt" in line:
+            row["doubt"] = line["doubt"][chosen, r].astype(np.float64)
         for name in ("potential_energy", "conserved"):
             row[name] = row[name] + run.references[r]
         if folder is None:

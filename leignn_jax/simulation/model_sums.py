@@ -89,6 +89,8 @@ def split_constants(model: Any) -> tuple[Any, np.ndarray, float]:
     if isinstance(model, Potential):
         network, table = model.split_references()
         return network, table, float(model.energy_shift)
+    if hasattr(model, "split_constants"):
+        return model.split_constants()
     if isinstance(model, ModelSum):
         parts, tables, shifts = zip(*(split_constants(part) for part in model.parts), strict=True)
         return ModelSum(parts), sum(tables, np.zeros(120)), sum(shifts)
@@ -103,6 +105,21 @@ def without_constants(model: Any) -> Any:
     if isinstance(model, ModelSum):
         return ModelSum(tuple(without_constants(part) for part in model.parts))
     return model
+
+
+def doubts(model: Any, graph: Graph) -> Any:
+    """``[atoms]`` eV/Å, how far the members of a committee disagree on the force on each atom; the most doubtful part of a
+    sum. None where no part is a committee."""
+    if isinstance(model, ModelSum):
+        each = [doubts(part, within(graph, part.cutoff)) for part in model.parts]
+        known = [one for one in each if one is not None]
+        return jnp.stack(known).max(0) if known else None
+    return model.doubts(graph) if hasattr(model, "doubts") else None
+
+
+def has_doubts(model: Any) -> bool:
+    """Whether :func:`doubts` of this model is a number."""
+    return any(map(has_doubts, model.parts)) if isinstance(model, ModelSum) else hasattr(model, "doubts")
 
 
 def check_structures_of(model: Any, structures: list[ase.Atoms]) -> None:

@@ -25,6 +25,7 @@ UNITS = {
     "target_pressure": "GPa",
     "volume": "A3",
     "density": "g_cm3",
+    "doubt": "eV_per_A",
 }
 """Quantities whose columns get a unit: ``temperature`` becomes ``temperature_K``; other names stay as they are."""
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import ase
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from leignn_jax.arguments import check_sequence
 from leignn_jax.errors import ConfigError
-from leignn_jax.potential import Potential, check_potential
+from leignn_jax.graph import Graph
+from leignn_jax.potential import Potential, Prediction, are_several, check_finite, check_potential, joined
+from leignn_jax.simulation.model_sums import Adds
 
 
 def committee(potentials: Sequence[Potential]) -> Potential:
     """Potentials of one model as one with the members on the leading axis of its arrays, to vmap over.
 
-    See :func:`committee_predict`.
+    See :func:`committee_predict` and :class:`CommitteeModel`.
+
+    Raises:
+        ConfigError: there is none, one is no potential, or they are of different models.
     """
     potentials = [
         check_potential(p, f"potentials[{i}]") for i, p in enumerate(check_sequence("potentials", potentials))
@@ -47,41 +55,125 @@ class CommitteePrediction(NamedTuple):
     stress: np.ndarray
     stress_std: np.ndarray
 
+    @property
+    def doubt(self) -> float:
+        """eV/Å, the largest disagreement on the force on an atom: the root of the summed variances of its components."""
+        return float(np.sqrt((self.forces_std**2).sum(-1)).max())
 
-@jax.jit
-def _compute_all(members: Potential, graph):
+
+def _compute_each(members: Potential, graph: Graph) -> Prediction:
+    """What each member says, on a leading axis."""
     return jax.vmap(lambda p: p.compute(graph))(members)
 
 
-def committee_predict(members: Potential, atoms, *, dtype: str = "float32") -> CommitteePrediction:
-    """Mean and spread of a committee's energy, forces and stress for one ``ase.Atoms``, in one compiled program.
+_compute_all = jax.jit(_compute_each)
+
+
+def committee_predict(
+    members: Potential, atoms: ase.Atoms | Sequence[ase.Atoms], *, dtype: str = "float32", batch_atoms: int = 1024
+) -> CommitteePrediction | list[CommitteePrediction]:
+    """Mean and spread of a committee's energy, forces and stress, all members in one compiled program.
 
     Args:
         members: from :func:`committee`.
-        atoms: the structure.
-        dtype: of the arithmetic; reference energies are added in float64.
+        atoms: one structure or a sequence.
+        dtype: "float32" or "float64", of the network's arithmetic; reference energies are added in float64.
+        batch_atoms: several structures run together up to this number of atoms.
+
+    Raises:
+        ConfigError: ``members`` is one potential.
+        StructureError, ElementError: as :meth:`leignn_jax.Potential.predict`.
     """
-    check_potential(members, "members")
-    if np.ndim(members.scale) != 1:
+    check_committee(members)
+    if are_several(atoms):
+        return list(iter_committee(members, atoms, dtype=dtype, batch_atoms=batch_atoms))  # pyright: ignore[reportArgumentType]
+    return _predict(members, [members.to_graph(atoms, dtype)], dtype)[0]  # pyright: ignore[reportArgumentType]
+
+
+def iter_committee(
+    members: Potential, frames: Iterable[ase.Atoms], *, dtype: str = "float32", batch_atoms: int = 1024
+) -> Iterator[CommitteePrediction]:
+    """As :func:`committee_predict` of a sequence, one by one: only the structures of one batch are in memory at a time."""
+    check_committee(members)
+    for graphs in members.iter_graphs(frames, dtype=dtype, batch_atoms=batch_atoms):
+        yield from _predict(members, graphs, dtype)
+
+
+def is_committee(potential: Potential) -> bool:
+    """Whether a potential is several, with the members on a leading axis."""
+    return np.ndim(potential.scale) == 1
+
+
+def check_committee(members: Any) -> Potential:
+    """``members``, a committee; ConfigError otherwise."""
+    if not is_committee(check_potential(members, "members")):
         raise ConfigError("members: this is one potential; leignn_jax.committee makes one committee of several.")
-    graph = members.to_graph(atoms, dtype).pad_to_bucket()
-    zero = members.replace(
-        reference_energies=np.zeros_like(np.asarray(members.reference_energies)),
-        energy_shift=np.zeros_like(np.asarray(members.energy_shift)),
-    )
+    return members
+
+
+def _without_constants(members: Potential) -> Potential:
+    """Added in float32 they would round the rest away."""
+    none = jnp.zeros(np.shape(members.reference_energies)), jnp.zeros(np.shape(members.energy_shift))
+    return members.replace(reference_energies=none[0], energy_shift=none[1])
+
+
+def constants_by_number(members: Potential) -> np.ndarray:
+    """``[members, 120]`` eV, each member's reference energy by atomic number."""
+    table = np.zeros((len(np.asarray(members.scale)), 120))
+    table[:, list(members.config.numbers)] = np.asarray(members.reference_energies, np.float64)
+    return table
+
+
+def _predict(members: Potential, graphs: list[Graph], dtype: str) -> list[CommitteePrediction]:
     with jax.enable_x64(dtype == "float64"):
-        out = jax.device_get(_compute_all(zero, graph))
-    count = len(atoms)
-    places = [members.config.numbers.index(int(z)) for z in atoms.numbers]
-    references = np.asarray(members.reference_energies, np.float64)[:, places].sum(1) + np.asarray(members.energy_shift)
-    energy = np.asarray(out.energy[:, 0], np.float64) + references
-    forces = np.asarray(out.forces[:, :count], np.float64)
-    stress = np.asarray(out.stress[:, 0], np.float64)
-    return CommitteePrediction(
-        float(energy.mean()),
-        float(energy.std()),
-        forces.mean(0),
-        forces.std(0),
-        stress.mean(0),
-        stress.std(0),
-    )
+        out = jax.device_get(_compute_all(_without_constants(members), joined(graphs)))
+    table = constants_by_number(members)
+    starts = np.cumsum([0, *(graph.shape[0] for graph in graphs)])
+    found = []
+    for index, graph in enumerate(graphs):
+        rows = slice(starts[index], starts[index + 1])
+        constants = table[:, np.asarray(graph.numbers)].sum(1) + np.asarray(members.energy_shift, np.float64)
+        energy = np.asarray(out.energy[:, index], np.float64) + constants
+        forces, stress = (np.asarray(x, np.float64) for x in (out.forces[:, rows], out.stress[:, index]))
+        check_finite(Prediction(float(energy.sum()), forces.sum(0), stress.sum(0), None, None))
+        found.append(
+            CommitteePrediction(
+                float(energy.mean()), float(energy.std()), forces.mean(0), forces.std(0), stress.mean(0), stress.std(0)
+            )
+        )
+    return found
+
+
+@struct.dataclass
+class CommitteeModel(Adds):
+    """A committee's mean as an energy model, to simulate with in one program:
+    ``leignn.simulate(CommitteeModel(members), ..., max_doubt=0.3)``. A pytree.
+
+    members: from :func:`committee`.
+    """
+
+    members: Potential
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.members.cutoff
+
+    def check(self, atoms: ase.Atoms) -> None:
+        """ElementError for elements that the members do not know."""
+        self.members.check_elements(atoms.numbers)
+
+    def compute(self, graph: Graph) -> Prediction:
+        """The mean over members of energy, forces and stress."""
+        out = _compute_each(self.members, graph)
+        return Prediction(out.energy.mean(0), out.forces.mean(0), out.stress.mean(0), None, None)
+
+    def doubts(self, graph: Graph) -> Any:
+        """``[atoms]`` eV/Å, the root of the summed variances of the components of each atom's force over members."""
+        return jnp.sqrt(_compute_each(self.members, graph).forces.var(0).sum(-1))
+
+    def split_constants(self) -> tuple[CommitteeModel, np.ndarray, float]:
+        """See :func:`leignn_jax.simulation.model_sums.split_constants`."""
+        table = constants_by_number(self.members).mean(0)
+        shift = float(np.asarray(self.members.energy_shift, np.float64).mean())
+        return CommitteeModel(_without_constants(self.members)), table, shift
