@@ -100,7 +100,7 @@ def test_evaluation_of_frames_far_away(potential):
     ("kind", "cell"),
     [
         pytest.param("crystal", "full", marks=pytest.mark.slow),
-        ("crystal", False),
+        pytest.param("crystal", False, marks=pytest.mark.slow),
         pytest.param("cluster", False, marks=pytest.mark.slow),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -12,9 +13,20 @@ from typing import Any, NamedTuple
 
 import jax
 
+from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
-from leignn_jax.sweeps.space import StudyConfig, checked_study, group_key, members
-from leignn_jax.sweeps.study import group_mesh, lot_size
+from leignn_jax.sweeps.space import (
+    ASKED,
+    Range,
+    StudyConfig,
+    checked_study,
+    config_of,
+    group_key,
+    is_number,
+    members,
+    some_choice,
+)
+from leignn_jax.sweeps.study import ASKED_AT_ONCE, group_mesh, lot_size, population_trials
 from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.loop import AHEAD, Loop
 from leignn_jax.training.prepared import prepare
@@ -28,7 +40,7 @@ class GroupPlan(NamedTuple):
     members: how many there are. lots: how many times a population of ``at_once`` is trained.
     compiles: programs that take steps.
     memory: bytes on each device: what is kept there and what a step needs besides, as compiled.
-    seconds: reading the data, compiling and training, of all lots; of which ``compiling``.
+    seconds: reading the data, compiling and training, of all lots; of which ``compiling`` and ``reading``.
     """
 
     settings: dict[str, Any]
@@ -39,6 +51,7 @@ class GroupPlan(NamedTuple):
     memory: int
     seconds: float
     compiling: float
+    reading: float
 
 
 class Costs(NamedTuple):
@@ -82,10 +95,38 @@ def plan_sweep(study: StudyConfig | Mapping[str, Any] | str | Path, *, progress:
         ConfigError, DataError: as :func:`leignn_jax.sweep`.
     """
     study = checked_study(study)
+    if study.search in ASKED:
+        return _plan_search(study, progress)
     groups: dict[str, list[tuple[dict[str, Any], TrainConfig]]] = {}
     for settings, config in members(study):
         groups.setdefault(group_key(config), []).append((settings, config))
     return [_plan_group(study, group, progress) for group in groups.values()]
+
+
+def _plan_search(study: StudyConfig, progress: bool | None) -> list[GroupPlan]:
+    """A group for each shape that may be asked for, as if all came equally often; of halving the epochs that are to be
+    expected, of other early ends none."""
+    shapes = {name: choices for name, choices in study.space.items() if not is_number(name)}
+    ranges = [name for name, choices in shapes.items() if isinstance(choices, Range)]
+    if ranges:
+        raise ConfigError(f"space.{ranges[0]}: a range of shapes can't be planned; give a list of choices.")
+    first = {name: some_choice(choices) for name, choices in study.space.items()}
+    points = [dict(zip(shapes, point, strict=True)) for point in itertools.product(*shapes.values())]
+    size = lot_size(study, study.members_at_once or ASKED_AT_ONCE)
+    trials = math.ceil(study.samples / len(points))
+    found = []
+    for point in points:
+        config = config_of(study, {**first, **point})
+        epochs = config.run.epochs
+        if study.halving is not None:
+            ends = [0, *study.halving.rungs(epochs), epochs]
+            epochs = sum((b - a) / study.halving.factor**i for i, (a, b) in enumerate(itertools.pairwise(ends)))
+        one = _plan_group(study, [(point, config)] * size, progress)
+        training = (one.seconds - one.reading - one.compiling) * epochs / config.run.epochs
+        seconds = one.reading + one.compiling + training * trials / size
+        lots = math.ceil(trials / population_trials(study, size))
+        found.append(one._replace(settings=point, members=trials, lots=lots, seconds=seconds))
+    return found
 
 
 def _plan_group(
@@ -115,6 +156,7 @@ def _plan_group(
         memory=cost.memory,
         seconds=reading + cost.compiling + lots * training,
         compiling=cost.compiling,
+        reading=reading,
     )
 
 

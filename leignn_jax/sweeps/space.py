@@ -184,11 +184,18 @@ def _check_search(study: StudyConfig) -> None:
 def _check_choices(study: StudyConfig) -> None:
     """ConfigError where a training can't be built with one of the choices, the others being the first ones."""
     _check_space(study)
-    rng = np.random.default_rng(0)
-    first = {k: v.draw(rng, k) if isinstance(v, Range) else v[0] for k, v in study.space.items()}
+    for name, choices in study.space.items():
+        if isinstance(choices, Range):
+            choices.draw(np.random.default_rng(0), name)
+    first = {name: some_choice(choices) for name, choices in study.space.items()}
     for name, choices in study.space.items():
         for choice in [first[name]] if isinstance(choices, Range) else choices:
             config_of(study, {**first, name: choice})
+
+
+def some_choice(choices: list[Any] | Range) -> Any:
+    """One of a setting's values."""
+    return choices.bounds()[0] if isinstance(choices, Range) else choices[0]
 
 
 def config_of(study: StudyConfig, settings: Mapping[str, Any]) -> TrainConfig:

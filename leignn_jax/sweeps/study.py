@@ -53,7 +53,7 @@ from leignn_jax.training.programs import Programs, make_programs
 log = logging.getLogger("leignn_jax")
 
 # Members of a search that are trained side by side where the study does not say how many.
-_ASKED_AT_ONCE = 8
+ASKED_AT_ONCE = 8
 
 
 class StudyResult(NamedTuple):
@@ -172,8 +172,8 @@ def _run_asked(study: StudyConfig, ledger: Ledger, progress: bool | None) -> _Do
     """Population after population of a search, each of one shape, until there are no more trials."""
     with together():
         trials = Trials(study, ledger.out) if ledger.mine else None
-    size = lot_size(study, study.members_at_once or _ASKED_AT_ONCE)
-    most = study.trials_per_shape or (2 * size if has_shapes(study) else study.samples)
+    size = lot_size(study, study.members_at_once or ASKED_AT_ONCE)
+    most = population_trials(study, size)
     mesh, groups = group_mesh(study), {}
     while True:
         first, end = ledger.populations[-1] if ledger.populations else (0, 0)
@@ -230,6 +230,11 @@ def group_mesh(study: StudyConfig) -> Mesh | None:
     """The devices that train a study's members; None is one."""
     sweep_devices, data_devices = study.mesh
     return make_mesh(sweep_devices, data_devices) if sweep_devices * data_devices > 1 else None
+
+
+def population_trials(study: StudyConfig, size: int) -> int:
+    """Trials of a search's population of ``size`` before the next one begins, perhaps of another shape."""
+    return study.trials_per_shape or (2 * size if has_shapes(study) else study.samples)
 
 
 def lot_size(study: StudyConfig, count: int) -> int:

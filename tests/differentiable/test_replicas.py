@@ -66,6 +66,7 @@ def test_one_replica_that_broke_is_seen():
     assert np.isnan(found.value)
 
 
+@pytest.mark.slow
 def test_what_is_divided_among_devices_is_the_same():
     program = f"""
 import sys

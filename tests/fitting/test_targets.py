@@ -80,7 +80,15 @@ KINDS = {
 
 
 # Which compile for a minute.
-_SLOW = ("trajectory", "density_of_states", "diffusivity", "lattice_constant", "elastic_constant", "phonon_frequency")
+_SLOW = (
+    "pressure",
+    "trajectory",
+    "density_of_states",
+    "diffusivity",
+    "lattice_constant",
+    "elastic_constant",
+    "phonon_frequency",
+)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in _SLOW else ()) for k in KINDS])
@@ -129,6 +137,7 @@ def test_a_sample_is_drawn_anew_when_its_frames_do_not_count(potential, folder):
     jax.tree.map(np.testing.assert_array_equal, other.slope(far, weights), (slope, [seen]))
 
 
+@pytest.mark.slow
 def test_an_epoch_is_judged_by_a_sample_that_no_gradient_has_seen(potential, folder):
     """Which its first update goes on with."""
     targets = targets_of(folder, potential, {**KINDS["pressure"], "period": 1})

@@ -185,7 +185,8 @@ def test_a_symmetric_crystal_stays_symmetric():
     assert atoms.cell[0, 0] == pytest.approx(atoms.cell[1, 1], abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["each", *(pytest.param(k, marks=pytest.mark.slow) for k in ("shared", "threads"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["each", "shared", "threads"])
 def test_neb(kind):
     start = silicon(2)
     del start[0]

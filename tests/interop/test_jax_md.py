@@ -28,7 +28,7 @@ def silicon():
     return atoms
 
 
-@pytest.mark.parametrize("fractional", [False, True])
+@pytest.mark.parametrize("fractional", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_energy_and_forces_are_those_of_predict(potential, silicon, fractional):
     cell = np.asarray(silicon.cell)
     neighbor_fn, energy_fn = leignn.neighbor_list(potential, silicon.numbers, cell.T, fractional_coordinates=fractional)
@@ -63,6 +63,7 @@ def test_perturbation_and_params(potential, silicon):
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) > 0
 
 
+@pytest.mark.slow
 def test_boxes_and_molecules(potential):
     atoms = ase.build.bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)

@@ -132,7 +132,7 @@ def test_training_starts_at_the_scale_of_the_data(features, basis):
     ("variant", "name"),
     mostly_slow(
         itertools.product(["leignn", "vanilla_nmu", "vanilla"], ["silicon", "ethanol"]),
-        {("leignn", "silicon"), ("vanilla", "ethanol")},
+        {("leignn", "silicon")},
     ),
 )
 def test_float32_is_equivariant_under_100_rotations_and_reflections(variant, name):

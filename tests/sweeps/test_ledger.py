@@ -172,6 +172,7 @@ def test_members_that_are_the_same_are_trained_once(data, tmp_path, caplog):
     assert "1 members are the same as others" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_member_that_stops_early_is_what_it_is_alone(data, tmp_path):
     """One of two has no better loss for an epoch; the other goes on, and the first one's best does not change any more."""
     values = study(data, tmp_path / "study", (3e-2, 1e-4), epochs=8)

@@ -49,6 +49,25 @@ def test_groups_lots_and_programs_are_those_of_the_study(study, tmp_path):
     assert all(one.seconds > one.compiling > 0 for one in plan)
 
 
+def test_a_search_is_planned_by_its_shapes(study):
+    """Eight trials of three epochs: all take the first, half of them the second, a fourth the third."""
+    space = {"optimizer.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "model.features": [8, 12]}
+    asked = {**study, "space": space, "search": "tpe", "samples": 8, "members_at_once": 2, "trials_per_shape": 2}
+    whole = plan_sweep(asked, progress=False)
+    assert [(one.members, one.at_once, one.lots, one.settings) for one in whole] == [
+        (4, 2, 2, {"model.features": 8}),
+        (4, 2, 2, {"model.features": 12}),
+    ]
+    assert [one.compiles for one in whole] == [1, 1]
+    halved = plan_sweep({**asked, "halving": {"first_epochs": 1, "factor": 2}}, progress=False)
+    for a, b in zip(whole, halved, strict=True):
+        training = [one.seconds - one.compiling - one.reading for one in (a, b)]
+        # The machine may have other work.
+        assert training[1] / training[0] == pytest.approx(1.75 / 3, rel=0.5)
+    with pytest.raises(ConfigError, match="a range of shapes can't be planned"):
+        plan_sweep({**asked, "space": {**space, "model.features": {"integers": [8, 12]}}}, progress=False)
+
+
 def test_from_the_command_line(study, tmp_path):
     import yaml
 

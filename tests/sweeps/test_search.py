@@ -126,7 +126,7 @@ def test_a_member_that_came_later_begins_at_the_beginning(undisturbed):
         assert floor == pytest.approx(cosine, rel=0.05)
 
 
-@pytest.mark.parametrize("rows", [6, 13, 21])
+@pytest.mark.parametrize("rows", [13, *(pytest.param(n, marks=pytest.mark.slow) for n in (6, 21))])
 def test_sigterm_stops_and_the_same_call_goes_on(data, undisturbed, tmp_path, monkeypatch, rows):
     """After so many epochs of members."""
     right, seen = loop.train_row, []
@@ -151,15 +151,20 @@ class Died(BaseException):
 @pytest.mark.parametrize(
     ("where", "name", "calls", "before"),
     [
-        (Trials, "ask", 3, True),
         (Trials, "ask", 7, False),
-        (Trials, "report", 9, False),
-        (Trials, "goes_on", 2, False),
-        (Trials, "end", 3, True),
         (Trials, "end", 3, False),
-        (Ledger, "add", 6, True),
-        (Ledger, "end", 2, True),
-        (Ledger, "write_population", 2, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (Trials, "ask", 3, True),
+                (Trials, "report", 9, False),
+                (Trials, "goes_on", 2, False),
+                (Trials, "end", 3, True),
+                (Ledger, "add", 6, True),
+                (Ledger, "end", 2, True),
+                (Ledger, "write_population", 2, True),
+            )
+        ),
     ],
 )
 def test_a_kill_between_storage_and_ledger_changes_nothing(
@@ -207,7 +212,9 @@ def test_a_population_has_one_shape_and_each_shape_one_program(data, tmp_path):
     assert result.compiles == [1] * len(set(features.values()))
 
 
-@pytest.mark.parametrize("search", ["qmc", "cmaes", "nsga2"])
+@pytest.mark.parametrize(
+    "search", ["nsga2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qmc", "cmaes"))]
+)
 def test_other_samplers(data, tmp_path, search):
     if search == "cmaes":
         pytest.importorskip("cmaes")

@@ -310,6 +310,30 @@ def test_a_study_on_other_meshes(tmp_path, monkeypatch, mesh):
     assert_alike(first["rows"], leignn.sweep(values, progress=False).rows)
 
 
+@pytest.mark.slow
+def test_a_search_over_two_processes(tmp_path):
+    """What the storage says to the first process decides in both; stopped by a signal to the second, it goes on."""
+    pytest.importorskip("optuna")
+    folders = make_folders(tmp_path)
+
+    def search(out):
+        values = study(out)["sweep"]
+        values["space"] = {"optimizer.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "run.seed": {"integers": [0, 99]}}
+        more = {"search": "tpe", "samples": 9, "members_at_once": 4, "startup": 4}
+        return {"sweep": {**values, **more, "halving": {"first_epochs": 1, "factor": 2}}}
+
+    first = [search("whole"), search("half"), search("half")]
+    second = [first[0], {**first[1], "signal_in_epoch": 9}, first[2]]
+    (_, whole, half, rest), others = run_pair(folders, [first, second])
+    assert others[1:] == [whole, half, rest]
+    assert len(whole["rows"]) == 9
+    assert {row["epochs"] for row in whole["rows"]} > {1}
+    assert not half["finished"]
+    assert rest == whole
+    assert (folders[0] / "whole" / "trials.log").exists()
+    assert not (folders[1] / "whole").exists()
+
+
 def test_what_processes_tell_each_other(pair):
     _, reports = pair
     odd = {"a": np.array([-0.0, np.nan, np.inf, 0], np.float32), "b": np.array(2**40), "c": np.zeros((0, 3))}
