@@ -196,6 +196,9 @@ def sweep(
             raise typer.Exit(exit_code(result.signal))
         if not is_first():
             return
+        if not result.rows:
+            typer.echo("The other workers have all trials: there was none left for this one.", err=True)
+            return
         _show(result.rows, json_file, (result.out / "results.csv").read_text().rstrip())
         typer.echo(f"Report: {result.out / 'report.html'}", err=True)
 

@@ -78,7 +78,8 @@ class StudyResult(NamedTuple):
     def best(self) -> Potential:
         """The member best on validation."""
         if not self.potentials:
-            raise ConfigError("The study was stopped before a member ended: the same call goes on.")
+            why = "other workers have all its trials" if self.finished else "it was stopped: the same call goes on"
+            raise ConfigError(f"No member of the study has ended here; {why}.")
         found = self.potentials[0]
         if found is None:
             raise ConfigError("Every member of the study diverged: lower the learning rates.")
