@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import did_you_mean
-from leignn_jax.training.config import Seed, TrainConfig, make_config, read_yaml
+from leignn_jax.training.config import Seed, TrainConfig, make_config
 from leignn_jax.training.loss import METRICS
+from leignn_jax.training.strict_yaml import read_yaml
 
 # Each has its own state on the device and its own line of the table.
 MOST_MEMBERS = 100_000

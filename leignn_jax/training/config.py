@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,9 +16,7 @@ from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import PRESETS, VARIANTS, LEIGNNConfig, did_you_mean, preset
 from leignn_jax.training.loss import LossKinds, LossWeights
 from leignn_jax.training.optimizer import Hyperparameters
-
-# No config says so much, even with every value of a sweep.
-_MOST_VALUES = 100_000
+from leignn_jax.training.strict_yaml import parse_yaml, read_yaml
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -298,55 +296,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type[Trai
         raise ConfigError(f"{path}: {error}") from error
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; ConfigError where it is none or a key stands twice in it."""
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ConfigError("not a text file. A config is YAML, such as `data: {train: frames.extxyz}`.") from error
-
-
-def parse_yaml(text: str) -> Any:
-    """The content of a YAML text; ConfigError where it is none, a key stands twice, or its aliases make it huge."""
-    try:
-        loader = StrictLoader(text)
-    except yaml.reader.ReaderError as error:
-        raise ConfigError(f"not readable as YAML: {error}") from error
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_size(node)
-        return loader.construct_document(node)
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"not readable as YAML: {error}") from error
-    except RecursionError as error:
-        raise ConfigError("nested too deeply.") from error
-    finally:
-        loader.dispose()
-
-
-def _check_size(node: yaml.Node) -> None:
-    """Raise ConfigError where the values of a text are too many once each alias stands for what it names."""
-    sizes: dict[int, int | None] = {}
-
-    def size(one: yaml.Node) -> int:
-        if id(one) not in sizes:
-            sizes[id(one)] = None  # on the way
-            inner = one.value if isinstance(one, yaml.CollectionNode) else []
-            pairs = [part for pair in inner for part in (pair if isinstance(pair, tuple) else (pair,))]
-            sizes[id(one)] = 1 + sum(map(size, pairs))
-        found = sizes[id(one)]
-        if found is None:
-            raise ConfigError(f"line {one.start_mark.line + 1}: an alias stands within what it names.")
-        return found
-
-    if size(node) > _MOST_VALUES:
-        raise ConfigError(f"holds more than {_MOST_VALUES} values once its aliases are written out.")
-
-
 def dump_config(config: TrainConfig) -> str:
     """The config as YAML, every value said."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -410,21 +359,3 @@ def _sections_in(annotation: Any) -> list[type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for inner in get_args(annotation) for section in _sections_in(inner)]
-
-
-class StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which plain YAML keeps the last in silence."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # "<<" may be overruled
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: a list or section can't be a key.")
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"line {line}: the key {key!r} stands twice.")
-            seen.add(key)
-        return super().construct_mapping(node, deep)

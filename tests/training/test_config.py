@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from leignn_jax.errors import ConfigError
-from leignn_jax.training.config import dump_config, load_config, make_config, read_yaml
+from leignn_jax.training.config import dump_config, load_config, make_config
+from leignn_jax.training.strict_yaml import read_yaml
 
 
 def test_defaults_and_round_trip(tmp_path):
