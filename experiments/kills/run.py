@@ -67,6 +67,28 @@ leignn.sweep({
 """
 )
 
+_SEARCH = (
+    _DATA
+    + """
+import leignn_jax as leignn
+import optuna
+print("go", flush=True)
+leignn.sweep({
+    "base": {
+        "data": {"train": train, "max_frames": 60, "batch_size": 5},
+        "model": {"preset": "small", "features": 16},
+        "run": {"out": "run", "epochs": 6, "checkpoint_minutes": 0.0},
+    },
+    "space": {"optimizer.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "optimizer.schedule": ["cosine", "constant"]},
+    "search": "tpe",
+    "samples": 16,
+    "startup": 6,
+    "members_at_once": 4,
+    "halving": {"first_epochs": 1, "factor": 2},
+}, progress=False)
+"""
+)
+
 _PAIR = """
 import os
 from leignn_jax.training.processes import join_processes
@@ -323,6 +345,7 @@ KINDS = {
     "md-nvt": Kind(_MD.replace("{ensemble}", "nvt"), of_simulation),
     "md-npt": Kind(_MD.replace("{ensemble}", "npt"), of_simulation),
     "store": Kind(_STORE, of_store),
+    "search": Kind(_SEARCH, of_study),
     "study-pair": Kind(_PAIR, of_study, processes=2),
     "quickstart": Kind(_QUICKSTART, of_quickstart),
 }
