@@ -96,7 +96,7 @@ class Places:
     def _halve(self, standing: Standing, taken: list[tuple[int, int]]) -> list[int]:
         """Report what all have come to, and then the places of those that do badly at a rung."""
         dropped, halving = [], self.study.halving
-        if self.trials is None or len(self.study.objectives) > 1:
+        if self.trials is None:
             return []
         epochs = {place: standing.histories[place][-1]["epoch"] for place, _ in taken}
         for place, number in taken:
@@ -104,8 +104,7 @@ class Places:
             goal = next(
                 (r.get(self.study.objectives[0]) for r in standing.histories[place] if r["epoch"] == best), None
             )
-            if goal is not None:
-                self.trials.report(self.ledger.members[number].trial, epochs[place], goal)
+            self.trials.report(self.ledger.members[number].trial, epochs[place], goal)
         for place, number in taken:
             rungs = [] if halving is None else halving.rungs(self.ledger.members[number].config.run.epochs)
             if epochs[place] in rungs and not standing.ended[place]:

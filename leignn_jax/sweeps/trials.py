@@ -65,7 +65,8 @@ class Trials:
         """Whose trials these are is written down by the first worker, and compared by the others."""
         asked = self._config.model_dump(mode="json")
         asked["base"] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in asked["base"].items()}
-        for name in ("storage", "members_at_once", "mesh", "samples"):
+        # What each worker may have as it likes.
+        for name in ("storage", "members_at_once", "mesh", "samples", "trials_per_shape", "patience_minutes"):
             asked.pop(name)
         asked["base"].get("run", {}).pop("out", None)
         known = self._study.user_attrs.get("study")
@@ -101,10 +102,14 @@ class Trials:
         # A new one for each, so that what it draws depends on nothing but what stands in the storage.
         sampler = _sampler(self._config, nth, "" if self._own else self._worker)
         wanted = {k: _plain(v) for k, v in fixed.items()}
+        lost = self._lost_one(wanted)
+        wanted = wanted if lost is None else lost.params
         with _reachable(self.where), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._study.sampler = PartialFixedSampler(wanted, sampler) if wanted else sampler
             trial = self._study.ask()
+            if lost is not None:
+                trial.set_user_attr("instead_of", lost.number)
             for name, choices in self._config.space.items():
                 _suggest(trial, name, choices)
             trial.set_user_attr("asked", trial.params)
@@ -119,11 +124,20 @@ class Trials:
 
     def _counted(self) -> int:
         """Trials of all workers but those that failed for want of their worker."""
-        from optuna.trial import TrialState
+        with _reachable(self.where):
+            return sum("lost" not in t.user_attrs for t in self._study.get_trials(deepcopy=False))
 
+    def _lost_one(self, wanted: Mapping[str, Any]) -> Any:
+        """A trial that was given up as lost and has these settings, to be asked again; None where there is none."""
         with _reachable(self.where):
             found = self._study.get_trials(deepcopy=False)
-        return sum("lost" not in t.user_attrs for t in found if t.state != TrialState.WAITING)
+        again = {t.user_attrs.get("instead_of") for t in found if "lost" not in t.user_attrs}
+        whole = self._config.space.keys()
+        for trial in found:
+            fits = trial.params.keys() == whole and all(trial.params[name] == value for name, value in wanted.items())
+            if fits and "lost" in trial.user_attrs and trial.number not in again:
+                return trial
+        return None
 
     def _settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         found = {}
@@ -136,14 +150,15 @@ class Trials:
 
     # ------------------------------------------------------------------------------------------------------------ telling
 
-    def report(self, number: int, epoch: int, goal: float) -> None:
-        """The objective of a trial's best epoch up to this one."""
+    def report(self, number: int, epoch: int, goal: float | None) -> None:
+        """A trial is alive; and the objective of its best epoch up to this one, where there is one alone."""
         found = self._frozen(number)
-        if found.state.is_finished() or epoch in found.intermediate_values:
+        if found.state.is_finished():
             return
         with _reachable(self.where):
             live = self._live(found)
-            live.report(goal, epoch)
+            if goal is not None and epoch not in found.intermediate_values and len(self._config.objectives) == 1:
+                live.report(goal, epoch)
             live.set_user_attr("seen", time.time())
 
     def goes_on(self, number: int, epoch: int, rung: int) -> bool:
@@ -195,7 +210,7 @@ class Trials:
         return Live(self._study, frozen._trial_id)
 
     def _give_up_lost(self) -> None:
-        """Trials that no worker has been seen at for long are failures, and are asked again."""
+        """Trials that no worker has been seen at for long are failures, and are asked again (:meth:`_lost_one`)."""
         from optuna.trial import TrialState
 
         with _reachable(self.where):
@@ -209,8 +224,6 @@ class Trials:
                 log.warning("Trial %d of %s is given up as lost and asked again.", trial.number, worker or "nobody")
                 self._live(trial).set_user_attr("lost", True)
                 self._study.tell(trial.number, state=TrialState.FAIL)
-                if trial.params:
-                    self._study.enqueue_trial(trial.params)
 
 
 def _optuna() -> Any:

@@ -266,12 +266,22 @@ def test_a_dead_workers_trials_are_asked_again_and_none_counts_twice(data, tmp_p
     for trial in found[:3]:
         alive.end(trial.number, "complete", [1.0], {})
     # It was not dead.
-    assert not dead.goes_on(lost[1].number, 1, 0)
+    assert not dead.goes_on(lost[1].number, 3, 1)
     dead.end(lost[0].number, "complete", [0.1], {})
     states = [trial.state.name for trial in alive._study.trials]
     assert states.count("COMPLETE") == 3
     assert states.count("FAIL") == 2
     assert alive.ask(3, {}) is None
+
+
+def test_a_lost_trial_is_asked_again_where_its_shape_is_trained(data, tmp_path):
+    asked = study(data, tmp_path / "none", samples=9, storage=str(tmp_path / "trials.log"), patience_minutes=1e-6)
+    asked["space"] = {**SPACE, "model.features": [4, 8]}
+    lost = Trials(make_study(asked), tmp_path / "dead").ask(0, {"model.features": 4})
+    alive = Trials(make_study(asked), tmp_path / "alive")
+    assert alive.ask(0, {"model.features": 8}).settings["model.features"] == 8
+    assert alive.ask(1, {"model.features": 4}).settings == lost.settings
+    assert alive.ask(2, {"model.features": 4}).settings != lost.settings
 
 
 def test_a_worker_that_comes_too_late_has_nothing_to_do(data, tmp_path):
