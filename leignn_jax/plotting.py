@@ -22,6 +22,17 @@ def new_figure(columns: int, width: float = 3.6, height: float = 3.2) -> tuple[F
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
+def plain_ticks(axes: Any) -> None:
+    """Both axes logarithmic with ticks as plain numbers, which don't run into each other."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+
+
 def save_figure(figure: Figure, path: Path) -> bytes:
     """Write a PNG atomically and return it."""
     png = _png(figure)

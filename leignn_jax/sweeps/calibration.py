@@ -13,7 +13,7 @@ from scipy import special, stats
 from leignn_jax.arguments import check_number, check_structures
 from leignn_jax.data import read_frames
 from leignn_jax.errors import DataError
-from leignn_jax.plotting import new_figure
+from leignn_jax.plotting import new_figure, plain_ticks
 from leignn_jax.potential import Potential
 from leignn_jax.sweeps.committee import check_committee, iter_committee
 
@@ -114,7 +114,8 @@ def calibration_figure(calibration: Calibration) -> Any:
     axes[0].plot(1e3 * x * calibration.used_factor, 1e3 * y, "s-", label=f"spread × {calibration.used_factor:.2f}")
     ends = [1e3 * min(x.min(), y.min()), 1e3 * max(x.max(), y.max())]
     axes[0].plot(ends, ends, color="0.6", lw=0.8, zorder=0)
-    axes[0].set(xlabel="spread (meV/Å)", ylabel="error (meV/Å)", xscale="log", yscale="log")
+    axes[0].set(xlabel="spread (meV/Å)", ylabel="error (meV/Å)")
+    plain_ticks(axes[0])
     axes[0].set_title(f"rank correlation {calibration.correlation:.2f}", fontsize=9)
     axes[0].legend(fontsize=7)
     expected, found = list(calibration.expected.values()), list(calibration.coverage.values())

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from leignn_jax.files import write_atomically
-from leignn_jax.plotting import new_figure, save_figure
+from leignn_jax.plotting import new_figure, plain_ticks, save_figure
 from leignn_jax.sweeps.space import COST
 from leignn_jax.training.report import page, picture, table
 
@@ -222,9 +222,8 @@ def _front(rows: Sequence[Mapping[str, Any]]):
     axes[0].plot(*zip(*points, strict=True), "o", ms=4, color="0.6", label="members")
     best = [points[i] for i in front(points)]
     axes[0].plot(*zip(*best, strict=True), "o-", ms=5, label="not beaten in both")
-    axes[0].set(
-        xlabel="energy and forces (µs per atom)", ylabel="validation MAE of forces (meV/Å)", xscale="log", yscale="log"
-    )
+    axes[0].set(xlabel=_with_unit(COST), ylabel=_with_unit(_FORCES))
+    plain_ticks(axes[0])
     axes[0].grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=7)
     return figure
