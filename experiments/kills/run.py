@@ -169,10 +169,12 @@ def kill_again_and_again(kind: Kind, kills: int, rng: random.Random) -> dict[str
                 taken, code = run(kind, folder, moment, rng.randrange(kind.processes))
                 if code == -signal.SIGKILL:
                     moments.append(round(taken, 2))
+                    print(f"run {runs}: killed after {taken:.1f} of {seconds:.1f} s", flush=True)
             if code != 0:
                 failed.append(f"run {runs} after {len(moments)} kills: {(folder / 'errors').read_text()[-500:]}")
                 break
             differing += differences(kind.left(folder), right)
+            print(f"run {runs}: {'; '.join(differing) or 'nothing differs'}", flush=True)
             shutil.rmtree(folder)
             if len(moments) >= kills:
                 break
