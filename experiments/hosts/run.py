@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--frames", type=int, default=320)
+    parser.add_argument("--rate", type=float, default=1e-3, help="the learning rate")
     options = parser.parse_args()
     found = []
     for sweep, data in MESHES:
@@ -89,7 +90,7 @@ def main() -> None:
             "base": {
                 "data": {"max_frames": options.frames, "batch_size": 5},
                 "model": {"preset": "small", "features": 32},
-                "optimizer": {"learning_rate": 1e-3},
+                "optimizer": {"learning_rate": options.rate},
                 "run": {"out": "study", "epochs": options.epochs},
             },
             "space": {"run.seed": list(range(8))},
