@@ -183,15 +183,15 @@ def sweep(
         from leignn_jax.sweeps.study import sweep as run
         from leignn_jax.training.processes import is_first
 
-        load_study(study)
+        asked = load_study(study)
         _join(distributed, coordinator, processes, process)
         if plan:
             from leignn_jax.sweeps.plan import plan_sweep, plan_table
 
-            groups = plan_sweep(study, progress=False if quiet else None)
+            groups = plan_sweep(asked, progress=False if quiet else None)
             _show([one._asdict() for one in groups], json_file, plan_table(groups))
             return
-        result = run(study, resume=not fresh, extend=extend, progress=False if quiet else None)
+        result = run(asked, resume=not fresh, extend=extend, progress=False if quiet else None)
         if not result.finished:
             raise typer.Exit(exit_code(result.signal))
         if not is_first():

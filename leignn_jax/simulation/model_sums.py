@@ -101,7 +101,7 @@ def without_constants(model: Any) -> Any:
     """As the first of :func:`split_constants`, also where the numbers are traced."""
     if isinstance(model, Potential):
         zero = jnp.zeros_like(jnp.asarray(model.reference_energies, jnp.float32))
-        return model.replace(reference_energies=zero, energy_shift=jnp.zeros(()))
+        return model.replace(reference_energies=zero, energy_shift=jnp.zeros(np.shape(model.energy_shift)))
     if isinstance(model, ModelSum):
         return ModelSum(tuple(without_constants(part) for part in model.parts))
     return model

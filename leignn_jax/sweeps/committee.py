@@ -15,7 +15,7 @@ from leignn_jax.arguments import check_sequence
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Potential, Prediction, are_several, check_finite, check_potential, joined
-from leignn_jax.simulation.model_sums import Adds
+from leignn_jax.simulation.model_sums import Adds, without_constants
 
 
 def committee(potentials: Sequence[Potential]) -> Potential:
@@ -111,12 +111,6 @@ def check_committee(members: Any) -> Potential:
     return members
 
 
-def _without_constants(members: Potential) -> Potential:
-    """Added in float32 they would round the rest away."""
-    none = jnp.zeros(np.shape(members.reference_energies)), jnp.zeros(np.shape(members.energy_shift))
-    return members.replace(reference_energies=none[0], energy_shift=none[1])
-
-
 def constants_by_number(members: Potential) -> np.ndarray:
     """``[members, 120]`` eV, each member's reference energy by atomic number."""
     table = np.zeros((len(np.asarray(members.scale)), 120))
@@ -126,7 +120,7 @@ def constants_by_number(members: Potential) -> np.ndarray:
 
 def _predict(members: Potential, graphs: list[Graph], dtype: str) -> list[CommitteePrediction]:
     with jax.enable_x64(dtype == "float64"):
-        out = jax.device_get(_compute_all(_without_constants(members), joined(graphs)))
+        out = jax.device_get(_compute_all(without_constants(members), joined(graphs)))
     table = constants_by_number(members)
     starts = np.cumsum([0, *(graph.shape[0] for graph in graphs)])
     found = []
@@ -176,4 +170,4 @@ class CommitteeModel(Adds):
         """See :func:`leignn_jax.simulation.model_sums.split_constants`."""
         table = constants_by_number(self.members).mean(0)
         shift = float(np.asarray(self.members.energy_shift, np.float64).mean())
-        return CommitteeModel(_without_constants(self.members)), table, shift
+        return CommitteeModel(without_constants(self.members)), table, shift

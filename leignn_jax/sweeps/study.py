@@ -76,7 +76,7 @@ class StudyResult(NamedTuple):
 
     @property
     def best(self) -> Potential:
-        """The member best on validation."""
+        """The member best by the study's first objective; ConfigError where none has ended well."""
         if not self.potentials:
             why = "other workers have all its trials" if self.finished else "it was stopped: the same call goes on"
             raise ConfigError(f"No member of the study has ended here; {why}.")
@@ -318,20 +318,17 @@ def _table(ledger: Ledger) -> tuple[list[dict[str, Any]], list[Potential | None]
         potential = _potential_from_first(ledger.potential_file(member)) if said["best_epoch"] else None
         epochs = [_of_epoch(row) for row in said["history"]]
         best = next((r for r in epochs if r["epoch"] == said["best_epoch"]), dict.fromkeys(epochs[-1]))
+        # Evolution changes settings; those that made the best epoch count.
+        settings = member.settings | {k: best[k] for k in member.settings if best.get(k) is not None}
         # Without a loss where it diverged before an epoch was validated.
-        row = {
-            "member": member.number,
-            **member.settings,
-            **(best.pop("settings", None) or {}),
-            "validation_loss": None,
-        }
+        row = {"member": member.number, **settings, "validation_loss": None}
         row |= {k: v for k, v in best.items() if k.startswith("validation_")}
         row |= {"best_epoch": said["best_epoch"], "epochs": len(epochs)}
         row |= {"diverged_at_step": epochs[-1]["diverged_at_step"]}
         cost = ledger.cost_of(member.config)
         row |= {} if cost is None else {COST: cost}
         found.append((row, potential))
-        history += [{"member": member.number, **one, **(one.pop("settings", None) or {})} for one in epochs]
+        history += [{"member": member.number, **one} for one in epochs]
     goal = ledger.study.objectives[0]
     found.sort(key=lambda one: (_or_infinity(one[0].get(goal)), one[0]["member"]))
     return [row for row, _ in found], [potential for _, potential in found], history
@@ -351,8 +348,9 @@ def _potential_from_first(path: Path) -> Potential:
 
 
 def _of_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An epoch's row with None where a loss is no number."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    """An epoch's row with None where a loss is no number, and settings that were its own as columns."""
+    flat = {k: v for k, v in row.items() if k != "settings"} | row.get("settings", {})
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in flat.items()}
 
 
 def _or_infinity(value: float | None) -> float:

@@ -1,5 +1,6 @@
 """Searches: places filled anew without a recompile, halving, several workers, evolution; and nothing lost by a kill."""
 
+import csv
 import json
 import os
 import signal
@@ -110,8 +111,6 @@ def test_halving_drops_who_is_not_among_the_best_of_a_rung(undisturbed):
 
 
 def test_a_member_that_came_later_begins_at_the_beginning(undisturbed):
-    import csv
-
     with open(undisturbed.out / "history.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["member"] == "9"]
     settings = next(row for row in undisturbed.rows if row["member"] == 9)
@@ -351,6 +350,13 @@ def test_the_better_replace_the_worse(data, tmp_path, monkeypatch):
     said = [json.loads(file.read_text()) for file in (tmp_path / "study/ledger").glob("lot-*.json")]
     histories = [one["history"] for one in said[0]["members"].values()]
     assert all(len(history) == 6 for history in histories)
+    with open(result.out / "history.csv", newline="") as file:
+        told = list(csv.DictReader(file))
+    assert "settings" not in told[0]
+    assert all(1e-6 <= float(row["optimizer.learning_rate"]) <= 1e-2 for row in told)
+    for row in result.rows:
+        best = next(x for x in told if (x["member"], x["epoch"]) == (str(row["member"]), str(row["best_epoch"])))
+        assert float(best["optimizer.learning_rate"]) == row["optimizer.learning_rate"]
     copies = [(history, i) for history in histories for i, row in enumerate(history) if "copied" in row]
     assert copies
     for history, i in copies:
