@@ -11,6 +11,7 @@ from flax import struct
 from numpy.typing import DTypeLike
 
 from leignn_jax.arguments import check_atoms
+from leignn_jax.cells import transformed
 from leignn_jax.errors import StructureError
 from leignn_jax.neighbors import Pairs, find_pairs, near_origin
 from leignn_jax.pair_ops import PairLists, pair_difference
@@ -213,10 +214,10 @@ class Graph:
     def vectors(self):
         """``[pairs, 3]`` Å, from each pair's receiver to its sender; differentiable in positions and cell."""
         if self.num_graphs == 1:
-            offsets = self.shifts @ self.cell[0]
+            offsets = transformed(self.shifts, self.cell[0])
         else:
             cells = self.cell[self.graph_index[self.lists.receivers]]
-            offsets = jnp.einsum("pi,pij->pj", self.shifts, cells)
+            offsets = transformed(self.shifts[:, None], cells)[:, 0]
         return pair_difference(self.lists, self.positions) + offsets
 
     def sum_atoms(self, values):

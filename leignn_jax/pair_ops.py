@@ -34,6 +34,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 from jax.core import ShapedArray
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -195,7 +196,10 @@ def _sum_slots(slot, table, shape, dtype, cpu):
     along the features. As one expression XLA would run along the neighbours and read one number per cache line.
     """
     if not cpu:
-        return slot(*table).sum(1)
+        # Left to itself XLA:GPU makes the summed axis the innermost one: gathers become transposes, and what is summed is
+        # written and read again.
+        products = slot(*table)
+        return with_layout_constraint(products, Layout(tuple(range(products.ndim)))).sum(1)
 
     def block(rows):
         def add(total, column):

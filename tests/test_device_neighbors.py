@@ -356,9 +356,25 @@ def test_side_by_side_none_is_renewed_where_none_needs_it(double):
     assert np.asarray(after.renewals).tolist() == [2, 2]
     for r in range(2):
         assert_right(jax.tree.map(lambda x, r=r: x[r], after), positions[r], atoms.cell, atoms.pbc, 3.4)
-    # The renewal is a branch, not a selection made after the work is done for all.
-    text = str(jax.make_jaxpr(jax.vmap(lambda n, r: update(n, r, axis="m"), axis_name="m"))(both, both.positions))
-    assert "cond[" in text
+    # The renewal is a loop of one turn or none, not a selection made after the work is done for all; and all that a list is
+    # goes through it in place, which it does not through the branches of a condition.
+    text = jax.jit(jax.vmap(lambda n, r: update(n, r, axis="m"), axis_name="m")).lower(both, both.positions).as_text()
+    main = text[text.index("func.func public @main") :].split("\n  func.func")[0]
+    assert "stablehlo.while" in main
+    assert "stablehlo.case" not in main
+    assert "@renewed" in main[main.index("stablehlo.while") :]
+
+
+def test_side_by_side_without_an_axis_each_is_renewed_by_itself(double):
+    atoms = rattled(ase.build.bulk("Cu", cubic=True))
+    one = allocate(atoms.positions, atoms.cell, atoms.pbc, atoms.numbers, 3.0, 0.4, dtype=np.float64)
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), one)
+    positions = np.stack([atoms.positions, atoms.positions])
+    positions[1, 2] += 0.3
+    after = jax.jit(jax.vmap(update))(both, jnp.asarray(positions))
+    assert np.asarray(after.renewals).tolist() == [1, 2]
+    for r in range(2):
+        assert_right(jax.tree.map(lambda x, r=r: x[r], after), positions[r], atoms.cell, atoms.pbc, 3.4)
 
 
 def test_one_program_per_sizes(double):

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "leignn_jax"
 
 # Methods that import what is above them, so that `potential.save(...)` and `potential.calculator()` are there.
-UPWARD = {("potential", "potential_file"), ("potential", "interop")}
+UPWARD = {("potential", "potential_file"), ("potential", "interop"), ("potential", "exported")}
 
 
 def plan():

@@ -22,6 +22,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from leignn_jax.arguments import MOST_STEPS, check_choice, check_model, check_number, check_structures, check_whole
+from leignn_jax.cells import inverse, transformed
 from leignn_jax.device_neighbors import ListSizes, grown, largest, plan_sizes
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.graph import Graph
@@ -220,7 +221,7 @@ class _Surroundings:
     def at(self, y):
         """Positions and cell."""
         deform = self.deformation(y)
-        return (self.positions + self.allowed(y)[0]) @ deform, self.vectors @ deform
+        return transformed(self.positions + self.allowed(y)[0], deform), transformed(self.vectors, deform)
 
     def slope(self, model, pressure, y):
         """Of energy plus pressure times volume by y."""
@@ -230,9 +231,9 @@ class _Surroundings:
         unit = jnp.eye(3, dtype=stress.dtype)
         by_strain = jnp.zeros_like(stress)
         if self.cell:
-            back = jnp.swapaxes(jnp.linalg.inv(deform), 1, 2)
-            by_strain = volume(vectors)[:, None, None] / self.length * back @ (stress + pressure * unit)
-        return self.allowed((-forces @ jnp.swapaxes(deform, 1, 2), by_strain))
+            back = jnp.swapaxes(inverse(deform), 1, 2)
+            by_strain = volume(vectors)[:, None, None] / self.length * transformed(back, stress + pressure * unit)
+        return self.allowed((transformed(-forces, jnp.swapaxes(deform, 1, 2)), by_strain))
 
     def product(self, model, pressure, y, x):
         """The Hessian at y times x."""

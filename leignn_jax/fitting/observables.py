@@ -121,7 +121,7 @@ def of_trajectory(
 
         def slope(system: System, seen):
             grown = seen[first:] - seen[first : first + 1]
-            return (_DIFFUSIVITY / 6 * centered @ grown / (centered**2).sum())[:, None]
+            return (_DIFFUSIVITY / 6 * jnp.dot(centered, grown, precision="highest") / (centered**2).sum())[:, None]
 
         return observables.squared_displacement(begin), slope
     return of_states(target, reach), lambda system, seen: seen[first:].mean(0)

@@ -25,6 +25,7 @@ import numpy as np
 from flax import struct
 
 from leignn_jax.arguments import check_array, check_number
+from leignn_jax.cells import inverse, transformed
 from leignn_jax.device_neighbors import NeighborList, allocate, grown, update
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import did_you_mean
@@ -116,7 +117,7 @@ def neighbor_list(
         _check_names(unused)
         dtype = jnp.asarray(R).dtype
         cell = jnp.zeros((3, 3), dtype) if box is None else cell_of(box, dtype)
-        real = R @ cell if fractional_coordinates else R
+        real = transformed(R, cell) if fractional_coordinates else R
         made = allocate(real, cell, periodic, numbers, network.cutoff, skin, dtype=dtype)
         sizes = made.sizes
         if extra_capacity:
@@ -134,7 +135,9 @@ def neighbor_list(
         graph = neighbor.list.graph(_near(neighbor, _real(neighbor, R, cell), cell), cell)
         if perturbation is not None:
             stretch = cell_of(perturbation, R.dtype)
-            graph = graph.replace(positions=graph.positions @ stretch, cell=graph.cell @ stretch)
+            graph = graph.replace(
+                positions=transformed(graph.positions, stretch), cell=transformed(graph.cell, stretch)
+            )
         return model.energy(graph)[0]
 
     return NeighborListFns(allocate_list, lambda R, neighbor, **kwargs: neighbor.update(R, **kwargs)), energy_fn
@@ -162,9 +165,9 @@ def _near(neighbor: Neighbors, positions, cell):
     made = neighbor.list
     lattice = jnp.where(made.pbc[:, None], cell, jnp.eye(3, dtype=cell.dtype))
     before = jnp.where(made.pbc[:, None], made.cell, jnp.eye(3, dtype=cell.dtype))
-    now, then = positions @ jnp.linalg.inv(lattice), made.positions @ jnp.linalg.inv(before)
+    now, then = transformed(positions, inverse(lattice)), transformed(made.positions, inverse(before))
     jumps = jnp.where(made.pbc, jnp.round(jax.lax.stop_gradient(now - then)), 0.0)
-    return positions - jumps @ lattice
+    return positions - transformed(jumps, lattice)
 
 
 def _check_names(names) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from leignn_jax.arguments import check_atoms, check_dtype, check_model, check_number
+from leignn_jax.cells import transformed
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.properties.relax import relax
@@ -177,7 +178,7 @@ def _strain_derivatives(model: EnergyModel, graph: Graph):
 
     def answer(amounts):
         deform = jnp.eye(3, dtype=positions.dtype) + jnp.einsum("n,nij->ij", amounts, strains)
-        out = model.compute(graph.replace(positions=positions @ deform, cell=cell @ deform))
+        out = model.compute(graph.replace(positions=transformed(positions, deform), cell=transformed(cell, deform)))
         return voigt(out.stress[0]) * GIGAPASCAL, out.forces
 
     stress, forces = jax.jacfwd(answer)(jnp.zeros(6, positions.dtype))
@@ -194,8 +195,9 @@ def _relaxed(model: EnergyModel, graph: Graph, clamped, forces):
     stiffness = jnp.trace(hessian) / size
     stiffness = jnp.where(stiffness == 0, 1.0, stiffness)
     push = forces.reshape(6, size)
-    push = push - (push @ shift) @ shift.T
-    moves = jnp.linalg.solve(hessian + stiffness * shift @ shift.T, push.T)
+    onto_shift = jnp.dot(shift, shift.T, precision="highest")
+    push = push - jnp.dot(push, onto_shift, precision="highest")
+    moves = jnp.linalg.solve(hessian + stiffness * onto_shift, push.T)
     volume = jnp.abs(jnp.linalg.det(jnp.asarray(graph.cell)[0]))
     return clamped - GIGAPASCAL * jnp.einsum("as,sb->ab", push, moves, precision="highest") / volume
 

@@ -268,7 +268,7 @@ def _sum_rule(constants):
 def dynamical_matrix(crystal: Crystal, constants, q: Float[Any, "3"]) -> Array:
     """``[modes, modes]`` complex eV/Å^2/amu, Hermitian, at the wave vector ``q`` in 1/Å (with its 2 pi); pure."""
     cell = len(crystal.masses)
-    phases = (jnp.asarray(crystal.weights) * jnp.exp(1j * (jnp.asarray(crystal.vectors) @ q))).sum(-1)
+    phases = (jnp.asarray(crystal.weights) * jnp.exp(1j * (jnp.asarray(crystal.vectors) * q).sum(-1))).sum(-1)
     copies = (jnp.asarray(crystal.owner)[:, None] == jnp.arange(cell)).astype(phases.dtype)
     matrix = jnp.einsum("iajb,ij,jk->iakb", constants.astype(phases.dtype), phases, copies, precision="highest")
     root = jnp.sqrt(jnp.asarray(crystal.masses))

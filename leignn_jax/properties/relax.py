@@ -42,6 +42,7 @@ from leignn_jax.arguments import (
     check_structures,
     check_whole,
 )
+from leignn_jax.cells import transformed
 from leignn_jax.device_neighbors import NeighborList, grown, update
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder, write_atomically
@@ -242,8 +243,8 @@ def fire_step(model: EnergyModel, system: System, state: FireState, goal: Goal, 
     )  # [replicas] Å
     shorter = _each(jnp.minimum(1.0, _LONGEST_STEP / jnp.maximum(longest, 1e-12)))
     deform = jnp.eye(3, dtype=strain.dtype) + shorter * strain
-    positions = (state.positions + shorter * move) @ deform
-    new_cell = state.cell @ deform
+    positions = transformed(state.positions + shorter * move, deform)
+    new_cell = transformed(state.cell, deform)
 
     active = state.status == RUNNING
     positions = jnp.where(_each(active), positions, state.positions)

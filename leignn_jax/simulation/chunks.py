@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.arguments import check_number
+from leignn_jax.cells import inverse, transformed
 from leignn_jax.device_neighbors import ListSizes, grown, lattice_vectors
 from leignn_jax.errors import ConfigError, SimulationError, StructureError
 from leignn_jax.simulation.dynamics import (
@@ -348,9 +349,9 @@ def broken(system: System, before: State, after: State, center, limits: Limits):
     finite &= jnp.isfinite(jnp.where(real, after.velocities, 0.0)).all((1, 2))
     # A strain moves far atoms far: only what goes beyond it counts.
     unit, solid = jnp.eye(3, dtype=after.cell.dtype), system.pbc.all(-1)[:, None, None]
-    stretch = jnp.linalg.solve(jnp.where(solid, before.cell, unit), jnp.where(solid, after.cell, unit))
+    stretch = transformed(inverse(jnp.where(solid, before.cell, unit)), jnp.where(solid, after.cell, unit))
     ahead = lattice_vectors(after.images - before.images, after.cell)
-    moved = jnp.where(real, after.positions - before.positions @ stretch + ahead, 0.0)
+    moved = jnp.where(real, after.positions - transformed(before.positions, stretch) + ahead, 0.0)
     fast = (moved**2).sum(-1).max(-1) > limits.step**2
     away = jnp.where(real & ~system.pbc[:, None], unwrapped(after) - center[:, None], 0.0)
     far = (away**2).sum(-1).max(-1) > limits.distance**2

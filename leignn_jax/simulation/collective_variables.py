@@ -24,6 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from leignn_jax.arguments import check_sequence, check_whole
+from leignn_jax.cells import inverse, transformed
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation.dynamics import System
 
@@ -41,18 +42,12 @@ def nearest(positions, cell, pbc, first, second) -> Float[Array, "... 3"]:
     here = jax.lax.stop_gradient(away)
     # Units of the periodic vectors, nothing along the others: by normal equations, which have an answer then too.
     gram = jnp.einsum("id,jd->ij", there, there, precision="highest") + jnp.diag(jnp.where(pbc, 0.0, 1.0))
-    back = jnp.einsum("jd,ji->di", there, jnp.linalg.inv(gram), precision="highest")
-    units = -jnp.round(_times(here, jax.lax.stop_gradient(back)))
-    around = jnp.asarray(list(itertools.product((-1, 0, 1), repeat=3)), away.dtype) * pbc
-    images = units[..., None, :] + around
-    lengths = ((here[..., None, :] + _times(images, jax.lax.stop_gradient(there))) ** 2).sum(-1)
-    best = jnp.take_along_axis(images, lengths.argmin(-1)[..., None, None], -2)[..., 0, :]
-    return away + _times(best, there)
-
-
-def _times(rows, matrix):
-    """``rows @ matrix``, which no device multiplies in fewer digits."""
-    return sum(rows[..., d, None] * matrix[d] for d in range(3))
+    back = jnp.einsum("jd,ji->di", there, inverse(gram), precision="highest")
+    units = -jnp.round(transformed(here[..., None, :], jax.lax.stop_gradient(back)))
+    images = units + jnp.asarray(list(itertools.product((-1, 0, 1), repeat=3)), away.dtype) * pbc
+    lengths = ((here[..., None, :] + transformed(images, jax.lax.stop_gradient(there))) ** 2).sum(-1)
+    best = jnp.take_along_axis(images, lengths.argmin(-1)[..., None, None], -2)
+    return away + transformed(best, there)[..., 0, :]
 
 
 def length(vectors) -> Float[Array, "..."]:

@@ -162,7 +162,7 @@ def pressure_tensor(system: System, state: State, kT) -> Float[Array, "replicas 
     Where the total momentum is held at zero, its mean share ``kT`` [eV] is put back, so that an ideal gas has N kT / V.
     """
     weighted = system.masses[..., None] * system.mobile * state.velocities / ACCELERATION
-    kinetic = jnp.einsum("rai,raj->rij", weighted, state.velocities)
+    kinetic = jnp.einsum("rai,raj->rij", weighted, state.velocities, precision="highest")
     held = (system.held_momentum * kT)[:, None, None] * jnp.eye(3, dtype=kinetic.dtype)
     return (kinetic + held) / volume(state.cell)[:, None, None] - state.stress
 

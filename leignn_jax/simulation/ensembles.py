@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from leignn_jax.cells import inverse, transformed
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation.dynamics import (
     ACCELERATION,
@@ -428,15 +429,15 @@ class CellRescaling(Ensemble):
         exponent = drift + jnp.sqrt(variance)[:, None, None] * self._allowed(noise)
         deformation = _exponential(exponent)
         rotation = _rotation_of(deformation) if self.shape == "triclinic" else unit
-        strain = jnp.swapaxes(jnp.broadcast_to(rotation, deformation.shape), 1, 2) @ deformation
+        strain = transformed(jnp.swapaxes(jnp.broadcast_to(rotation, deformation.shape), 1, 2), deformation)
 
         across = jnp.swapaxes(strain, 1, 2)
-        velocities = state.velocities @ jnp.linalg.inv(strain) * system.mobile
+        velocities = transformed(state.velocities, inverse(strain)) * system.mobile
         strained = state.replace(velocities=velocities)
-        moved = move_to(model, system, strained, state.positions @ across, state.cell @ across)
+        moved = move_to(model, system, strained, transformed(state.positions, across), transformed(state.cell, across))
 
         back, _ = self._drift(system, moved, kT, dt)
-        back = rotation @ back @ jnp.swapaxes(rotation, -1, -2)
+        back = transformed(transformed(rotation, back), jnp.swapaxes(rotation, -1, -2))
         odds = (_squared(exponent + back) - _squared(exponent - drift)) / (2 * variance)
         growth = jnp.log(volume(moved.cell) / volume(state.cell))
         put_in = kT * ((1 + system.held_momentum) * growth - odds)
@@ -536,7 +537,7 @@ def _exponential(matrix):
     unit = jnp.eye(3, dtype=matrix.dtype)
     out = unit
     for k in (4, 3, 2, 1):
-        out = unit + matrix @ out / k
+        out = unit + transformed(matrix, out) / k
     return out
 
 
@@ -544,7 +545,7 @@ def _rotation_of(deformation):
     """The rotation R in F = R S with symmetric S, by Higham's iteration, which starts next to the unit matrix."""
     rotation = deformation
     for _ in range(4):
-        rotation = 0.5 * (rotation + jnp.linalg.inv(jnp.swapaxes(rotation, -1, -2)))
+        rotation = 0.5 * (rotation + inverse(jnp.swapaxes(rotation, -1, -2)))
     return rotation
 
 

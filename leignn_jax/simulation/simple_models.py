@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from leignn_jax.cells import inverse, transformed
 from leignn_jax.device_neighbors import lattice_vectors
 from leignn_jax.graph import Graph
 from leignn_jax.models.leignn import pair_geometry
@@ -72,7 +73,7 @@ class HarmonicWells(Adds):
         away = graph.positions - centers
         # In units of the lattice, which nothing is taken off along open directions.
         lattice = jnp.where(graph.pbc[:, :, None], graph.cell, jnp.eye(3, dtype=away.dtype))
-        units = jnp.einsum("ai,aij->aj", away, jnp.linalg.inv(lattice)[graph.graph_index])
+        units = transformed(away[:, None], inverse(lattice)[graph.graph_index])[:, 0]
         whole = jnp.where(graph.pbc[graph.graph_index], jnp.round(jax.lax.stop_gradient(units)), 0.0)
         away = away - lattice_vectors(whole[:, None], lattice[graph.graph_index])[:, 0]
         away = jnp.where(graph.atom_mask[:, None], away, 0.0)
