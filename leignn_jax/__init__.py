@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leignn_jax.data.readers import read_frames as read_frames
+    from leignn_jax.exported import load_exported as load_exported
     from leignn_jax.fitting.api import fit as fit
     from leignn_jax.graph import Graph as Graph
     from leignn_jax.interop.jax_md import neighbor_list as neighbor_list
@@ -60,6 +61,7 @@ _HOME = {
     "evaluate": "training.evaluate",
     "fit": "fitting.api",
     "import_torch_checkpoint": "interop.torch_checkpoint",
+    "load_exported": "exported",
     "load_potential": "potential_file",
     "neighbor_list": "interop.jax_md",
     "preset": "models.config",

@@ -364,6 +364,20 @@ class Potential:
 
         save_potential(self, check_path("path", path))
 
+    def export(
+        self,
+        path: str | Path,
+        atoms: ase.Atoms,
+        *,
+        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+        room: float = 1.2,
+        dtype: str = "float32",
+    ) -> None:
+        """Write a program that runs with jax alone, for structures like this one; see :mod:`leignn_jax.exported`."""
+        from leignn_jax.exported import export_potential
+
+        export_potential(self, path, atoms, platforms=platforms, room=room, dtype=dtype)
+
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ElementError where an atomic number is not among the potential's elements."""
         unknown = np.flatnonzero(~np.isin(numbers, self.config.numbers))
