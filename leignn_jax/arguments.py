@@ -75,9 +75,14 @@ def check_seed(value: Any, name: str = "seed") -> int:
 
 
 def check_dtype(value: Any, name: str = "dtype") -> str:
-    """The name of a floating-point type."""
+    """The name of a floating-point type that this process's device has."""
     if not isinstance(value, str) or value not in ("float32", "float64"):
         raise ConfigError(f"{name} must be 'float32' or 'float64', not {shown(value)}.")
+    if value == "float64":
+        import jax  # not for `leignn --help`
+
+        if jax.default_backend() == "tpu":
+            raise ConfigError(f"{name}: a TPU has no float64. Take 'float32', or a CPU (JAX_PLATFORMS=cpu).")
     return value
 
 

@@ -37,6 +37,14 @@ def test_what_is_no_number(value):
         arguments.check_whole("steps", value)
 
 
+def test_float64_is_refused_where_there_is_none(monkeypatch):
+    assert arguments.check_dtype("float64") == "float64"
+    monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+    assert arguments.check_dtype("float32") == "float32"
+    with pytest.raises(ConfigError, match="precision: a TPU has no float64"):
+        arguments.check_dtype("float64", "precision")
+
+
 def test_numbers_in_range_come_back():
     assert arguments.check_number("x", np.float32(2.5), positive=True, most=3) == 2.5
     assert arguments.check_whole("n", np.int64(3), 1, 3) == 3

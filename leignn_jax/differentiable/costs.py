@@ -91,10 +91,10 @@ def _of_mode(loss, argument, mode, segment, inputs_at_once, has_aux, repeats) ->
 
     batches, given, of_given = 1, argument, short_loss
     if mode == "forward":
-        # Only as many inputs as go side by side: the others take as long again.
+        # Only as many inputs as go side by side: the others take as long each.
         flat, restore = ravel_pytree(values)
         few = min(inputs_at_once, flat.shape[0])
-        batches, given = -(-flat.shape[0] // few), flat[:few]
+        batches, given = flat.shape[0] / few, flat[:few]
 
         def of_few(start, rollout):
             return short_loss(join(restore(flat.at[:few].set(start)), others), rollout)

@@ -42,7 +42,7 @@ def _strained(rows, strain):
     return rows + sum(rows[..., d, None] * strain[:, None, d] for d in range(3))
 
 
-class _Bias(Adds):
+class Bias(Adds):
     """A model that is a function of a variable; its class has ``energy(values)``."""
 
     variable: Any
@@ -73,7 +73,7 @@ class _Bias(Adds):
 
 
 @struct.dataclass
-class Umbrella(_Bias):
+class Umbrella(Bias):
     """A spring on a variable, ``stiffness (s - center)^2 / 2``, the shorter way round for a dihedral. A pytree.
 
     variable: of :mod:`leignn_jax.simulation.collective_variables`, or a function ``(positions, cell, pbc) -> scalar``.
@@ -96,7 +96,7 @@ class Umbrella(_Bias):
 
 
 @struct.dataclass
-class Hills(_Bias):
+class Hills(Bias):
     """Gaussians on a variable, ``sum_k heights_k exp(-(s - centers_k)^2 / (2 width^2))``, as metadynamics leaves them.
 
     variable: as of :class:`Umbrella`. centers: ``[replicas, hills]`` in the variable's unit. heights: ``[replicas, hills]``

@@ -3,6 +3,9 @@
 A chunk runs on the device from one saved frame to a later one, neighbour lists renewed inside. The host keeps the state
 before it: where a list turns out too small, it is enlarged and the chunk is run again, so that nothing wrong is ever
 seen. A replica that breaks a limit stands still from the last good step on and says why; the others go on.
+
+Replicas may be divided among devices: each runs the whole chunk on its own replicas, and all that crosses, once in a log
+line, is whether any replica still goes on.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from leignn_jax.arguments import check_number
 from leignn_jax.cells import inverse, transformed
 from leignn_jax.device_neighbors import ListSizes, grown, lattice_vectors
 from leignn_jax.errors import ConfigError, SimulationError, StructureError
+from leignn_jax.simulation.divided import DEVICES, check_memory, device_mesh, divided, on_every_device
 from leignn_jax.simulation.dynamics import (
     Origins,
     State,
     System,
+    Thermo,
     check_answers,
     check_start,
     check_strain,
@@ -92,8 +97,9 @@ def check_limits(max_temperature: Any, max_step: Any, max_distance: Any, max_dou
 class Run:
     """Model, system and state of a simulation, and the chunks that advance it."""
 
-    def __init__(self, potential, structures, ensemble, timestep, kelvin, seed, skin, dtype):
+    def __init__(self, potential, structures, ensemble, timestep, kelvin, seed, skin, dtype, devices=1):
         self.structures, self.dtype, self.skin = structures, dtype, skin
+        self.mesh = device_mesh(devices, len(structures))
         check_structures_of(potential, structures)
         # Constants are added on the host in float64: on the device in float32 they would round the rest away.
         model, table, shift = split_constants(potential)
@@ -104,6 +110,9 @@ class Run:
         self.system = make_system(structures, dtype, hold_momentum=hold)
         self.timestep = jnp.asarray(timestep, dtype)
         self.state, self.origins = start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
+        if self.mesh is not None:
+            check_memory(self.state)
+            self.model = on_every_device(self.mesh, model)
         self.center = centers(self.system, self.state.positions)
         self.stopped = jnp.zeros(len(structures), jnp.int32)
         self.stopped_at = jnp.full(len(structures), -1, jnp.int32)
@@ -117,9 +126,9 @@ class Run:
 
         Those of stopped replicas are made where these stand: the step that broke them may have made one of no numbers.
         """
-        rest = self.stopped[:, None, None] > 0
-        positions = jnp.where(rest, self.state.positions, positions)
-        cell = jnp.where(rest, self.state.cell, cell)
+        rest = np.asarray(self.stopped)[:, None, None] > 0
+        positions = np.where(rest, self.state.positions, positions)
+        cell = np.where(rest, self.state.cell, cell)
         system = self.system
         neighbors = make_lists(
             system.numbers, positions, cell, system.pbc, self.model.cutoff, self.skin, self.dtype, sizes
@@ -176,6 +185,7 @@ class Run:
                 limits,
                 jnp.int32(last_step),
                 jnp.asarray(doomed),
+                mesh=self.mesh,
                 **shape,
             )
             overflow = int(np.bitwise_or.reduce(np.asarray(after[0].neighbors.overflow)))
@@ -267,13 +277,25 @@ def centers(system: System, positions):
     return (weights * positions).sum(1) / weights.sum(1)
 
 
-@partial(jax.jit, static_argnames=("log_every", "logs", "frames"))
-def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doomed, *, log_every, logs, frames):
+@partial(jax.jit, static_argnames=("mesh", "log_every", "logs", "frames"))
+def _chunk(
+    model, ensemble, system, before, dt, center, limits, last_step, doomed, *, mesh=None, log_every, logs, frames
+):
     """``frames`` frames of ``logs`` log lines of ``log_every`` steps each, or fewer where ``last_step`` comes first.
 
     doomed: ``[replicas]`` int32, the step at which a replica is stopped because its next one is known to break; or -1.
+    mesh: devices among which replicas are divided, or None.
     The state is not donated: a chunk whose lists overflow is run again from it.
     """
+    arguments = (model, ensemble, system, before, dt, center, limits, last_step, doomed)
+    steps = partial(_steps, log_every=log_every, logs=logs, frames=frames, axis=None if mesh is None else DEVICES)
+    if mesh is None:
+        return steps(*arguments)
+    return divided(steps, mesh, arguments, SAVED, _line_names(model))(*arguments)
+
+
+def _steps(model, ensemble, system, before, dt, center, limits, last_step, doomed, *, log_every, logs, frames, axis):
+    """:func:`_chunk` of the replicas of one device; ``axis`` is that of all devices, None where there is one."""
 
     def one(_, carry):
         state, stopped, stopped_at = carry
@@ -304,7 +326,10 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doome
         state, stopped, _ = carry
         # Lines and frames come at multiples of log_every and of log_every * logs, wherever a chunk begins.
         due = jnp.minimum((state.step // log_every + 1) * log_every, jnp.minimum(end, last_step))
-        count = jnp.where((stopped == 0).any(), jnp.maximum(due - state.step, 0), 0)
+        going = (stopped == 0).any()
+        if axis is not None:
+            going = jax.lax.pmax(going.astype(jnp.int32), axis) > 0
+        count = jnp.where(going, jnp.maximum(due - state.step, 0), 0)
         state, stopped, stopped_at = jax.lax.fori_loop(0, count, one, carry)
         said = {
             "step": state.step,
@@ -330,6 +355,10 @@ def _chunk(model, ensemble, system, before, dt, center, limits, last_step, doome
     after, (saved, lines) = jax.lax.scan(frame, before, None, length=frames)
     lines = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lines)
     return after, saved, lines
+
+
+def _line_names(model) -> tuple[str, ...]:
+    return (*Thermo._fields, "doubt") if has_doubts(model) else Thermo._fields
 
 
 def line_of(model, ensemble, system: System, state: State, dt) -> dict[str, Any]:

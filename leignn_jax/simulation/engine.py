@@ -103,6 +103,7 @@ def simulate(
     max_step: float = LIMITS.step,
     max_distance: float = LIMITS.distance,
     max_doubt: float = LIMITS.doubt,
+    devices: int = 1,
     checkpoint_minutes: float = 1.0,
     progress: bool | None = None,
 ) -> Simulation:
@@ -133,6 +134,8 @@ def simulate(
         max_doubt: eV/Å; of a committee (:class:`leignn_jax.sweeps.committee.CommitteeModel`), by how far its members may
             disagree on the force on an atom. It is looked at and logged every ``log_every`` steps; a replica that exceeds
             it stops there, and its last structure is one to label.
+        devices: among which replicas, or several structures, are divided, as many on each. Nothing crosses within a step.
+            Sums of fewer replicas round otherwise, so that trajectories part from those of one device as chaos has it.
         checkpoint_minutes: between states from which a killed simulation can go on.
         progress: show a progress bar; None where there is a terminal.
 
@@ -144,6 +147,7 @@ def simulate(
     _check_settings(steps, timestep, save_every, log_every, skin, seed, resume, out, checkpoint_minutes)
     check_dtype(dtype)
     check_model(potential)
+    check_whole("devices", devices, 1)
     single = isinstance(atoms, ase.Atoms) and replicas is None
     structures = _replicated(check_structures(atoms), replicas)
     ensemble = make_ensemble(ensemble, temperature, pressure)
@@ -157,7 +161,7 @@ def simulate(
     if out is not None:
         make_folder(check_path("out", out), SimulationError)
     with jax.enable_x64(dtype == "float64"):
-        run = Run(potential, structures, ensemble, timestep, kelvin, seed, skin, np.dtype(dtype))
+        run = Run(potential, structures, ensemble, timestep, kelvin, seed, skin, np.dtype(dtype), devices)
         limits = Limits(*(jnp.asarray(x, dtype) for x in limits))
         folder = None if out is None else SimulationFolder(Path(out), run, save_every, log_every, single, resume)
         try:
@@ -329,6 +333,7 @@ def _summary(run: Run, done, steps, first, began, measured, interrupted) -> dict
         "timestep_fs": float(run.timestep),
         "dtype": str(run.dtype),
         "device": jax.devices()[0].device_kind,
+        "devices": 1 if run.mesh is None else run.mesh.size,
         "seconds": round(seconds, 3),
         "steps_per_second": None if speed is None else round(speed, 3),
         "ns_per_day": None if speed is None else round(speed * float(run.timestep) * 86400e-6, 4),

@@ -95,9 +95,11 @@ class SimulationFolder:
         except FileNotFoundError:
             raise SimulationError(f"{self.path}: there is no state to resume from. Start without resume.") from None
         for name, value in settings.items():
-            if meta.get(name) != value:
+            # Folders of older versions do not say on how many devices; there was one.
+            before = meta.get(name, 1 if name == "devices" else None)
+            if before != value:
                 raise SimulationError(
-                    f"{self.path}: was run with {name} = {meta.get(name)}, not {value}. Resume with the same settings."
+                    f"{self.path}: was run with {name} = {before}, not {value}. Resume with the same settings."
                 )
         # The user's coordinates may need more digits than the simulation's.
         run.origins = tree.pop("origins")
@@ -133,6 +135,7 @@ def _settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
         "save_every": save_every,
         "log_every": log_every,
         "dtype": str(run.dtype),
+        "devices": 1 if run.mesh is None else run.mesh.size,
         "skin": run.skin,
         "held_atoms": _held(run.system),
         "atomic_numbers": np.asarray(run.system.numbers).tolist() if run.system.numbers.size < 10000 else None,
