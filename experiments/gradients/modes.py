@@ -104,10 +104,10 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def large() -> None:
-    there, and_back, argument = programs(8, 1000, MODES["reversible"])
+def large(steps: int) -> None:
+    there, and_back, argument = programs(8, steps, MODES["reversible"])
     del there
-    row = {"atoms": argument.shape[1], "steps": 1000, "mib": and_back.memory_analysis().temp_size_in_bytes / 2**20}
+    row = {"atoms": argument.shape[1], "steps": steps, "mib": and_back.memory_analysis().temp_size_in_bytes / 2**20}
     print(row, flush=True)
     row["seconds"] = seconds(and_back, argument)
     row["peak_process_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -117,9 +117,11 @@ def large() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--large", action="store_true")
-    if parser.parse_args().large:
-        large()
+    parser.add_argument("--large", action="store_true", help='4,096 atoms by "reversible" alone')
+    parser.add_argument("--steps", type=int, default=1000, help="of --large, whose memory does not depend on it")
+    options = parser.parse_args()
+    if options.large:
+        large(options.steps)
         return
     rows = [one(name, steps) for name in MODES for steps in LENGTHS]
     (HERE / "modes.json").write_text(json.dumps(rows, indent=1) + "\n")
