@@ -7,19 +7,19 @@ GPU and a slow loop on a TPU. Written out both are exact to the dtype and part o
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from leignn_jax.pair_ops import AnyArray
 
-
-def transformed(rows: Float[AnyArray, "... n 3"], matrix: Float[AnyArray, "... 3 3"]) -> Float[AnyArray, "... n 3"]:
+def transformed(rows: Float[Any, "... n 3"], matrix: Float[Any, "... 3 3"]) -> Float[Any, "... n 3"]:
     """``rows @ matrix``, such as positions by a strain or images by a cell, to the dtype's precision on every device."""
     parts = [rows[..., :, d, None] * matrix[..., None, d, :] for d in range(3)]
     return parts[0] + parts[1] + parts[2]
 
 
-def inverse(matrix: Float[AnyArray, "... 3 3"]) -> Float[Array, "... 3 3"]:
+def inverse(matrix: Float[Any, "... 3 3"]) -> Float[Array, "... 3 3"]:
     """The inverse: cross products of the rows over the volume; infinite or NaN where the rows lie in one plane."""
     a, b, c = matrix[..., 0, :], matrix[..., 1, :], matrix[..., 2, :]
     columns = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], -1)

@@ -63,7 +63,8 @@ def divided(steps: Callable[..., Any], mesh: Mesh, arguments, saved: Sequence[st
     model, ensemble, _, (_, stopped, _), *_ = arguments
     count, each, rows = stopped.shape[0], P(DEVICES), P(None, DEVICES)
     of_model = jax.tree.map(lambda x: _lies(x, count) if _is_bias(x) else P(), model, is_leaf=_is_bias)
-    carry = (State(**{name: P() if name == "step" else each for name in State.__dataclass_fields__}), each, each)
+    fields: dict[str, Any] = dict.fromkeys(State.__dataclass_fields__, each)
+    carry = (State(**{**fields, "step": P()}), each, each)
     same = {"step": P(), "moved": P()}
     return jax.shard_map(
         steps,
