@@ -19,7 +19,7 @@ result is the same bits at every run. Weights and features may be bfloat16: prod
 
 What bounds them is memory traffic: ``pair_sum`` reads one row of ``w`` and Q rows of ``y`` per directed edge. On CPU it
 goes through the neighbour table column by column, which XLA turns into one fused loop of gather, multiply and add;
-elsewhere XLA fuses the whole expression into one kernel.
+elsewhere XLA fuses the whole expression into one kernel, on a GPU once it is told which axis lies innermost.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _products(receivers, senders, left, right, odd):
     return forward - backward if odd else forward + backward
 
 
-def _sum_rule(arrays, tables, cpu):
+def _sum_rule(arrays, tables, platform):
     weights, features = arrays
     _, _, neighbors, pairs, signs = tables
 
@@ -123,10 +123,10 @@ def _sum_rule(arrays, tables, cpu):
         w = _take(weights, pairs).astype(dtype) * _signs(signs, False, dtype)[..., None]
         return w[..., None, :] * _take(features, neighbors)
 
-    return _sum_slots(slot, (neighbors, pairs, signs), features.shape[1:], dtype, cpu)
+    return _sum_slots(slot, (neighbors, pairs, signs), features.shape[1:], dtype, platform)
 
 
-def _coupled_sum_rule(arrays, tables, cpu, odd):
+def _coupled_sum_rule(arrays, tables, platform, odd):
     weights, coefficients, features = arrays
     _, _, neighbors, pairs, signs = tables
 
@@ -136,16 +136,16 @@ def _coupled_sum_rule(arrays, tables, cpu, odd):
         return sum(c[..., q, None] * (w * y[..., q, :])[..., None, :] for q in range(features.shape[1]))
 
     shape = (coefficients.shape[1], features.shape[2])
-    return _sum_slots(slot, (neighbors, pairs, signs), shape, _sum_dtype(weights, features), cpu)
+    return _sum_slots(slot, (neighbors, pairs, signs), shape, _sum_dtype(weights, features), platform)
 
 
-def _weight_rule(arrays, tables, cpu):
+def _weight_rule(arrays, tables, platform):
     receivers, senders, *_ = tables
     left, right = (x.astype(_sum_dtype(x)) for x in arrays)
     return sum(_products(receivers, senders, left[:, q], right[:, q], False) for q in range(left.shape[1]))
 
 
-def _coupled_weight_rule(arrays, tables, cpu, odd):
+def _coupled_weight_rule(arrays, tables, platform, odd):
     coefficients, left, right = (x.astype(_sum_dtype(x)) for x in arrays)
     receivers, senders, *_ = tables
     return sum(
@@ -155,27 +155,27 @@ def _coupled_weight_rule(arrays, tables, cpu, odd):
     )
 
 
-def _coefficient_rule(arrays, tables, cpu, odd):
+def _coefficient_rule(arrays, tables, platform, odd):
     weights, left, right = (x.astype(_sum_dtype(x)) for x in arrays)
 
     def block(rows):
         receivers, senders, w = rows
         products = _products(receivers, senders, left[:, :, None], right[:, None], odd) * w[:, None, None]
-        if not cpu:
+        if platform != "cpu":
             return products.sum(-1)
         # XLA sums a contiguous axis on CPU one number after another; as a matrix product it is vectorised.
         return jnp.dot(products, jnp.ones(products.shape[-1], products.dtype), precision="highest")
 
     rows = (*tables[:2], weights)
-    return _in_blocks(block, rows, 2 * _row_bytes(left, right)) if cpu else block(rows)
+    return _in_blocks(block, rows, 2 * _row_bytes(left, right)) if platform == "cpu" else block(rows)
 
 
-def _difference_rule(arrays, tables, cpu):
+def _difference_rule(arrays, tables, platform):
     (features,), (receivers, senders, *_) = arrays, tables
     return _take(features, senders) - _take(features, receivers)
 
 
-def _divergence_rule(arrays, tables, cpu):
+def _divergence_rule(arrays, tables, platform):
     (flow,), (_, _, _, pairs, signs) = arrays, tables
     return -(_take(flow, pairs) * _signs(signs, True, flow.dtype)[..., None]).sum(1)
 
@@ -189,17 +189,19 @@ def _sum_dtype(*arrays):
     return jnp.result_type(jnp.float32, *arrays)
 
 
-def _sum_slots(slot, table, shape, dtype, cpu):
+def _sum_slots(slot, table, shape, dtype, platform):
     """Sum ``slot`` over the columns of the neighbour table, for every atom.
 
     On CPU one column after another for a block of atoms: the running sums stay in the cache and the innermost loop runs
     along the features. As one expression XLA would run along the neighbours and read one number per cache line.
     """
-    if not cpu:
-        # Left to itself XLA:GPU makes the summed axis the innermost one: gathers become transposes, and what is summed is
-        # written and read again.
+    if platform != "cpu":
         products = slot(*table)
-        return with_layout_constraint(products, Layout(tuple(range(products.ndim)))).sum(1)
+        if platform == "gpu":
+            # Left to itself XLA:GPU makes the summed axis the innermost one: gathers become transposes, and what is summed
+            # is written and read again. On a TPU the same hint doubles the cycles.
+            products = with_layout_constraint(products, Layout(tuple(range(products.ndim))))
+        return products.sum(1)
 
     def block(rows):
         def add(total, column):
@@ -237,8 +239,8 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
     """A primitive linear in each of its first ``arrays`` operands; the five pair tables follow them."""
     primitive = Primitive(name)
 
-    def implementation(*operands, cpu=False, **params):
-        return rule(operands[:arrays], operands[arrays:], cpu, **params)
+    def implementation(*operands, platform=None, **params):
+        return rule(operands[:arrays], operands[arrays:], platform, **params)
 
     def abstract(*operands, **params):
         out = jax.eval_shape(
@@ -282,7 +284,8 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
     batching.primitive_batchers[primitive] = batch
     lower = partial(mlir.lower_fun, multiple_results=False)
     mlir.register_lowering(primitive, lower(implementation))
-    mlir.register_lowering(primitive, lower(partial(implementation, cpu=True)), platform="cpu")
+    for name, kind in (("cpu", "cpu"), ("cuda", "gpu"), ("rocm", "gpu")):
+        mlir.register_lowering(primitive, lower(partial(implementation, platform=kind)), platform=name)
     return primitive
 
 

@@ -28,14 +28,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--label", default="now", help="of the rows in the table")
     parser.add_argument("--targets", nargs="+", default=["h100", "v5e"], choices=sorted(compiled.DEVICES))
-    parser.add_argument("--only", default="", help="programs whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=list(PROGRAMS), choices=list(PROGRAMS), metavar="PROGRAM")
     parser.add_argument("--show", action="store_true", help="the kernels that move most")
     options = parser.parse_args()
     file = HERE / "results.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     for target in options.targets:
         for name, build in PROGRAMS.items():
-            if options.only not in name:
+            if name not in options.only:
                 continue
             function, arguments = build()
             begun = time.perf_counter()
