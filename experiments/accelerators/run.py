@@ -60,7 +60,7 @@ def table(found: dict[str, Any]) -> str:
             f"## {device.name}",
             "",
             "| program | when | kernels | products | MB moved | MB temporaries | ms predicted | of bytes | products | "
-            "launches | other libraries | s compiling |",
+            "launches | other custom calls | s compiling |",
             "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|",
         ]
         for name in PROGRAMS:
