@@ -41,8 +41,9 @@ def estimate(
     """Memory and time of ``value_and_grad(loss, mode)(argument)``, by mode, without computing it.
 
     Memory is that of the program, which is compiled for it. Time is that of a rollout of some 20 steps with the same loss,
-    times as many steps; of "forward" of as many inputs as go side by side, times as many inputs. So it takes two compilations for each mode, and
-    then a few times the time of 20 steps. Modes that the ensemble or the loss can't have are left out.
+    times as many steps; of "forward" of as many inputs as go side by side, times as many inputs. So it takes two
+    compilations for each mode, and then a few times the time of 20 steps. Modes that the ensemble or the loss can't have
+    are left out.
 
     Args:
         loss, segment, inputs_at_once, has_aux: of :func:`leignn_jax.differentiable.value_and_grad`.
