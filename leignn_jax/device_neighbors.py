@@ -245,7 +245,7 @@ def update(
         axis: name of a vmapped axis whose members are renewed together, so that none is where none needs it.
     """
     neighbors, positions, cell, need = _due(neighbors, positions, cell, axis)
-    return _where(need, lambda old: _renewed_jit(old, positions, cell), neighbors)
+    return _when_due(need, lambda old: _renewed_jit(old, positions, cell), neighbors)
 
 
 def update_near(
@@ -270,7 +270,7 @@ def update_near(
         images = jnp.where(far, whole, 0).astype(jnp.int32)
         return _renewed_jit(old, positions - lattice_vectors(images, cell), cell), images
 
-    return _where(need, anew, (neighbors, jnp.zeros(positions.shape, jnp.int32)))
+    return _when_due(need, anew, (neighbors, jnp.zeros(positions.shape, jnp.int32)))
 
 
 def lattice_vectors(images: Int[Array, "... atoms 3"], cell: Float[Array, "... 3 3"]) -> Float[Array, "... atoms 3"]:
@@ -323,7 +323,7 @@ def _due(neighbors: NeighborList, positions, cell, axis: str | None):
     return neighbors, positions, now, need
 
 
-def _where(need, renew, before):
+def _when_due(need, renew, before):
     """``renew(before)`` where there is need, else ``before``.
 
     A loop of one turn or none: what stays as it is stays where it is. A condition copies every array of a list in each of

@@ -135,7 +135,6 @@ def _function(network: Potential, atoms: ase.Atoms, room: float, dtype):
 
     def answer(positions, numbers, cell):
         neighbors = renewed(made.replace(numbers=numbers), positions, cell)
-        # Far out what is within the cutoff rounds; without a skin no pair is beyond it.
         out = network.compute(neighbors.graph(positions, cell))
         forces = jnp.where((numbers > 0)[:, None], out.forces, 0.0)
         return {"energy": out.energy[0], "forces": forces, "stress": out.stress[0], "overflow": neighbors.overflow}
