@@ -93,6 +93,7 @@ print("done")
     )
 
 
+@pytest.mark.slow
 def test_resumed_on_the_same_devices_to_the_bit(tmp_path):
     in_eight(
         f"""
@@ -111,6 +112,7 @@ except SimulationError as error:
     )
 
 
+@pytest.mark.slow
 def test_a_replica_that_breaks_stops_alone():
     in_eight(
         """
