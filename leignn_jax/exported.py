@@ -34,12 +34,14 @@ from jax import export
 
 from leignn_jax.arguments import check_atoms, check_choice, check_dtype, check_number, check_path, check_sequence
 from leignn_jax.device_neighbors import allocate, plan_sizes, renewed
-from leignn_jax.errors import ConfigError, FileFormatError, StructureError
+from leignn_jax.errors import ConfigError, ElementError, FileFormatError, StructureError
 from leignn_jax.files import in_words, write_atomically
 from leignn_jax.neighbors import near_origin
 from leignn_jax.potential import Potential, Prediction, check_finite, check_potential
 
 FORMAT = "leignn_jax.exported/1"
+# What a reader needs of about.json.
+_ABOUT = {"elements", "reference_energies", "energy_shift", "atoms", "pbc", "dtype", "platforms", "jax"}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3"}
 
@@ -152,8 +154,8 @@ class Exported(NamedTuple):
         """Energy, forces and stress of a structure, as :meth:`leignn_jax.Potential.predict` gives them.
 
         Raises:
-            StructureError: more atoms or neighbours than there is room for, other periodic directions, or an unknown
-                element.
+            StructureError: more atoms or neighbours than there is room for, or other periodic directions.
+            ElementError: an unknown element.
         """
         about, count = self.about, len(check_atoms(atoms))
         if count > about["atoms"]:
@@ -166,7 +168,7 @@ class Exported(NamedTuple):
             )
         unknown = sorted(set(atoms.symbols) - set(about["elements"]))
         if unknown:
-            raise StructureError(f"{unknown[0]} is none of the program's elements: {', '.join(about['elements'])}.")
+            raise ElementError(f"{unknown[0]} is none of the program's elements: {', '.join(about['elements'])}.")
         near = near_origin(atoms.positions, np.asarray(atoms.cell), np.asarray(atoms.pbc)).positions
         padding, dtype = about["atoms"] - count, np.dtype(about["dtype"])
         with jax.enable_x64(dtype == np.float64):
@@ -212,6 +214,9 @@ def load_exported(path: str | Path) -> Exported:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         said = about.get("format") if isinstance(about, dict) else about
         raise FileFormatError(f"{path} has the format {said!r:.60}, not {FORMAT!r}: export it anew with this version.")
+    missing = sorted(_ABOUT - about.keys())
+    if missing:
+        raise FileFormatError(f"{path} is damaged: its about.json lacks {', '.join(missing)}.")
     if jax.default_backend() not in _backends(about["platforms"]):
         raise FileFormatError(
             f"{path} was exported for {', '.join(about['platforms'])}, not for {jax.default_backend()}: export it for this "

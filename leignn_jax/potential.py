@@ -373,7 +373,8 @@ class Potential:
         room: float = 1.2,
         dtype: str = "float32",
     ) -> None:
-        """Write a program that runs with jax alone, for structures like this one; see :mod:`leignn_jax.exported`."""
+        """Write a program that runs with jax alone, for structures like this one; arguments and errors: see
+        :func:`leignn_jax.exported.export_potential`."""
         from leignn_jax.exported import export_potential
 
         export_potential(self, path, atoms, platforms=platforms, room=room, dtype=dtype)

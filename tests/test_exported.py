@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_told(silicon, file):
         program.predict(open_one)
     carbide = silicon.copy()
     carbide.symbols[0] = "C"
-    with pytest.raises(StructureError, match="C is none of the program's elements"):
+    with pytest.raises(ElementError, match="C is none of the program's elements"):
         program.predict(carbide)
 
 
@@ -152,5 +152,10 @@ def test_files_of_other_kinds(file, tmp_path):
         leignn.load_exported(rewritten(file, tmp_path / "old", about={"format": "leignn_jax.exported/0"}))
     with pytest.raises(FileFormatError, match="exported for tpu, not for cpu"):
         leignn.load_exported(rewritten(file, tmp_path / "tpu", about={"platforms": ["tpu"]}))
+    with zipfile.ZipFile(tmp_path / "empty", "w") as empty:
+        empty.writestr("about.json", '{"format": "leignn_jax.exported/1"}')
+        empty.writestr("program", b"")
+    with pytest.raises(FileFormatError, match=r"about\.json lacks atoms"):
+        leignn.load_exported(tmp_path / "empty")
     with pytest.raises(FileFormatError, match="can't read it"):
         leignn.load_exported(rewritten(file, tmp_path / "newer", program=b"of another version"))

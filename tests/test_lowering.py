@@ -64,8 +64,8 @@ def check(traced, platform: str) -> Counter:
     return found
 
 
-def potential(**settings):
-    model = leignn.preset("small", elements=("Cu",), features=16, **settings)
+def potential():
+    model = leignn.preset("small", elements=("Cu",), features=16)
     return leignn.Potential.create(model, jax.random.key(0), reference_energies={"Cu": -1.0}, scale=0.5)
 
 
@@ -104,23 +104,12 @@ def of_training(members: int):
 
 def of_simulation(atoms, ensemble, replicas: int):
     run = chunks.Run(potential(), [atoms] * replicas, ensemble, 1.0, 300.0, 0, 0.5, np.dtype("float32"))
-    return chunks._chunk.trace(
-        run.model,
-        run.ensemble,
-        run.system,
-        (run.state, run.stopped, run.stopped_at),
-        run.timestep,
-        run.center,
-        chunks.Limits(*(jnp.float32(x) for x in chunks.LIMITS)),
-        jnp.int32(10),
-        jnp.full(replicas, -1, jnp.int32),
-        log_every=10,
-        logs=1,
-        frames=1,
-    )
+    limits = chunks.Limits(*(jnp.float32(x) for x in chunks.LIMITS))
+    given = run.arguments(run.stopped, np.full(replicas, -1, np.int32), limits, 10)
+    return chunks._chunk.trace(*given, log_every=10, logs=1, frames=1)
 
 
-def of_rollout(atoms, mode: str):
+def of_rollout(atoms):
     model = potential()
     run = leignn.differentiable
     system, state = run.start(model, atoms, NVE(), temperature=300.0)
@@ -129,7 +118,7 @@ def of_rollout(atoms, mode: str):
         out = rollout(model, NVE(), system, state.replace(velocities=velocities), 1.0, 20)
         return (out.state.positions**2).mean()
 
-    return run.value_and_grad(loss, mode).trace(state.velocities)
+    return run.value_and_grad(loss).trace(state.velocities)
 
 
 PROGRAMS = {
@@ -144,7 +133,7 @@ PROGRAMS = {
     "langevin, 4 replicas": lambda atoms: of_simulation(atoms, Langevin(300.0), 4),
     "npt": lambda atoms: of_simulation(atoms, CellRescaling(300.0), 1),
     "npt, triclinic": lambda atoms: of_simulation(atoms, CellRescaling(300.0, shape="triclinic"), 1),
-    "reverse": lambda atoms: of_rollout(atoms, "reverse"),
+    "reverse": of_rollout,
 }
 
 

@@ -48,16 +48,14 @@ def prepare() -> None:
 
 
 def compile_for(target: str, function, *arguments):
-    """``jax.jit(function)`` compiled for arguments of these shapes on ``target``, "h100", "v5e" or "cpu"."""
+    """``jax.jit(function)`` compiled for arguments of these shapes on ``target``, "h100" or "v5e"."""
     import jax
     import jax.numpy as jnp
     import numpy as np
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
-    if target == "cpu":
-        device = jax.devices("cpu")[0]
-    elif target == "h100":
+    if target == "h100":
         described = (HERE / "h100.pbtxt").read_text()
         device = topologies.get_topology_desc(platform="cuda", target_config=described, topology="1x1x1").devices[0]
     else:
@@ -73,7 +71,8 @@ def compile_for(target: str, function, *arguments):
 
 
 class Kernel(NamedTuple):
-    """One thing that the device does: ``bytes`` read and written, ``flops`` of matrix products."""
+    """One thing that the device does: bytes ``read`` and ``written``, ``flops`` of matrix products, ``library`` where it is
+    a call, ``cycles`` as the TPU's compiler estimates them."""
 
     name: str
     opcode: str

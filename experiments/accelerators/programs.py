@@ -74,17 +74,8 @@ def steps(preset: str, atoms: int, ensemble, replicas: int = 1, **settings):
     run = chunks.Run(
         potential(preset, **settings), [structure(atoms)] * replicas, ensemble, 1.0, 300.0, 0, 0.5, np.dtype("float32")
     )
-    arguments = (
-        run.model,
-        run.ensemble,
-        run.system,
-        (run.state, run.stopped, run.stopped_at),
-        run.timestep,
-        run.center,
-        chunks.Limits(*(jnp.float32(x) for x in chunks.LIMITS)),
-        jnp.int32(10),
-        jnp.full(replicas, -1, jnp.int32),
-    )
+    limits = chunks.Limits(*(jnp.float32(x) for x in chunks.LIMITS))
+    arguments = run.arguments(run.stopped, np.full(replicas, -1, np.int32), limits, 10)
     return jax.jit(partial(chunks._chunk, log_every=10, logs=1, frames=1)), arguments
 
 

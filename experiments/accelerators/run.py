@@ -1,7 +1,7 @@
 """What hot programs become on an H100 and a TPU v5e, compiled without either, and a roofline under every kernel.
 
     pip install jax==0.10.1 jaxlib==0.10.1 libtpu jax-cuda12-plugin==0.10.1 jax-cuda12-pjrt==0.10.1 nvidia-cuda-nvcc-cu12
-    python experiments/accelerators/run.py [--label now] [--targets h100 v5e] [--only "forces medium"]
+    python experiments/accelerators/run.py [--label now] [--targets h100 v5e] [--only "forces medium 138" ...]
 
 keeps results.json (by label, so that a change has its row beside the one before) and writes results.md and results.png.
 About ten minutes for the H100 and half an hour for the v5e on two CPU cores.
@@ -17,14 +17,14 @@ from typing import Any
 
 import compiled
 
-compiled.prepare()
-
-from programs import PROGRAMS  # noqa: E402 - jax reads its environment when it is imported
-
 HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
+    # jax reads its environment when it is imported.
+    compiled.prepare()
+    from programs import PROGRAMS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--label", default="now", help="of the rows in the table")
     parser.add_argument("--targets", nargs="+", default=["h100", "v5e"], choices=sorted(compiled.DEVICES))
@@ -51,6 +51,11 @@ def main() -> None:
     plot(found, HERE / "results.png")
 
 
+def names_of(found: dict[str, Any], target: str) -> list[str]:
+    """Programs that were compiled for a target, in the order in which they were first."""
+    return list(dict.fromkeys(name for by_target in found.values() for name in by_target.get(target, {})))
+
+
 def table(found: dict[str, Any]) -> str:
     lines = ["# Programs on devices that were not there", ""]
     for target, device in compiled.DEVICES.items():
@@ -63,7 +68,7 @@ def table(found: dict[str, Any]) -> str:
             "launches | other custom calls | s compiling |",
             "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|",
         ]
-        for name in PROGRAMS:
+        for name in names_of(found, target):
             for label, by_target in found.items():
                 if (r := by_target.get(target, {}).get(name)) is not None:
                     lines.append(
@@ -87,7 +92,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, len(targets), figsize=(7 * len(targets), 6), squeeze=False, layout="constrained")
     for axis, target in zip(axes[0], targets, strict=True):
         latest = {n: r for by_target in found.values() for n, r in by_target.get(target, {}).items()}
-        names = [n for n in PROGRAMS if n in latest]
+        names = names_of(found, target)
         for k, (part, words) in enumerate(
             (("bytes", "memory"), ("products", "matrix products"), ("launches", "launches"))
         ):

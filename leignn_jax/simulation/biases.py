@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from leignn_jax.cells import transformed
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Prediction
 from leignn_jax.simulation.collective_variables import as_variable, check_variable, difference
@@ -38,8 +39,7 @@ def pushed(energy: Callable[[Any], Any], variable: Any, positions, cell, pbc):
 
 
 def _strained(rows, strain):
-    # Not by a matrix product, which some devices round.
-    return rows + sum(rows[..., d, None] * strain[:, None, d] for d in range(3))
+    return rows + transformed(rows, strain)
 
 
 class Bias(Adds):

@@ -172,22 +172,25 @@ class Run:
         new = (stopped == 1) & (np.asarray(self.stopped) == 0) & (doomed < 0)
         return np.flatnonzero(new & (at == at[new].min(initial=np.iinfo(np.int32).max))).tolist()
 
+    def arguments(self, stopped, doomed, limits: Limits, last_step: int) -> tuple[Any, ...]:
+        """What a chunk from the present state is given."""
+        return (
+            self.model,
+            self.ensemble,
+            self.system,
+            (self.state, stopped, self.stopped_at),
+            self.timestep,
+            self.center,
+            limits,
+            jnp.int32(last_step),
+            jnp.asarray(doomed),
+        )
+
     def _chunk(self, stopped, doomed, limits: Limits, last_step: int, shape: dict[str, int]):
         """A chunk from the present state; enlarges lists and runs it again as often as needed."""
         for _ in range(_GROWTHS):
-            after, frame, logged = _chunk(
-                self.model,
-                self.ensemble,
-                self.system,
-                (self.state, stopped, self.stopped_at),
-                self.timestep,
-                self.center,
-                limits,
-                jnp.int32(last_step),
-                jnp.asarray(doomed),
-                mesh=self.mesh,
-                **shape,
-            )
+            given = self.arguments(stopped, doomed, limits, last_step)
+            after, frame, logged = _chunk(*given, mesh=self.mesh, **shape)
             overflow = int(np.bitwise_or.reduce(np.asarray(after[0].neighbors.overflow)))
             if not overflow:
                 return after, frame, logged

@@ -88,10 +88,14 @@ def _is_ramp(part: Any) -> bool:
 
 
 def _lies(tree: Any, replicas: int) -> Any:
-    """Where numbers of an ensemble or a bias lie: those that are one per replica with these, all others on every device."""
+    """Where numbers of an ensemble or a bias lie: those that are one per replica with these, all others on every device.
 
-    def lies(x):
-        alone = _is_ramp(x) or jnp.ndim(x) == 0 or jnp.shape(x)[0] != replicas
+    What a collective variable holds is never one per replica, whatever its length: it is mapped over them.
+    """
+
+    def lies(where, x):
+        of_variable = any(getattr(key, "name", None) == "variable" for key in where)
+        alone = of_variable or _is_ramp(x) or jnp.ndim(x) == 0 or jnp.shape(x)[0] != replicas
         return P() if alone else P(DEVICES)
 
-    return jax.tree.map(lies, tree, is_leaf=_is_ramp)
+    return jax.tree_util.tree_map_with_path(lies, tree, is_leaf=_is_ramp)

@@ -20,7 +20,7 @@ import sys
 import jax
 from leignn_jax.errors import SimulationError
 from leignn_jax.simulation import Umbrella
-from leignn_jax.simulation.collective_variables import Distance
+from leignn_jax.simulation.collective_variables import Distance, length, nearest
 from leignn_jax.simulation.ensembles import NVE, CellRescaling, Langevin, NoseHoover
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from pathlib import Path
@@ -69,6 +69,12 @@ for ensemble in (NVE(), NoseHoover(80.0), Langevin(np.linspace(60.0, 95.0, 8)), 
     same(one, eight)
 windows = MODEL + Umbrella(Distance(0, 1), np.linspace(3.5, 4.2, 8), 0.5)
 same(simulated("langevin", 1, windows), simulated("langevin", 4, windows))
+# As many weights as replicas, and yet all of them are every replica's.
+def weighted(w, positions, cell, pbc):
+    return (w * length(nearest(positions, cell, pbc, np.zeros(8, int), np.arange(1, 9)))).sum()
+mean = jax.tree_util.Partial(weighted, np.linspace(0.0, 0.2, 8))
+pulled = MODEL + Umbrella(mean, np.linspace(2.0, 3.0, 8), 0.05)
+same(simulated("langevin", 1, pulled), simulated("langevin", 8, pulled))
 print("done")
 """
     )
