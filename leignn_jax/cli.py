@@ -254,7 +254,7 @@ def md(
     pressure: Annotated[float | None, typer.Option(help="GPa, of npt.")] = None,
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
     replicas: Annotated[int | None, typer.Option(help="Copies, each with its own random numbers.")] = None,
-    devices: Annotated[int, typer.Option(help="Among which replicas are divided.")] = 1,
+    devices: Annotated[int, typer.Option(help="Among which replicas, or the atoms of one system, are divided.")] = 1,
     save_every: Annotated[int, typer.Option(help="Steps between frames.")] = 100,
     log_every: Annotated[int, typer.Option(help="Steps between lines of thermo.csv.")] = 10,
     seed: Annotated[int, typer.Option(help="Of velocities and noise.")] = 0,

@@ -9,53 +9,45 @@ made. Sizes of bins and lists are static; a list that does not fit says so in ``
 The rows of the neighbour table are sorted by atom and image, so that sums over neighbours have one order whatever the
 sizes of the arrays, and both sides of a pair find each other by binary search. No gradient passes through a list.
 What bounds a renewal is reading candidates: atoms x bins around x atoms per bin.
+
+A structure that is divided among devices has one list on each, of the pairs with that device's atoms (``domain``); which
+these are is settled anew by every renewal.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from leignn_jax.cells import inverse, transformed
-from leignn_jax.errors import StructureError
+from leignn_jax.domains import DEVICES, Domain, from_device
 from leignn_jax.graph import Graph
-from leignn_jax.neighbors import check_structure, completed_lattice, find_pairs
+from leignn_jax.list_sizes import (
+    OVERFLOW_BIN,
+    OVERFLOW_GRID,
+    OVERFLOW_HALO,
+    OVERFLOW_NEIGHBORS,
+    OVERFLOW_PAIRS,
+    ListSizes,
+    bins_of,
+    fractional,
+    lattice_and_corner,
+    plan_sizes,
+)
+from leignn_jax.neighbors import check_structure
 from leignn_jax.pair_ops import PairLists
 
-# Room for fluctuations in planned sizes: bins are cheap; every row of padding among pairs and neighbours is computed.
-_SLACK_BIN, _SLACK_NEIGHBORS, _SLACK_PAIRS = 1.5, 1.15, 1.06
-# Of dense matter a bin holds several atoms.
-_BINS_PER_ATOM = 8
 # Candidates looked at together: few enough to stay in the cache (measured, 2^16 to 2^22).
 _BLOCK_ENTRIES = 1 << 18
-
-
-OVERFLOW_BIN, OVERFLOW_NEIGHBORS, OVERFLOW_PAIRS, OVERFLOW_GRID = 1, 2, 4, 8
-
-
-class ListSizes(NamedTuple):
-    """Static sizes of a list.
-
-    bins: along each direction.
-    reach: bins to look at to either side.
-    bin_atoms: atoms that a bin can hold.
-    neighbors: that an atom can have.
-    pairs: in all.
-    """
-
-    bins: tuple[int, int, int]
-    reach: tuple[int, int, int]
-    bin_atoms: int
-    neighbors: int
-    pairs: int
+# In the place of a neighbour that there is not: after all others.
+_NONE = np.iinfo(np.int32).max
 
 
 @struct.dataclass
@@ -67,10 +59,11 @@ class NeighborList:
     numbers: ``[atoms]`` int32, 0 for padding. pbc: ``[3]`` bool.
     box: ``[4, 3]`` Å, rows of a box around the open directions, and its corner.
     cutoff, skin: Å; the list holds pairs up to their sum.
-    overflow: int32, 0, or bits of what did not fit: ``OVERFLOW_BIN``, ``_NEIGHBORS``, ``_PAIRS``, ``_GRID``; see
-        :func:`grown`.
+    overflow: int32, 0, or bits of what did not fit: ``OVERFLOW_BIN``, ``_NEIGHBORS``, ``_PAIRS``, ``_GRID``, ``_HALO``;
+        see :func:`leignn_jax.list_sizes.grown`.
     renewals: int32, how often it was made anew.
-    sizes: see :class:`ListSizes` (static).
+    sizes: see :class:`leignn_jax.list_sizes.ListSizes` (static).
+    domain: the atoms that this device's pairs are of, or None where all are.
     """
 
     lists: PairLists
@@ -86,99 +79,25 @@ class NeighborList:
     overflow: Any
     renewals: Any
     sizes: ListSizes = struct.field(pytree_node=False)
+    domain: Domain | None = None
 
     def graph(self, positions: Float[Array, "atoms 3"], cell: Float[Array, "3 3"] | None = None) -> Graph:
         """The graph of these positions [Å] with this list's pairs; ``cell`` [Å] None is the list's own."""
+        numbers: Any = self.numbers
+        if self.domain is not None:
+            positions, numbers = self.domain.chosen(positions), self.domain.chosen(numbers)
         return Graph(
             positions=positions,
-            numbers=self.numbers,
-            graph_index=jnp.zeros(self.numbers.shape, jnp.int32),
+            numbers=numbers,
+            graph_index=jnp.zeros(numbers.shape, jnp.int32),
             cell=(self.cell if cell is None else cell)[None],
             pbc=self.pbc[None],
             graph_mask=jnp.ones(1, bool),
             shifts=self.shifts,
             pair_mask=self.pair_mask,
             lists=self.lists,
+            domain=self.domain,
         )
-
-
-def plan_sizes(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float) -> ListSizes:
-    """Sizes of a list for this structure and others like it; on the host.
-
-    Args:
-        positions: ``[atoms, 3]`` Å.
-        cell: ``[3, 3]`` Å, rows; zeros in open directions.
-        pbc: ``[3]``.
-        radius: Å, cutoff and skin.
-
-    Raises:
-        StructureError: as :func:`leignn_jax.neighbors.find_pairs`; a structure too large for 32-bit indices.
-    """
-    positions, cell, pbc = np.asarray(positions, float), np.asarray(cell, float), np.asarray(pbc, bool)
-    pairs = find_pairs(positions, cell, pbc, radius)
-    degree = np.bincount(np.concatenate([pairs.receivers, pairs.senders]), minlength=len(positions))
-    lattice, corner = _lattice_and_corner(positions, cell, pbc)
-    heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
-    # Bins a little wider than the radius, so that a cell may shrink before the grid must change.
-    bins = np.maximum(1, np.floor(heights / (1.05 * radius)).astype(int))
-    # In empty space they are wider still, so that their number does not grow with the distance of a few atoms.
-    while bins.prod(dtype=float) > max(_BINS_PER_ATOM * len(positions), 27):
-        bins[bins.argmax()] = -(-bins.max() // 2)
-    # Fewer bins than three along a periodic direction look at each bin more than once: one bin and its images instead.
-    bins = np.where(pbc & (bins < 3), 1, bins)
-    reach = np.where(pbc & (bins == 1), np.ceil(1.05 * radius / heights).astype(int), (bins > 1).astype(int))
-    images = math.prod(2 * int(m) + 1 for m in reach)
-    if len(positions) * images >= 2**31:
-        raise StructureError(f"{len(positions)} atoms with {images} images are too many for 32-bit indices.")
-    place = _bins_of(np, _fractional(np, positions, np.linalg.inv(lattice), corner, pbc)[0], bins)
-    filled = np.bincount(np.ravel_multi_index(tuple(place.T), tuple(bins)), minlength=1)
-    alone = int(bins.prod()) == 1
-    return ListSizes(
-        _triple(bins),
-        _triple(reach),
-        len(positions) if alone else _with_slack(int(filled.max()), _SLACK_BIN, 4),
-        _with_slack(int(degree.max(initial=1)), _SLACK_NEIGHBORS, 4),
-        _with_slack(len(pairs.receivers), _SLACK_PAIRS, 16),
-    )
-
-
-def grown(sizes: ListSizes, overflow: int, atoms: int) -> ListSizes:
-    """Sizes with more room where ``overflow`` says that there was too little; ``atoms`` is how many there are."""
-    room = sizes._asdict()
-    if overflow & OVERFLOW_GRID:
-        # The cell has shrunk: fewer bins, or where there is one, more images.
-        bins = _triple(n - 1 if n > 3 else 1 for n in sizes.bins)
-        reach = _triple(m + 1 if n == 1 else m for n, m in zip(sizes.bins, sizes.reach, strict=True))
-        share = math.prod(sizes.bins) / math.prod(bins)
-        room |= {"bins": bins, "reach": reach, "bin_atoms": min(math.ceil(sizes.bin_atoms * share), atoms)}
-        if math.prod(bins) == 1:
-            room["bin_atoms"] = atoms
-    if overflow & OVERFLOW_BIN:
-        room["bin_atoms"] = min(_with_slack(sizes.bin_atoms, 1.5, 4), atoms)
-    if overflow & OVERFLOW_NEIGHBORS:
-        room["neighbors"] = _with_slack(sizes.neighbors, 1.25, 4)
-    if overflow & OVERFLOW_PAIRS:
-        room["pairs"] = _with_slack(sizes.pairs, 1.25, 16)
-    return ListSizes(**room)
-
-
-def largest(several: list[ListSizes], atoms: int) -> ListSizes:
-    """Sizes that serve several structures of at most ``atoms`` atoms each."""
-    each = {name: max(getattr(s, name) for s in several) for name in ("bin_atoms", "neighbors", "pairs")}
-    if len({(s.bins, s.reach) for s in several}) == 1:
-        return several[0]._replace(**each)
-    # No common grid: one bin, and as many images as any of them needs.
-    reach = tuple(max(s.reach[d] for s in several) for d in range(3))
-    return ListSizes((1, 1, 1), reach, **{**each, "bin_atoms": atoms})  # pyright: ignore[reportArgumentType]
-
-
-def _triple(numbers: Iterable[int]) -> tuple[int, int, int]:
-    x, y, z = (int(n) for n in numbers)
-    return x, y, z
-
-
-def _with_slack(size: int, slack: float, step: int) -> int:
-    return -(-math.ceil(max(size, 1) * slack) // step) * step
 
 
 def allocate(
@@ -195,22 +114,29 @@ def allocate(
     """A new list; on the host.
 
     Args:
-        positions, cell, pbc: as :func:`plan_sizes`.
+        positions, cell, pbc: as :func:`leignn_jax.list_sizes.plan_sizes`.
         numbers: ``[atoms]`` atomic numbers, 0 for padding.
         cutoff: Å, of the potential. skin: Å, by which the list reaches farther, so that it lasts for several steps.
         sizes: of the list, None to plan them.
         dtype: of positions and cell.
 
     Raises:
-        StructureError: as :func:`plan_sizes`.
+        StructureError: as :func:`leignn_jax.list_sizes.plan_sizes`.
     """
+    before = without_lists(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
+    return _renewed_jit(before, before.positions, before.cell)
+
+
+def without_lists(
+    positions, cell, pbc, numbers, cutoff: float, skin: float, *, sizes: ListSizes | None, dtype: Any
+) -> NeighborList:
+    """What :func:`renewed` makes a list of; arguments and errors as :func:`allocate`."""
     positions, cell, pbc = np.asarray(positions, float), np.asarray(cell, float), np.asarray(pbc, bool)
     numbers = np.asarray(numbers, np.int32)
     real = numbers > 0
     check_structure(positions[real], cell, pbc)
-    lattice, corner = _lattice_and_corner(positions[real], cell, pbc)
-    sizes = sizes or plan_sizes(positions[real], cell, pbc, cutoff + skin)
-    empty = NeighborList(
+    lattice, corner = lattice_and_corner(positions[real], cell, pbc)
+    return NeighborList(
         lists=None,  # pyright: ignore[reportArgumentType]
         shifts=None,
         pair_mask=None,
@@ -223,9 +149,8 @@ def allocate(
         skin=jnp.asarray(skin, dtype),
         overflow=jnp.zeros((), jnp.int32),
         renewals=jnp.zeros((), jnp.int32),
-        sizes=sizes,
+        sizes=sizes or plan_sizes(positions[real], cell, pbc, cutoff + skin),
     )
-    return _renewed_jit(empty, empty.positions, empty.cell)
 
 
 def update(
@@ -264,7 +189,7 @@ def update_near(
     def anew(before):
         old, _ = before
         lattice = _lattice(old, cell)
-        _, whole = _fractional(jnp, positions, inverse(lattice), old.box[3], old.pbc)
+        _, whole = fractional(jnp, positions, inverse(lattice), old.box[3], old.pbc)
         # What is no number, or would fill the counter, is of an exploded structure: it stays where it is.
         far = (jnp.abs(whole) > 1) & (jnp.abs(whole) < 2**30)
         images = jnp.where(far, whole, 0).astype(jnp.int32)
@@ -318,8 +243,10 @@ def _due(neighbors: NeighborList, positions, cell, axis: str | None):
     neighbors, positions, cell = jax.lax.stop_gradient((neighbors, positions, cell))
     now: Array = neighbors.cell if cell is None else cell
     need = ~_holds(neighbors, positions, now)
-    if axis is not None:
-        need = jax.lax.pmax(need.astype(jnp.int32), axis) > 0
+    # What is on several devices they renew together.
+    for name in (axis, DEVICES if neighbors.domain is not None else None):
+        if name is not None:
+            need = jax.lax.pmax(need.astype(jnp.int32), name) > 0
     return neighbors, positions, now, need
 
 
@@ -349,27 +276,62 @@ def _holds(neighbors: NeighborList, positions, cell):
     return stretch * neighbors.cutoff + 2 * jnp.sqrt((moved**2).sum(-1).max()) <= neighbors.cutoff + neighbors.skin
 
 
+class _Bins(NamedTuple):
+    """The atoms of a structure, ready to be searched.
+
+    wrapped: ``[atoms, 3]`` Å, in the cell. inside: the same in units of the cell. whole: ``[atoms, 3]``, what was taken off.
+    place: ``[atoms, 3]`` int32, the bin that an atom is in. table: ``[bins, bin_atoms]`` int32, the atoms of a bin, or -1.
+    """
+
+    wrapped: Any
+    inside: Any
+    whole: Any
+    place: Any
+    table: Any
+
+
 def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: Float[Array, "3 3"]) -> NeighborList:
     """The list made anew for these positions and cell [Å]; under jit."""
+    bins, overflow = _binned(neighbors, positions, cell)
+    if neighbors.sizes.domains == 1:
+        domain, whole = None, bins.whole
+        keys, degree = _keys(neighbors, bins, cell, jnp.arange(positions.shape[0]))
+    else:
+        domain, keys, degree, missing = _of_domain(neighbors, bins, cell)
+        whole = bins.whole[domain.atoms]
+        overflow |= OVERFLOW_HALO * missing
+    overflow |= OVERFLOW_NEIGHBORS * (degree.max() > neighbors.sizes.neighbors)
+    lists, shifts, pair_mask, too_many = _paired(keys, whole, neighbors.sizes)
+    overflow |= OVERFLOW_PAIRS * too_many
+    return neighbors.replace(
+        lists=lists,
+        shifts=shifts.astype(positions.dtype),
+        pair_mask=pair_mask,
+        positions=positions,
+        cell=cell,
+        overflow=neighbors.overflow | overflow.astype(jnp.int32),
+        renewals=neighbors.renewals + 1,
+        domain=domain,
+    )
+
+
+def _binned(neighbors: NeighborList, positions, cell) -> tuple[_Bins, Any]:
+    """The atoms by bins, and the bits of what overflowed."""
     sizes, pbc, atoms = neighbors.sizes, neighbors.pbc, neighbors.numbers.shape[0]
-    real = neighbors.numbers > 0
-    radius = neighbors.cutoff + neighbors.skin
     lattice, corner = _lattice(neighbors, cell), neighbors.box[3]
     backward = inverse(lattice)
-    inside, whole = _fractional(jnp, positions, backward, corner, pbc)
-    wrapped = positions - transformed(whole, lattice)
+    inside, whole = fractional(jnp, positions, backward, corner, pbc)
     bins, reach = jnp.array(sizes.bins), jnp.array(sizes.reach)
 
     # A grid too coarse or too fine for the cell that it has become would miss pairs.
     heights = 1.0 / jnp.linalg.norm(backward, axis=0)
     covered = jnp.where(pbc, reach * heights / bins, jnp.where(bins > 1, heights / bins, jnp.inf))
-    overflow = OVERFLOW_GRID * (covered < radius).any()
+    overflow = OVERFLOW_GRID * (covered < neighbors.cutoff + neighbors.skin).any()
 
-    # Bins: atoms sorted by bin, each row of the table the atoms of one.
-    place = _bins_of(jnp, inside, bins)
-    strides = jnp.array([sizes.bins[1] * sizes.bins[2], sizes.bins[2], 1])
+    # Atoms sorted by bin, each row of the table the atoms of one.
+    place = bins_of(jnp, inside, bins)
     count = math.prod(sizes.bins)
-    bin_of = jnp.where(real, (place * strides).sum(-1), count)
+    bin_of = jnp.where(neighbors.numbers > 0, (place * _strides(sizes)).sum(-1), count)
     order = jnp.argsort(bin_of)
     filled = jnp.zeros(count + 1, jnp.int32).at[bin_of].add(1)[:count]
     starts = jnp.cumsum(filled) - filled
@@ -377,37 +339,95 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
     table = order[jnp.minimum(starts[:, None] + slot, atoms - 1)]
     table = jnp.where(slot < filled[:, None], table, -1)
     overflow |= OVERFLOW_BIN * (filled.max() > sizes.bin_atoms)
+    return _Bins(positions - transformed(whole, lattice), inside, whole, place, table), overflow
 
-    # Candidates of every atom, those within the radius as keys (atom, image), sorted.
+
+def _keys(neighbors: NeighborList, bins: _Bins, cell, rows, among=None):
+    """Neighbours of the atoms ``rows`` as sorted keys ``[rows, neighbors]`` of atom and image, and how many each has.
+
+    among: ``[atoms]`` bool, which atoms count as neighbours; None for all.
+    """
+    sizes, pbc, real = neighbors.sizes, neighbors.pbc, neighbors.numbers > 0
+    radius, lattice = neighbors.cutoff + neighbors.skin, _lattice(neighbors, cell)
+    grid, reach = jnp.array(sizes.bins), jnp.array(sizes.reach)
     offsets = jnp.array(list(itertools.product(*(range(-m, m + 1) for m in sizes.reach))))
-    span = 2 * reach + 1
-    codes = math.prod(2 * m + 1 for m in sizes.reach)
-    none = jnp.iinfo(jnp.int32).max
+    span, codes = 2 * reach + 1, _codes(sizes)
 
     def row(i):
-        around = place[i] + offsets
-        image = jnp.where(pbc, around // bins, 0)
-        exists = (pbc | ((around >= 0) & (around < bins))).all(-1)
-        index = ((around % bins) * strides).sum(-1)
-        others = table[index]
+        around = bins.place[i] + offsets
+        image = jnp.where(pbc, around // grid, 0)
+        exists = (pbc | ((around >= 0) & (around < grid))).all(-1)
+        index = ((around % grid) * _strides(sizes)).sum(-1)
+        others = bins.table[index]
         image_code = (((image[:, 0] + reach[0]) * span[1]) + image[:, 1] + reach[1]) * span[2] + image[:, 2] + reach[2]
-        vectors = wrapped[others] + lattice_vectors(image, lattice)[:, None] - wrapped[i]
+        vectors = bins.wrapped[others] + lattice_vectors(image, lattice)[:, None] - bins.wrapped[i]
         close = (vectors**2).sum(-1) < radius**2
-        close &= (others >= 0) & exists[:, None] & real[i]
+        close &= (others >= 0) & exists[:, None] & real[i] & (i < real.shape[0])
         close &= (others != i) | (image != 0).any(-1)[:, None]
-        keys = jnp.where(close, others * codes + image_code[:, None], none).ravel()
+        if among is not None:
+            close &= among[others]
+        keys = jnp.where(close, others * codes + image_code[:, None], _NONE).ravel()
         found = jnp.cumsum(close.ravel())
         first = jnp.searchsorted(found, jnp.arange(1, sizes.neighbors + 1), side="left")
-        chosen = jnp.where(first < keys.shape[0], keys[jnp.minimum(first, keys.shape[0] - 1)], none)
+        chosen = jnp.where(first < keys.shape[0], keys[jnp.minimum(first, keys.shape[0] - 1)], _NONE)
         return jnp.sort(chosen), found[-1]
 
-    block = max(1, min(atoms, _BLOCK_ENTRIES // (offsets.shape[0] * sizes.bin_atoms)))
-    keys, degree = jax.lax.map(row, jnp.arange(atoms), batch_size=block)
-    overflow |= OVERFLOW_NEIGHBORS * (degree.max() > sizes.neighbors)
+    block = max(1, min(rows.shape[0], _BLOCK_ENTRIES // (offsets.shape[0] * sizes.bin_atoms)))
+    return jax.lax.map(row, rows, batch_size=block)
 
+
+def _of_domain(neighbors: NeighborList, bins: _Bins, cell):
+    """The atoms of this device and their halo; keys and degrees as of :func:`_keys`, but of these atoms among themselves,
+    halo atoms having own ones as neighbours alone; and whether the halo has no room for all.
+
+    Beyond the last atom stands what is no atom.
+    """
+    sizes, atoms = neighbors.sizes, neighbors.numbers.shape[0]
+    own = -(-atoms // sizes.domains)
+    device = jax.lax.axis_index(DEVICES)
+    along = jnp.where(neighbors.numbers > 0, bins.inside[:, sizes.axis], jnp.inf)
+    order = jnp.argsort(along).astype(jnp.int32)
+    slabs = jnp.pad(order, (0, own * sizes.domains - atoms), constant_values=atoms).reshape(sizes.domains, own)
+    mine = slabs[device]
+
+    keys, degree = _keys(neighbors, bins, cell, mine)
+    codes = _codes(sizes)
+    touched = jnp.zeros(atoms + 1, bool).at[jnp.where(keys < _NONE, keys // codes, atoms)].set(True)
+    owned = jnp.zeros(atoms + 1, bool).at[mine].set(True)
+
+    halo, sends, offsets, missing = [], [], [], jnp.zeros((), bool)
+    for offset, size in enumerate(sizes.halo, 1):
+        theirs = slabs[(device + offset) % sizes.domains]
+        wanted = touched[theirs] & (theirs < atoms)
+        count = wanted.sum()
+        missing |= count > size
+        if size:
+            places = jnp.nonzero(wanted, size=size, fill_value=0)[0].astype(jnp.int32)
+            slot = jnp.arange(size, dtype=jnp.int32)
+            # Sorted and each there once, padding too, which lies beyond their atoms.
+            places = jnp.where(slot < count, places, own + slot)
+            halo.append(theirs.at[places].get(mode="fill", fill_value=atoms))
+            sends.append(from_device(places, -offset, sizes.domains))
+            offsets.append(offset)
+
+    here = jnp.concatenate([mine, *halo])
+    place_of = jnp.full(atoms + 1, -1, jnp.int32).at[here].set(jnp.arange(here.shape[0], dtype=jnp.int32))
+    if halo:
+        further = _keys(neighbors, bins, cell, here[own:], among=owned[:atoms])
+        keys, degree = (jnp.concatenate(both) for both in zip((keys, degree), further, strict=True))
+    place = place_of[jnp.where(keys < _NONE, keys // codes, atoms)]
+    keys = jnp.where((keys < _NONE) & (place >= 0), place * codes + keys % codes, _NONE)
+    domain = Domain(here, tuple(sends), own, tuple(offsets), sizes.domains, atoms)
+    return domain, jnp.sort(keys, axis=1), degree, missing
+
+
+def _paired(keys, whole, sizes: ListSizes):
+    """Pairs of keys, each of which has its opposite in the other atom's row: lists, shifts, mask, and whether they are too
+    many. ``whole`` [rows, 3] are the lattice vectors taken off the atoms."""
+    codes, rows = _codes(sizes), keys.shape[0]
     # The entry that goes back stands in the other atom's row under this atom and the opposite image.
-    valid = keys < none
-    here = jnp.arange(atoms)[:, None]
+    valid = keys < _NONE
+    here = jnp.arange(rows)[:, None]
     other, code = jnp.where(valid, keys // codes, 0), jnp.where(valid, keys % codes, 0)
     wanted = here * codes + (codes - 1 - code)
     low, high = jnp.zeros_like(keys), jnp.full_like(keys, sizes.neighbors)
@@ -422,35 +442,25 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
     # A pair's number is its place among the entries that go forward: to a later atom, or a later image of itself.
     forward = valid & ((other > here) | ((other == here) & (code > codes // 2)))
     running = jnp.cumsum(forward.ravel())
-    overflow |= OVERFLOW_PAIRS * (running[-1] > sizes.pairs)
+    too_many = running[-1] > sizes.pairs
     entry = jnp.searchsorted(running, jnp.arange(1, sizes.pairs + 1), side="left")
     pair_mask = entry < running.shape[0]
     entry = jnp.where(pair_mask, entry, 0)
     receivers = jnp.where(pair_mask, entry // sizes.neighbors, 0)
     senders = jnp.where(pair_mask, other.ravel()[entry], 0)
-    image = _image_of(code.ravel()[entry], span, reach)
-    shifts = image + whole[receivers] - whole[senders]
+    shifts = _image_of(code.ravel()[entry], sizes) + whole[receivers] - whole[senders]
     numbered = running.reshape(keys.shape) - 1
     pair = jnp.where(forward, numbered, numbered[other, back])
     sign = jnp.where(forward, 1, -1) * valid
     usable = valid & (pair < sizes.pairs)
-
-    dtype = positions.dtype
-    return neighbors.replace(
-        lists=PairLists(
-            receivers=receivers.astype(jnp.int32),
-            senders=senders.astype(jnp.int32),
-            neighbors=jnp.where(usable, other, 0).astype(jnp.int32),
-            neighbor_pairs=jnp.where(usable, pair, 0).astype(jnp.int32),
-            neighbor_signs=jnp.where(usable, sign, 0).astype(jnp.int8),
-        ),
-        shifts=jnp.where(pair_mask[:, None], shifts, 0).astype(dtype),
-        pair_mask=pair_mask,
-        positions=positions,
-        cell=cell,
-        overflow=neighbors.overflow | overflow.astype(jnp.int32),
-        renewals=neighbors.renewals + 1,
+    lists = PairLists(
+        receivers=receivers.astype(jnp.int32),
+        senders=senders.astype(jnp.int32),
+        neighbors=jnp.where(usable, other, 0).astype(jnp.int32),
+        neighbor_pairs=jnp.where(usable, pair, 0).astype(jnp.int32),
+        neighbor_signs=jnp.where(usable, sign, 0).astype(jnp.int8),
     )
+    return lists, jnp.where(pair_mask[:, None], shifts, 0), pair_mask, too_many
 
 
 _renewed_jit = jax.jit(renewed)
@@ -467,36 +477,20 @@ def with_pairs(neighbors: NeighborList) -> NeighborList:
     return again.replace(overflow=neighbors.overflow, renewals=neighbors.renewals)
 
 
-def _image_of(code, span, reach):
-    z = code % span[2]
-    y = (code // span[2]) % span[1]
-    x = code // (span[1] * span[2])
-    return jnp.stack([x, y, z], -1) - reach
+def _strides(sizes: ListSizes):
+    return jnp.array([sizes.bins[1] * sizes.bins[2], sizes.bins[2], 1])
 
 
-def _lattice_and_corner(positions: np.ndarray, cell: np.ndarray, pbc: Bool[np.ndarray, "3"]):
-    """Rows of the cell, along open directions of a box around the atoms, and that box's corner."""
-    lattice = completed_lattice(cell, pbc)
-    corner = np.zeros(3)
-    along = positions @ np.linalg.inv(lattice)
-    low, high = along.min(0), along.max(0)
-    for d in np.flatnonzero(~pbc):
-        corner += low[d] * lattice[d]
-        lattice[d] = lattice[d] * max(high[d] - low[d], 1e-3)
-    return lattice, corner
+def _codes(sizes: ListSizes) -> int:
+    """How many images an atom may be seen in."""
+    return math.prod(2 * m + 1 for m in sizes.reach)
+
+
+def _image_of(code, sizes: ListSizes):
+    reach = jnp.array(sizes.reach)
+    _, rows, columns = 2 * reach + 1
+    return jnp.stack([code // (rows * columns), (code // columns) % rows, code % columns], -1) - reach
 
 
 def _lattice(neighbors: NeighborList, cell):
     return jnp.where(neighbors.pbc[:, None], cell, neighbors.box[:3])
-
-
-def _fractional(xp, positions, backward, corner, pbc):
-    """Coordinates in units of the lattice, wrapped into [0, 1) where periodic, and the whole vectors taken off."""
-    along = transformed(positions - corner, backward)
-    whole = xp.where(pbc, xp.floor(along), 0.0)
-    return along - whole, whole
-
-
-def _bins_of(xp, inside, bins):
-    """The bin of each atom; atoms outside the box of an open direction count to the bin at its edge."""
-    return xp.clip(xp.floor(inside * bins), 0, bins - 1).astype(xp.int32)

@@ -33,9 +33,10 @@ import numpy as np
 from jax import export
 
 from leignn_jax.arguments import check_atoms, check_choice, check_dtype, check_number, check_path, check_sequence
-from leignn_jax.device_neighbors import allocate, plan_sizes, renewed
+from leignn_jax.device_neighbors import allocate, renewed
 from leignn_jax.errors import ConfigError, ElementError, FileFormatError, StructureError
 from leignn_jax.files import in_words, write_atomically
+from leignn_jax.list_sizes import plan_sizes
 from leignn_jax.neighbors import near_origin
 from leignn_jax.potential import Potential, Prediction, check_finite, check_potential
 

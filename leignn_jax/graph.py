@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -12,9 +13,10 @@ from numpy.typing import DTypeLike
 
 from leignn_jax.arguments import check_atoms
 from leignn_jax.cells import transformed
+from leignn_jax.domains import DEVICES, Domain
 from leignn_jax.errors import StructureError
 from leignn_jax.neighbors import Pairs, find_pairs, near_origin
-from leignn_jax.pair_ops import PairLists, pair_difference
+from leignn_jax.pair_ops import PairLists, pair_difference, pair_divergence
 
 if TYPE_CHECKING:
     import ase
@@ -33,6 +35,11 @@ class Graph:
     shifts: ``[pairs, 3]`` float, whole lattice vectors added to the pair's sender.
     pair_mask: ``[pairs]`` bool, False for padding.
     lists: which atoms form which pairs, see :class:`leignn_jax.pair_ops.PairLists`.
+    domain: of a structure that is divided among devices, what this one has: its own atoms and then those around them. None
+        where the graph has them all, as everywhere but in a simulation of one system on several devices.
+
+    A model that reaches beyond an atom's neighbours by :meth:`around`, :meth:`sum_atoms` and :meth:`sum_pairs` alone works
+    on divided structures too.
     """
 
     positions: Any
@@ -44,6 +51,7 @@ class Graph:
     shifts: Any
     pair_mask: Any
     lists: PairLists
+    domain: Domain | None = None
 
     @staticmethod
     def from_ase(atoms: ase.Atoms, cutoff: float, dtype: DTypeLike = np.float32) -> Graph:
@@ -225,15 +233,40 @@ class Graph:
 
         A product with a 0/1 matrix, so that neither it nor its derivative needs a scatter.
         """
-        return jnp.einsum("ga,a...->g...", self._membership(values.dtype), values, precision="highest")
+        values = self.own(values)
+        return self._total(jnp.einsum("ga,a...->g...", self._membership(values.dtype), values, precision="highest"))
+
+    def sum_pairs(self, values):
+        """Sum over the pairs of each structure, ``[pairs, ...]`` to ``[graphs, ...]``; padding counts."""
+        if self.num_graphs == 1:
+            return self._total(values.sum(0)[None])
+        of_graph = self.graph_index[self.lists.receivers] == jnp.arange(self.num_graphs)[:, None]
+        return self._total(jnp.einsum("gp,p...->g...", of_graph.astype(values.dtype), values, precision="highest"))
 
     def spread(self, values):
         """Give each atom its structure's value, ``[graphs, ...]`` to ``[atoms, ...]``, zero for padding."""
         return jnp.einsum("ga,g...->a...", self._membership(values.dtype), values, precision="highest")
 
+    def own(self, values):
+        """Of values of atoms, those that are to be computed here: all of them, but of a divided structure the first ones."""
+        return values if self.domain is None else values[: self.domain.own]
+
+    def around(self, values):
+        """Of own atoms' values, ``[own, ...]``, those of all atoms ``[atoms, ...]``, of which some are on other devices."""
+        return values if self.domain is None else self.domain.around(values)
+
+    def forces(self, gradient):
+        """``[atoms, 3]`` from the gradient of the energy by the pair vectors [pairs, 3]; of a divided structure on all atoms
+        of all devices."""
+        forces = -pair_divergence(self.lists, gradient)
+        return forces if self.domain is None else self.domain.joined(forces)
+
+    def _total(self, values):
+        return values if self.domain is None else jax.lax.psum(values, DEVICES)
+
     def _membership(self, dtype):
         graphs = jnp.arange(self.num_graphs, dtype=jnp.int32)[:, None]
-        return ((self.graph_index == graphs) & self.atom_mask).astype(dtype)
+        return ((self.own(self.graph_index) == graphs) & self.own(self.atom_mask)).astype(dtype)
 
 
 def pair_lists(receivers: np.ndarray, senders: np.ndarray, atoms: int) -> PairLists:

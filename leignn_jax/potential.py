@@ -21,7 +21,7 @@ from leignn_jax.graph import Graph, bucket
 from leignn_jax.models.config import LEIGNNConfig
 from leignn_jax.models.leignn import LEIGNN, init_params, pair_geometry, species_index
 from leignn_jax.models.repulsion import wall_energy, zbl_energy
-from leignn_jax.pair_ops import pair_divergence, pair_sum
+from leignn_jax.pair_ops import pair_sum
 
 if TYPE_CHECKING:
     import ase
@@ -33,8 +33,8 @@ class Prediction(NamedTuple):
     energy: ``[graphs]`` eV (a float from :meth:`Potential.predict`).
     forces: ``[atoms, 3]`` eV/Å, minus the gradient of the energy.
     stress: ``[graphs, 3, 3]`` eV/Å^3, ASE's sign (positive under tension); NaN unless periodic in all directions.
-    atomic_energies: ``[atoms]`` eV.
-    direct_forces: ``[atoms, 3]`` eV/Å of the direct head, or None.
+    atomic_energies: ``[atoms]`` eV; of a structure that is divided among devices those of this one's atoms.
+    direct_forces: ``[atoms, 3]`` eV/Å of the direct head, or None; likewise.
     """
 
     energy: Any
@@ -204,7 +204,7 @@ class Potential:
         energies = energies + self._references(graph)
         return Prediction(
             energy=graph.sum_atoms(energies) + self._shift(graph),
-            forces=-pair_divergence(graph.lists, gradient),
+            forces=graph.forces(gradient),
             stress=stress_of(graph, vectors, gradient),
             atomic_energies=energies,
             direct_forces=direct,
@@ -259,13 +259,13 @@ class Potential:
                 pair = pair + wall_energy(distances, begins)
             pair = jnp.where(graph.pair_mask, pair, 0.0)
             half = jnp.full((graph.numbers.shape[0], 1, 1), 0.5, vectors.dtype)
-            energies = energies + pair_sum(lists, pair[:, None], half)[:, 0, 0]
+            energies = energies + graph.own(pair_sum(lists, pair[:, None], half)[:, 0, 0])
         return energies, None if direct is None else scale * direct
 
     def _references(self, graph: Graph):
         dtype = graph.positions.dtype
         table = jnp.append(jnp.asarray(self.reference_energies, dtype), 0.0)
-        return table[species_index(self.config, graph.numbers)]
+        return table[species_index(self.config, graph.own(graph.numbers))]
 
     def _shift(self, graph: Graph):
         return jnp.where(graph.graph_mask, jnp.asarray(self.energy_shift, graph.positions.dtype), 0.0)
@@ -491,11 +491,7 @@ def check_finite(prediction: Prediction) -> None:
 
 def _strain_gradient(graph: Graph, vectors, gradient):
     outer = vectors[:, :, None] * gradient[:, None, :]
-    outer = 0.5 * (outer + jnp.swapaxes(outer, 1, 2))
-    if graph.num_graphs == 1:
-        return outer.sum(0)[None]
-    of_graph = graph.graph_index[graph.lists.receivers] == jnp.arange(graph.num_graphs)[:, None]
-    return jnp.einsum("gp,pxy->gxy", of_graph.astype(outer.dtype), outer, precision="highest")
+    return graph.sum_pairs(0.5 * (outer + jnp.swapaxes(outer, 1, 2)))
 
 
 def stress_of(graph: Graph, vectors, gradient):

@@ -9,21 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import leignn_jax as leignn
-from leignn_jax.device_neighbors import (
+from leignn_jax.device_neighbors import _renewed_jit, allocate, update
+from leignn_jax.errors import StructureError
+from leignn_jax.graph import Graph
+from leignn_jax.list_sizes import (
     OVERFLOW_BIN,
     OVERFLOW_GRID,
     OVERFLOW_NEIGHBORS,
     OVERFLOW_PAIRS,
     ListSizes,
-    _renewed_jit,
-    allocate,
     grown,
     largest,
     plan_sizes,
-    update,
 )
-from leignn_jax.errors import StructureError
-from leignn_jax.graph import Graph
 from leignn_jax.neighbors import find_pairs
 from leignn_jax.simulation.simple_models import LennardJones
 

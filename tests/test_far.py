@@ -9,6 +9,7 @@ import leignn_jax as leignn
 from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph
 
+pytestmark = pytest.mark.usefixtures("fast_compiles")
 DIRECTION = np.array([1.0, 0.7, -0.3])
 # At 1e9 Å the user's own float64 positions are rounded by 1e-7 Å.
 FORCES, ENERGY, STRESS = 3e-5, 5e-6, 3e-7  # eV/Å, eV, eV/Å^3

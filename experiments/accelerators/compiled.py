@@ -47,20 +47,33 @@ def prepare() -> None:
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TF_CPP_MIN_LOG_LEVEL="3")
 
 
+def devices_of(target: str, count: int) -> list[Any]:
+    """So many devices of a kind, to compile for."""
+    from jax.experimental import topologies
+
+    if target == "h100":
+        described = (HERE / "h100.pbtxt").read_text()
+        return topologies.get_topology_desc(platform="cuda", target_config=described, topology=f"1x1x{count}").devices
+    name = "v5e:4x4" if count > 4 else "v5e:2x2"
+    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices[:count]
+
+
+def mesh_of(target: str, count: int, axis: str):
+    """These devices in a row."""
+    import numpy as np
+    from jax.sharding import Mesh
+
+    return Mesh(np.array(devices_of(target, count)), (axis,))
+
+
 def compile_for(target: str, function, *arguments):
     """``jax.jit(function)`` compiled for arguments of these shapes on ``target``, "h100" or "v5e"."""
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
-    if target == "h100":
-        described = (HERE / "h100.pbtxt").read_text()
-        device = topologies.get_topology_desc(platform="cuda", target_config=described, topology="1x1x1").devices[0]
-    else:
-        device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
-    where = SingleDeviceSharding(device)
+    where = SingleDeviceSharding(devices_of(target, 1)[0])
 
     def abstract(x):
         dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

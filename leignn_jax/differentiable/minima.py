@@ -23,9 +23,9 @@ from jax.flatten_util import ravel_pytree
 
 from leignn_jax.arguments import MOST_STEPS, check_choice, check_model, check_number, check_structures, check_whole
 from leignn_jax.cells import inverse, transformed
-from leignn_jax.device_neighbors import ListSizes, grown, largest, plan_sizes
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.graph import Graph
+from leignn_jax.list_sizes import ListSizes, grown, largest, plan_sizes
 from leignn_jax.properties.relax import CONVERGED, Cell, FireState, Goal, fire_chunk, fire_start, strain_scale
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,

@@ -30,10 +30,10 @@ import numpy as np
 from flax import struct
 
 from leignn_jax.arguments import MOST_STEPS, check_model, check_number, check_whole
-from leignn_jax.device_neighbors import grown, largest
 from leignn_jax.differentiable.rollout import check_call, rollout
 from leignn_jax.differentiable.trouble import check
 from leignn_jax.errors import ConfigError, SimulationError
+from leignn_jax.list_sizes import grown, largest
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,
     EnergyModel,

@@ -33,13 +33,14 @@ from leignn_jax.arguments import (
     check_whole,
     shown,
 )
-from leignn_jax.device_neighbors import ListSizes, with_pairs, without_pairs
+from leignn_jax.device_neighbors import with_pairs, without_pairs
 from leignn_jax.differentiable.reversible import moving_of, over_slots
 from leignn_jax.differentiable.reversible import scan as reversible_scan
 from leignn_jax.differentiable.taming import clipped, cut, decayed
 from leignn_jax.differentiable.trouble import Trouble, no_trouble, watched
 from leignn_jax.differentiable.whole_numbers import either
 from leignn_jax.errors import ConfigError
+from leignn_jax.list_sizes import ListSizes
 from leignn_jax.simulation.chunks import LIMITS, centers, check_limits, start_state
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
 from leignn_jax.simulation.ensembles import Ensemble, InParts

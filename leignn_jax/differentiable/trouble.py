@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leignn_jax.device_neighbors import OVERFLOW_BIN, OVERFLOW_GRID, OVERFLOW_NEIGHBORS, OVERFLOW_PAIRS
 from leignn_jax.errors import SimulationError
+from leignn_jax.list_sizes import OVERFLOW_BIN, OVERFLOW_GRID, OVERFLOW_NEIGHBORS, OVERFLOW_PAIRS
 from leignn_jax.simulation.chunks import REASONS, Limits, broken
 from leignn_jax.simulation.dynamics import State, System
 
@@ -75,9 +75,7 @@ def explained(trouble: Trouble) -> str | None:
         remedy = (
             f"Start with larger lists: start(..., sizes=grown(state.neighbors.sizes, {int(overflow[r])}, atoms)), with "
         )
-        return (
-            f"{where}its neighbour list has no room for {full}. {remedy}grown of leignn_jax.device_neighbors.{others}"
-        )
+        return f"{where}its neighbour list has no room for {full}. {remedy}grown of leignn_jax.list_sizes.{others}"
     remedy = "Use a smaller timestep or another start, or, where it is meant to be so, a wider limit."
     if reason[r] == _OUTGROWN:
         remedy = "Take fewer steps or mode 'remat'."

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.data.readers import read_frames
-from leignn_jax.device_neighbors import ListSizes, grown
 from leignn_jax.differentiable.gradients import value_and_grad
 from leignn_jax.differentiable.minima import relaxed
 from leignn_jax.differentiable.reweighting import Sample, reweighted, sample
@@ -31,6 +30,7 @@ from leignn_jax.errors import ConfigError, SimulationError, TrainingError
 from leignn_jax.fitting.config import Sampling
 from leignn_jax.fitting.observables import Goal, at_minimum, check_target, goal_of, of_states, of_trajectory
 from leignn_jax.fitting.report import targets_report
+from leignn_jax.list_sizes import ListSizes, grown
 from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import State, make_lists
 from leignn_jax.simulation.settings import make_ensemble

@@ -26,8 +26,9 @@ from flax import struct
 
 from leignn_jax.arguments import check_array, check_number
 from leignn_jax.cells import inverse, transformed
-from leignn_jax.device_neighbors import NeighborList, allocate, grown, update
+from leignn_jax.device_neighbors import NeighborList, allocate, update
 from leignn_jax.errors import ConfigError
+from leignn_jax.list_sizes import grown
 from leignn_jax.models.config import did_you_mean
 from leignn_jax.potential import Potential, check_potential
 

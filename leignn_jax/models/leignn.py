@@ -28,7 +28,8 @@ from leignn_jax.pair_ops import AnyArray
 
 
 class Output(NamedTuple):
-    """What the network gives: ``atomic_energies`` [atoms], ``direct_forces`` [atoms, 3] or None; no units yet."""
+    """What the network gives: ``atomic_energies`` [atoms], ``direct_forces`` [atoms, 3] or None; no units yet. Of a divided
+    structure those of own atoms."""
 
     atomic_energies: Float[Array, "atoms"]
     direct_forces: Float[Array, "atoms 3"] | None
@@ -54,7 +55,7 @@ class LEIGNN(nn.Module):
         scalars = jnp.asarray(scalars, distances.dtype)
         per_element = len(config.elements) <= graph.numbers.shape[0]
         if not per_element:
-            scalars = rows(scalars, species)
+            scalars = rows(scalars, graph.own(species))
         vectors = global_scalars = global_vectors = None
         if config.global_nodes:
             global_scalars = self.param("global_embedding", nn.initializers.normal(1.0), (1, config.features))
@@ -70,9 +71,13 @@ class LEIGNN(nn.Module):
 
             message = messages(config, precision, name=f"messages_{layer}")
             elements = species if first and per_element else None
-            d_scalars, d_vectors = message(graph, radial, directions, scalars, vectors, elements)
+            sent = scalars if elements is not None else graph.around(scalars)
+            changes = message(
+                graph, radial, directions, sent, None if vectors is None else graph.around(vectors), elements
+            )
+            d_scalars, d_vectors = map(graph.own, changes)
             if elements is not None:
-                scalars = rows(scalars, species)
+                scalars = rows(scalars, graph.own(species))
             scalars = (scalars + d_scalars) / math.sqrt(2)
             vectors = d_vectors if vectors is None else vectors + d_vectors
 
@@ -90,11 +95,12 @@ class LEIGNN(nn.Module):
 
         hidden = activation(linear(config.features // 2, "energy_hidden", bias=True, precision=precision)(scalars))
         energies = linear(1, "energy", bias=True, precision=precision)(hidden)[:, 0]
-        energies = jnp.where(graph.atom_mask, energies, 0.0)
+        real = graph.own(graph.atom_mask)
+        energies = jnp.where(real, energies, 0.0)
         if not config.direct_forces:
             return Output(energies, None)
         forces = linear(1, "direct_forces", precision=precision)(vectors)[..., 0]
-        return Output(energies, jnp.where(graph.atom_mask[:, None], forces, 0.0))
+        return Output(energies, jnp.where(real[:, None], forces, 0.0))
 
 
 def pair_geometry(graph: Graph, vectors: Float[Array, "pairs 3"]):

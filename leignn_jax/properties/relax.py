@@ -43,10 +43,11 @@ from leignn_jax.arguments import (
     check_whole,
 )
 from leignn_jax.cells import transformed
-from leignn_jax.device_neighbors import NeighborList, grown, update
+from leignn_jax.device_neighbors import NeighborList, update
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.interruption import stop_requests
+from leignn_jax.list_sizes import grown
 from leignn_jax.progress import ProgressBar, is_shown
 from leignn_jax.simulation.dynamics import (
     GIGAPASCAL,

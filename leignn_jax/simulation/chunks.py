@@ -5,7 +5,8 @@ before it: where a list turns out too small, it is enlarged and the chunk is run
 seen. A replica that breaks a limit stands still from the last good step on and says why; the others go on.
 
 Replicas may be divided among devices: each runs the whole chunk on its own replicas, and all that crosses, once in a log
-line, is whether any replica still goes on.
+line, is whether any replica still goes on. One system may be divided too: then each device moves all atoms, which is cheap,
+and computes the energies of its own (:mod:`leignn_jax.domains`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,19 @@ import numpy as np
 
 from leignn_jax.arguments import check_number
 from leignn_jax.cells import inverse, transformed
-from leignn_jax.device_neighbors import ListSizes, grown, lattice_vectors
+from leignn_jax.device_neighbors import lattice_vectors
+from leignn_jax.domains import DEVICES
 from leignn_jax.errors import ConfigError, SimulationError, StructureError
-from leignn_jax.simulation.divided import DEVICES, check_memory, device_mesh, divided, on_every_device
+from leignn_jax.list_sizes import ListSizes, grown
+from leignn_jax.simulation.divided import (
+    check_domains,
+    check_memory,
+    device_mesh,
+    divided,
+    divided_lists,
+    evaluate_divided,
+    on_every_device,
+)
 from leignn_jax.simulation.dynamics import (
     Origins,
     State,
@@ -109,10 +120,17 @@ class Run:
         hold = ensemble.holds_momentum and getattr(model, "conserves_momentum", True)
         self.system = make_system(structures, dtype, hold_momentum=hold)
         self.timestep = jnp.asarray(timestep, dtype)
-        self.state, self.origins = start_state(model, self.system, structures, ensemble, kelvin, seed, skin, dtype)
+        # The devices among which one system is divided; None where none is.
+        self.domains = self.mesh if len(structures) == 1 else None
+        if self.domains is not None:
+            check_domains(model, structures[0], devices)
         if self.mesh is not None:
+            self.model = model = on_every_device(self.mesh, model)
+        self.state, self.origins = start_state(
+            model, self.system, structures, ensemble, kelvin, seed, skin, dtype, self.domains
+        )
+        if self.mesh is not None and self.domains is None:
             check_memory(self.state)
-            self.model = on_every_device(self.mesh, model)
         self.center = centers(self.system, self.state.positions)
         self.stopped = jnp.zeros(len(structures), jnp.int32)
         self.stopped_at = jnp.full(len(structures), -1, jnp.int32)
@@ -120,6 +138,12 @@ class Run:
     @property
     def sizes(self) -> ListSizes:
         return self.state.neighbors.sizes
+
+    @property
+    def listed_at(self) -> tuple[Any, Any]:
+        """Positions and cell, one for each replica, where the lists were made."""
+        neighbors, count = self.state.neighbors, len(self.structures)
+        return neighbors.positions[:count], neighbors.cell[:count]
 
     def relist(self, sizes: ListSizes, positions, cell) -> None:
         """Lists of these sizes, made anew where they were made before, so that renewals come at the same steps.
@@ -130,10 +154,8 @@ class Run:
         positions = np.where(rest, self.state.positions, positions)
         cell = np.where(rest, self.state.cell, cell)
         system = self.system
-        neighbors = make_lists(
-            system.numbers, positions, cell, system.pbc, self.model.cutoff, self.skin, self.dtype, sizes
-        )
-        self.state = self.state.replace(neighbors=neighbors)
+        where = (system.numbers, positions, cell, system.pbc, self.model.cutoff, self.skin, self.dtype)
+        self.state = self.state.replace(neighbors=_lists(where, sizes, self.domains))
 
     def seen(self, positions, images, cell) -> tuple[np.ndarray, np.ndarray]:
         """Positions as the user sees them, in float64, and the cell that they belong to; of states or frames.
@@ -196,25 +218,37 @@ class Run:
                 return after, frame, logged
             sizes = grown(self.sizes, overflow, self.system.numbers.shape[1])
             log.info("Neighbour lists were too small (%s): enlarged to %s, the chunk is run again.", overflow, sizes)
-            self.relist(sizes, self.state.neighbors.positions, self.state.neighbors.cell)
+            self.relist(sizes, *self.listed_at)
         raise SimulationError(
             f"Neighbour lists grew {_GROWTHS} times within one chunk: the system collapses. Look at the last frames; use a "
             "smaller timestep, a gentler barostat, or a potential that knows such densities."
         )
 
 
-def start_state(model, system: System, structures, ensemble, kelvin, seed, skin, dtype) -> tuple[State, Origins]:
-    """The state that a simulation begins with, and from where its positions were taken."""
+def _lists(where, sizes: ListSizes | None, domains):
+    """Lists at ``where``, the first arguments of :func:`make_lists`, on one device or on several."""
+    if domains is None:
+        return make_lists(*where, sizes=sizes)
+    return divided_lists(*where, sizes=sizes, mesh=domains)
+
+
+def start_state(
+    model, system: System, structures, ensemble, kelvin, seed, skin, dtype, domains=None
+) -> tuple[State, Origins]:
+    """The state that a simulation begins with, and from where its positions were taken.
+
+    domains: a mesh of devices among which one system is divided.
+    """
     _check_motion(system, structures, ensemble)
     size = system.numbers.shape[1]
     near, origins = start_positions(model, structures, size, sees_origin=ensemble.sees_origin)
     positions = jnp.asarray(near, dtype)
     cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
     where = (system.numbers, positions, cell, system.pbc, model.cutoff, skin, dtype)
-    neighbors = make_lists(*where)
+    neighbors = _lists(where, None, domains)
     # The first forces come from these lists: they must hold all pairs.
     while overflow := int(np.bitwise_or.reduce(np.asarray(neighbors.overflow))):
-        neighbors = make_lists(*where, grown(neighbors.sizes, overflow, size))
+        neighbors = _lists(where, grown(neighbors.sizes, overflow, size), domains)
     keys = jax.random.split(jax.random.key(seed), len(structures) + 1)
     velocities = np.zeros((len(structures), size, 3))
     for r, atoms in enumerate(structures):
@@ -228,8 +262,11 @@ def start_state(model, system: System, structures, ensemble, kelvin, seed, skin,
     if not given.all():
         drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
         velocities = jnp.where(given[:, None, None], velocities, drawn)
-    check_answers(model, system, neighbors, positions, cell)
-    energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
+    if domains is None:
+        check_answers(model, system, neighbors, positions, cell)
+        energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
+    else:
+        energy, forces, stress = evaluate_divided(model, system, neighbors, positions, cell, mesh=domains)
     check_start(model, system, energy, forces)
     state = State(
         positions=positions,

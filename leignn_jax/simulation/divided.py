@@ -1,27 +1,41 @@
-"""Replicas divided among devices, each of which runs whole chunks of steps on its own; nothing crosses within a step."""
+"""Simulations on several devices.
+
+Replicas are divided among them: each device runs whole chunks of steps on its own, and nothing crosses within a step. One
+system is divided by its atoms (:mod:`leignn_jax.domains`): every device has the whole state and moves all atoms alike, and
+each has the pairs and computes the energies of its own; forces are summed over all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from leignn_jax.device_neighbors import NeighborList, renewed, without_lists
+from leignn_jax.domains import DEVICES
 from leignn_jax.errors import ConfigError
+from leignn_jax.list_sizes import ListSizes, plan_sizes
+from leignn_jax.potential import Potential
 from leignn_jax.simulation.biases import Bias
-from leignn_jax.simulation.dynamics import State
+from leignn_jax.simulation.dynamics import State, System, evaluate
 from leignn_jax.simulation.ensembles import Ramp
+from leignn_jax.simulation.model_sums import ModelSum
+from leignn_jax.simulation.own_models import AtomEnergy, PairEnergy
+from leignn_jax.simulation.simple_models import LennardJones
 
-# The mesh's axis.
-DEVICES = "devices"
+# What reaches beyond an atom's neighbours by its graph's methods alone.
+_OF_NEIGHBORS = (Potential, PairEnergy, AtomEnergy, LennardJones)
 
 
 def device_mesh(devices: int, replicas: int) -> Mesh | None:
-    """The devices among which replicas are divided; None where there is one. ConfigError where they can't be."""
+    """The devices of a simulation; None where there is one. ConfigError where replicas can't be divided among them."""
     if devices == 1:
         return None
     there = jax.devices()
@@ -30,10 +44,10 @@ def device_mesh(devices: int, replicas: int) -> Mesh | None:
             f"devices: {devices} were asked for and there are {len(there)} ({there[0].platform}). On CPU, "
             "XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual ones."
         )
-    if replicas % devices:
+    if replicas > 1 and replicas % devices:
         raise ConfigError(
-            f"devices: {replicas} can't be divided among {devices} devices. One system runs on one device; simulate a "
-            f"multiple of {devices} replicas."
+            f"devices: {replicas} replicas can't be divided among {devices} devices. Simulate one system, or a multiple of "
+            f"{devices} replicas."
         )
     return Mesh(np.array(there[:devices]), (DEVICES,))
 
@@ -41,6 +55,48 @@ def device_mesh(devices: int, replicas: int) -> Mesh | None:
 def on_every_device(mesh: Mesh, tree: Any) -> Any:
     """Arrays copied once to all devices of a mesh."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def check_domains(model: Any, atoms: ase.Atoms, devices: int) -> None:
+    """ConfigError where one system can't be divided among so many devices, or not with this model."""
+    if len(atoms) < devices:
+        raise ConfigError(
+            f"devices: {len(atoms)} atoms can't be divided among {devices} devices; take at most {len(atoms)}."
+        )
+    for part in model.parts if isinstance(model, ModelSum) else (model,):
+        if not isinstance(part, _OF_NEIGHBORS):
+            names = ", ".join(one.__name__ for one in _OF_NEIGHBORS)
+            raise ConfigError(
+                f"devices: {type(part).__name__} may depend on atoms anywhere, so that one system can't be divided among "
+                f"devices with it ({names} and their sums can). Take one device, or replicas."
+            )
+
+
+def divided_lists(
+    numbers, positions, cell, pbc, cutoff: float, skin: float, dtype: Any, sizes: ListSizes | None, mesh: Mesh
+) -> NeighborList:
+    """The lists of one system's domains, the first axis that of devices; arguments as of
+    :func:`leignn_jax.simulation.dynamics.make_lists`."""
+    (numbers,), (positions,), (cell,), (pbc,) = (np.asarray(x) for x in (numbers, positions, cell, pbc))
+    sizes = sizes or plan_sizes(positions, cell, pbc, cutoff + skin, mesh.size)
+    before = without_lists(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
+    copies = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (mesh.size, *x.shape)), before)
+    return _renew_divided(jax.device_put(copies, NamedSharding(mesh, P(DEVICES))), mesh=mesh)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _renew_divided(neighbors: NeighborList, *, mesh: Mesh) -> NeighborList:
+    renew = jax.vmap(lambda one: renewed(one, one.positions, one.cell))
+    return jax.shard_map(renew, mesh=mesh, in_specs=P(DEVICES), out_specs=P(DEVICES), check_vma=False)(neighbors)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def evaluate_divided(model: Any, system: System, neighbors: NeighborList, positions, cell, *, mesh: Mesh):
+    """:func:`leignn_jax.simulation.dynamics.evaluate` of one system that is divided among devices."""
+    specs = (P(), P(), P(DEVICES), P(), P())
+    return jax.shard_map(evaluate, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)(
+        model, system, neighbors, positions, cell
+    )
 
 
 def check_memory(state: State) -> None:
@@ -55,13 +111,18 @@ def check_memory(state: State) -> None:
 
 
 def divided(steps: Callable[..., Any], mesh: Mesh, arguments, saved: Sequence[str], logged: Sequence[str]):
-    """A chunk's ``steps`` with its arguments' replicas divided along the mesh.
+    """A chunk's ``steps`` with its arguments' replicas, or the lists of its one system, divided along the mesh.
 
     arguments: of the chunk: model, ensemble, system, (state, stopped, stopped_at), dt, center, limits, last_step, doomed.
     saved, logged: names of what frames and log lines hold.
     """
     model, ensemble, _, (_, stopped, _), *_ = arguments
     count, each, rows = stopped.shape[0], P(DEVICES), P(None, DEVICES)
+    if count == 1:
+        fields = {**dict.fromkeys(State.__dataclass_fields__, P()), "neighbors": each}
+        carry = (State(**fields), P(), P())
+        specs = (*[P()] * 3, carry, *[P()] * 5)
+        return jax.shard_map(steps, mesh=mesh, in_specs=specs, out_specs=(carry, P(), P()), check_vma=False)
     of_model = jax.tree.map(lambda x: _lies(x, count) if _is_bias(x) else P(), model, is_leaf=_is_bias)
     fields: dict[str, Any] = dict.fromkeys(State.__dataclass_fields__, each)
     carry = (State(**{**fields, "step": P()}), each, each)

@@ -19,17 +19,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from flax import struct
 from jaxtyping import Array, Float
 
-from leignn_jax.device_neighbors import (
-    ListSizes,
-    NeighborList,
-    allocate,
-    largest,
-    lattice_vectors,
-    plan_sizes,
-    update_near,
-)
+from leignn_jax.device_neighbors import NeighborList, allocate, lattice_vectors, update_near
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
+from leignn_jax.list_sizes import ListSizes, largest, plan_sizes
 from leignn_jax.neighbors import near_origin
 from leignn_jax.pair_ops import PairLists
 from leignn_jax.simulation.constraints import free_components
@@ -201,7 +194,10 @@ def check_start(model: EnergyModel, system: System, energy, forces) -> None:
 
 
 def joined_graph(system: System, neighbors: NeighborList, positions, cell) -> Graph:
-    """One graph of all replicas."""
+    """One graph of all replicas; or of this device's part, where one system is divided among devices."""
+    if neighbors.domain is not None:
+        here: NeighborList = jax.tree.map(lambda x: x[0], neighbors)
+        return here.graph(positions[0], cell[0])
     replicas, atoms = system.numbers.shape
     pairs = neighbors.pair_mask.shape[1]
     lists = neighbors.lists

@@ -134,8 +134,9 @@ def simulate(
         max_doubt: eV/Å; of a committee (:class:`leignn_jax.sweeps.committee.CommitteeModel`), by how far its members may
             disagree on the force on an atom. It is looked at and logged every ``log_every`` steps; a replica that exceeds
             it stops there, and its last structure is one to label.
-        devices: among which replicas, or several structures, are divided, as many on each. Nothing crosses within a step.
-            Sums of fewer replicas round otherwise, so that trajectories part from those of one device as chaos has it.
+        devices: among which replicas, or several structures, are divided, as many on each: nothing crosses within a step.
+            One system is divided by its atoms (:mod:`leignn_jax.domains`). Sums of fewer replicas, or in parts, round
+            otherwise, so that trajectories part from those of one device as chaos has it.
         checkpoint_minutes: between states from which a killed simulation can go on.
         progress: show a progress bar; None where there is a terminal.
 

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leignn_jax.device_neighbors import ListSizes
 from leignn_jax.errors import SimulationError
 from leignn_jax.files import make_folder, why_not_written, write_atomically
+from leignn_jax.list_sizes import ListSizes
 from leignn_jax.simulation.chunks import Run
 from leignn_jax.simulation.dynamics import ACCELERATION, EnergyModel, System
 from leignn_jax.simulation.ensembles import Ensemble, Ramp
@@ -104,8 +104,9 @@ class SimulationFolder:
         # The user's coordinates may need more digits than the simulation's.
         run.origins = tree.pop("origins")
         tree = jax.tree.map(jnp.asarray, tree)
-        sizes = meta["sizes"]
-        sizes = ListSizes(**{**sizes, "bins": tuple(sizes["bins"]), "reach": tuple(sizes["reach"])})
+        # JSON has no tuples.
+        sizes: Any = {name: tuple(x) if isinstance(x, list) else x for name, x in meta["sizes"].items()}
+        sizes = ListSizes(**sizes)
         run.state, run.stopped, run.stopped_at = tree["state"], tree["stopped"], tree["stopped_at"]
         run.center = tree["center"]
         run.relist(sizes, tree["list_positions"], tree["list_cell"])
@@ -114,12 +115,12 @@ class SimulationFolder:
 
 def _restartable(run: Run) -> dict[str, Any]:
     """All arrays from which a simulation goes on bit for bit; lists are made again where they were made."""
-    neighbors = run.state.neighbors
+    positions, cell = run.listed_at
     return {
         "state": run.state.replace(neighbors=None),
         "origins": run.origins,
-        "list_positions": neighbors.positions,
-        "list_cell": neighbors.cell,
+        "list_positions": positions,
+        "list_cell": cell,
         "stopped": run.stopped,
         "stopped_at": run.stopped_at,
         "center": run.center,

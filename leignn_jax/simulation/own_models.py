@@ -29,7 +29,7 @@ from flax import struct
 from leignn_jax.arguments import check_number
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
-from leignn_jax.pair_ops import pair_divergence, pair_sum
+from leignn_jax.pair_ops import pair_sum
 from leignn_jax.potential import Prediction, stress_of
 from leignn_jax.simulation.model_sums import Adds
 
@@ -49,13 +49,13 @@ class _OwnModel(Adds):
         vectors = graph.vectors()
 
         def total(vectors):
-            each = self.energies(graph, vectors)
+            each = graph.own(self.energies(graph, vectors))
             return each.sum(), each
 
         gradient, each = jax.grad(total, has_aux=True)(vectors)
         return Prediction(
             energy=graph.sum_atoms(each),
-            forces=-pair_divergence(graph.lists, gradient),
+            forces=graph.forces(gradient),
             stress=stress_of(graph, vectors, gradient),
             atomic_energies=each,
             direct_forces=None,

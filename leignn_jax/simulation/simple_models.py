@@ -13,7 +13,7 @@ from leignn_jax.device_neighbors import lattice_vectors
 from leignn_jax.graph import Graph
 from leignn_jax.models.leignn import pair_geometry
 from leignn_jax.models.radial import polynomial_envelope
-from leignn_jax.pair_ops import pair_divergence, pair_sum
+from leignn_jax.pair_ops import pair_sum
 from leignn_jax.potential import Prediction, stress_of
 from leignn_jax.simulation.model_sums import Adds
 
@@ -33,21 +33,21 @@ class LennardJones(Adds):
         """Energy, forces and stress of every structure; half of a pair's energy belongs to each of its atoms."""
         vectors = graph.vectors()
 
-        def pairs(vectors):
+        def total(vectors):
             distances, _ = pair_geometry(graph, vectors)
             power = (self.sigma / distances) ** 6
-            energy = 4 * self.epsilon * (power**2 - power) * polynomial_envelope(distances / self.cutoff, 6)
-            return jnp.where(graph.pair_mask, energy, 0.0)
+            pairs = 4 * self.epsilon * (power**2 - power) * polynomial_envelope(distances / self.cutoff, 6)
+            pairs = jnp.where(graph.pair_mask, pairs, 0.0)
+            half = jnp.full((graph.positions.shape[0], 1, 1), 0.5, pairs.dtype)
+            each = graph.own(pair_sum(graph.lists, pairs[:, None], half)[:, 0, 0])
+            return each.sum(), each
 
-        gradient = jax.grad(lambda v: pairs(v).sum())(vectors)
-        each = pairs(vectors)
-        half = jnp.full((graph.positions.shape[0], 1, 1), 0.5, each.dtype)
-        of_graph = graph.graph_index[graph.lists.receivers] == jnp.arange(graph.num_graphs)[:, None]
+        gradient, each = jax.grad(total, has_aux=True)(vectors)
         return Prediction(
-            energy=jnp.where(of_graph, each, 0.0).sum(1),
-            forces=-pair_divergence(graph.lists, gradient),
+            energy=graph.sum_atoms(each),
+            forces=graph.forces(gradient),
             stress=stress_of(graph, vectors, gradient),
-            atomic_energies=pair_sum(graph.lists, each[:, None], half)[:, 0, 0],
+            atomic_energies=each,
             direct_forces=None,
         )
 

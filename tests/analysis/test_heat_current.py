@@ -78,6 +78,7 @@ def _pair_energy(model, vectors):
     return (4 * model.epsilon * (power**2 - power) * envelope).sum()
 
 
+@pytest.mark.slow
 def test_of_a_cluster_it_is_the_rate_of_the_first_moment_of_energy():
     model, rng = network(3), np.random.default_rng(1)
     atoms = ase.Atoms("Ar9", rng.permutation(np.indices((3, 3, 3)).reshape(3, -1).T)[:9] * 3.0)

@@ -48,6 +48,7 @@ def one_second(monkeypatch):
     monkeypatch.setattr(costs, "_scratch_memory", traced)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_program(argon):
     loss = loss_of(argon, NVE(), 100)
     found = run.estimate(loss, MODEL, modes=("remat",), repeats=1)["remat"]

@@ -106,6 +106,7 @@ def test_it_is_the_minimum_that_relax_finds(argon):
     assert float(found.max_force) < 1e-10
 
 
+@pytest.mark.slow
 def test_held_atoms_stay(argon):
     held = argon.copy()
     held.set_constraint(FixAtoms([0]))

@@ -83,6 +83,7 @@ def test_slopes_of_a_rollout_are_those_of_differences(two):
     assert float(slope) == pytest.approx(float(finite), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_expansion_by_fluctuations_is_the_slope_of_the_reweighted_volume():
     argon = ase.build.bulk("Ar", a=5.4, cubic=True)
     ensemble = CellRescaling(40.0, 0.05, compressibility=0.5, pressure_time_constant=200.0)

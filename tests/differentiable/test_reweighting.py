@@ -114,6 +114,7 @@ def argon(fast_compiles):
         return run.sample(ARGON, ensemble, system, state, 4.0, 3000, every=50, discard=1000)
 
 
+@pytest.mark.slow
 def test_every_slope_at_constant_pressure_is_that_of_differences(argon):
     def observe(system, state):
         return {"pressure": run.observables.pressure(system, state), "cell": state.cell}

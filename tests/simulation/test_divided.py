@@ -141,7 +141,7 @@ def test_what_can_not_be_divided():
 try:
     simulated("nve", 3)
 except ConfigError as error:
-    assert "8 can't be divided among 3 devices" in str(error)
+    assert "8 replicas can't be divided among 3 devices" in str(error)
     print("done")
 """
     )

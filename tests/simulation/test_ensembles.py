@@ -14,8 +14,8 @@ from ase.constraints import FixAtoms
 from ase.md.verlet import VelocityVerlet
 
 import leignn_jax as leignn
-from leignn_jax.device_neighbors import largest, plan_sizes
 from leignn_jax.errors import ConfigError
+from leignn_jax.list_sizes import largest, plan_sizes
 from leignn_jax.simulation.dynamics import (
     ACCELERATION,
     BOLTZMANN,
