@@ -127,10 +127,16 @@ def allocate(
     return _renewed_jit(before, before.positions, before.cell)
 
 
+@jax.jit
+def renewed_each(several: NeighborList) -> NeighborList:
+    """The lists of several systems, the first axis of all arrays, each made where it is said to be; one after the other."""
+    return jax.lax.map(lambda one: renewed(one, one.positions, one.cell), several)
+
+
 def without_lists(
     positions, cell, pbc, numbers, cutoff: float, skin: float, *, sizes: ListSizes | None, dtype: Any
 ) -> NeighborList:
-    """What :func:`renewed` makes a list of; arguments and errors as :func:`allocate`."""
+    """What :func:`renewed` makes a list of, on the host; arguments and errors as :func:`allocate`."""
     positions, cell, pbc = np.asarray(positions, float), np.asarray(cell, float), np.asarray(pbc, bool)
     numbers = np.asarray(numbers, np.int32)
     real = numbers > 0
@@ -140,15 +146,15 @@ def without_lists(
         lists=None,  # pyright: ignore[reportArgumentType]
         shifts=None,
         pair_mask=None,
-        positions=jnp.asarray(positions, dtype),
-        cell=jnp.asarray(cell, dtype),
-        numbers=jnp.asarray(numbers),
-        pbc=jnp.asarray(pbc),
-        box=jnp.asarray(np.concatenate([lattice, corner[None]]), dtype),
-        cutoff=jnp.asarray(cutoff, dtype),
-        skin=jnp.asarray(skin, dtype),
-        overflow=jnp.zeros((), jnp.int32),
-        renewals=jnp.zeros((), jnp.int32),
+        positions=np.asarray(positions, dtype),
+        cell=np.asarray(cell, dtype),
+        numbers=numbers,
+        pbc=pbc,
+        box=np.concatenate([lattice, corner[None]]).astype(dtype),
+        cutoff=np.asarray(cutoff, dtype),
+        skin=np.asarray(skin, dtype),
+        overflow=np.zeros((), np.int32),
+        renewals=np.zeros((), np.int32),
         sizes=sizes or plan_sizes(positions[real], cell, pbc, cutoff + skin),
     )
 

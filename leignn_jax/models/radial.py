@@ -6,6 +6,7 @@ All are functions of the scaled distance t = d / cutoff in (0, 1) and act on any
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,13 @@ def radial_functions(
     return jnp.where(inside[:, None], jnp.concatenate([values, last[:, None]], axis=1), 0.0)
 
 
+@partial(jax.jit, static_argnums=0)
+def _functions_at(config: LEIGNNConfig, distances):
+    """Radial functions and envelope in one program: one by one their operations would each be compiled."""
+    decay = envelope(distances / config.cutoff, config.envelope, config.envelope_exponent)
+    return radial_functions(config, distances, jnp.ones(distances.shape, bool)), decay
+
+
 def smooth_filters(config: LEIGNNConfig, modes: int = 8) -> Float[Array, "{modes} radial"]:
     r"""Weights of the radial functions that give cos(m pi t) / (1 + m) times the envelope, m = 0, 1 ..., least squares.
 
@@ -107,8 +115,7 @@ def smooth_filters(config: LEIGNNConfig, modes: int = 8) -> Float[Array, "{modes
     """
     r = np.linspace(min(1.0, 0.2 * config.cutoff), config.cutoff, 513)[:-1]
     with jax.ensure_compile_time_eval():
-        values = np.asarray(radial_functions(config, jnp.asarray(r, jnp.float32), np.ones(r.shape, bool)))
-        decay = np.asarray(envelope(jnp.asarray(r / config.cutoff), config.envelope, config.envelope_exponent))
+        values, decay = map(np.asarray, _functions_at(config, r.astype(np.float32)))
     m = np.arange(modes)[:, None]
     target = decay * np.cos(m * np.pi * r / config.cutoff) / (1 + m)
     weights = np.linalg.lstsq(values[:, :-1], target.T, rcond=1e-3)[0].T

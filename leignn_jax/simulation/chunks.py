@@ -119,7 +119,7 @@ class Run:
         # Wells outside of the system take up momentum.
         hold = ensemble.holds_momentum and getattr(model, "conserves_momentum", True)
         self.system = make_system(structures, dtype, hold_momentum=hold)
-        self.timestep = jnp.asarray(timestep, dtype)
+        self.timestep = jax.device_put(np.asarray(timestep, dtype))
         # The devices among which one system is divided; None where none is.
         self.domains = self.mesh if len(structures) == 1 else None
         if self.domains is not None:
@@ -131,9 +131,9 @@ class Run:
         )
         if self.mesh is not None and self.domains is None:
             check_memory(self.state)
-        self.center = centers(self.system, self.state.positions)
-        self.stopped = jnp.zeros(len(structures), jnp.int32)
-        self.stopped_at = jnp.full(len(structures), -1, jnp.int32)
+        self.center = jax.jit(centers)(self.system, self.state.positions)
+        self.stopped = jax.device_put(np.zeros(len(structures), np.int32))
+        self.stopped_at = jax.device_put(np.full(len(structures), -1, np.int32))
 
     @property
     def sizes(self) -> ListSizes:
@@ -204,8 +204,7 @@ class Run:
             self.timestep,
             self.center,
             limits,
-            jnp.int32(last_step),
-            jnp.asarray(doomed),
+            *jax.device_put((np.int32(last_step), doomed)),
         )
 
     def _chunk(self, stopped, doomed, limits: Limits, last_step: int, shape: dict[str, int]):
@@ -242,14 +241,13 @@ def start_state(
     _check_motion(system, structures, ensemble)
     size = system.numbers.shape[1]
     near, origins = start_positions(model, structures, size, sees_origin=ensemble.sees_origin)
-    positions = jnp.asarray(near, dtype)
-    cell = jnp.asarray(np.stack([np.asarray(a.cell) for a in structures]), dtype)
+    positions = jax.device_put(near.astype(dtype))
+    cell = jax.device_put(np.stack([np.asarray(a.cell) for a in structures]).astype(dtype))
     where = (system.numbers, positions, cell, system.pbc, model.cutoff, skin, dtype)
     neighbors = _lists(where, None, domains)
     # The first forces come from these lists: they must hold all pairs.
     while overflow := int(np.bitwise_or.reduce(np.asarray(neighbors.overflow))):
         neighbors = _lists(where, grown(neighbors.sizes, overflow, size), domains)
-    keys = jax.random.split(jax.random.key(seed), len(structures) + 1)
     velocities = np.zeros((len(structures), size, 3))
     for r, atoms in enumerate(structures):
         velocities[r, : len(atoms)] = atoms.get_velocities() * ase.units.fs
@@ -258,10 +256,9 @@ def start_state(
         which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
         raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")
     _tell_of_unread_velocities([atoms for atoms, has in zip(structures, given, strict=True) if not has])
-    velocities = jnp.asarray(velocities, dtype) * system.mobile
-    if not given.all():
-        drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), dtype)), keys[1:])
-        velocities = jnp.where(given[:, None, None], velocities, drawn)
+    velocities, keys = _first_velocities(
+        system, velocities.astype(dtype), given, None if given.all() else kelvin, jax.random.key(seed)
+    )
     if domains is None:
         check_answers(model, system, neighbors, positions, cell)
         energy, forces, stress = jax.jit(evaluate)(model, system, neighbors, positions, cell)
@@ -270,19 +267,31 @@ def start_state(
     check_start(model, system, energy, forces)
     state = State(
         positions=positions,
-        images=jnp.zeros(positions.shape, jnp.int32),
-        velocities=without_momentum(system, velocities),
+        images=jax.device_put(np.zeros(positions.shape, np.int32)),
+        velocities=velocities,
         cell=cell,
         energy=energy,
         forces=forces,
         stress=stress,
         bath=(),
-        exchanged=jnp.zeros(len(structures), dtype),
-        key=jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys[1:]),
-        step=jnp.int32(0),
+        exchanged=jax.device_put(np.zeros(len(structures), dtype)),
+        key=keys,
+        step=jax.device_put(np.int32(0)),
         neighbors=neighbors,
     )
     return state.replace(bath=ensemble.start(system, state)), origins
+
+
+@jax.jit
+def _first_velocities(system: System, velocities, given, kelvin, key):
+    """Velocities as they are ``given`` [replicas], others drawn at ``kelvin``, without total momentum; and a key for each
+    replica's steps. One program: every operation by itself would be compiled too."""
+    keys = jax.random.split(key, given.shape[0] + 1)[1:]
+    velocities = velocities * system.mobile
+    if kelvin is not None:
+        drawn = draw_velocities(system, value_at(kelvin, jnp.zeros((), velocities.dtype)), keys)
+        velocities = jnp.where(given[:, None, None], velocities, drawn)
+    return without_momentum(system, velocities), jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
 
 
 def _tell_of_unread_velocities(structures) -> None:
@@ -297,9 +306,10 @@ def _tell_of_unread_velocities(structures) -> None:
 
 def _check_motion(system: System, structures, ensemble) -> None:
     """ConfigError where nothing can move, or not as the ensemble moves it; StructureError for velocities of no numbers."""
+    mobile = np.asarray(system.mobile)
     for r, atoms in enumerate(structures):
         name = "The structure" if len(structures) == 1 else f"Structure {r}"
-        if not np.asarray(system.mobile[r]).any():
+        if not mobile[r].any():
             raise ConfigError(f"{name}: its constraints hold every atom, so that nothing can move. Free some of them.")
         wrong = np.flatnonzero(~np.isfinite(atoms.get_velocities()).all(1))
         if len(wrong):

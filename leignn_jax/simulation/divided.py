@@ -80,7 +80,7 @@ def divided_lists(
     (numbers,), (positions,), (cell,), (pbc,) = (np.asarray(x) for x in (numbers, positions, cell, pbc))
     sizes = sizes or plan_sizes(positions, cell, pbc, cutoff + skin, mesh.size)
     before = without_lists(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
-    copies = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (mesh.size, *x.shape)), before)
+    copies = jax.tree.map(lambda x: np.broadcast_to(x, (mesh.size, *x.shape)), before)
     return _renew_divided(jax.device_put(copies, NamedSharding(mesh, P(DEVICES))), mesh=mesh)
 
 

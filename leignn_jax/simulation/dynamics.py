@@ -19,7 +19,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from flax import struct
 from jaxtyping import Array, Float
 
-from leignn_jax.device_neighbors import NeighborList, allocate, lattice_vectors, update_near
+from leignn_jax.device_neighbors import NeighborList, lattice_vectors, renewed_each, update_near, without_lists
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.list_sizes import ListSizes, largest, plan_sizes
@@ -286,13 +286,14 @@ def make_system(structures: list[ase.Atoms], dtype: Any, *, hold_momentum: bool 
         free = free_components(atoms, center_held=hold_momentum)
         mobile[r, :count] = free
         held[r] = float(hold_momentum and free.all() and count > 1)
-    return System(
-        numbers=jnp.asarray(numbers),
-        masses=jnp.asarray(masses, dtype),
-        mobile=jnp.asarray(mobile, dtype),
-        pbc=jnp.asarray(np.stack([np.asarray(a.pbc, bool) for a in structures])),
-        held_momentum=jnp.asarray(held, dtype),
+    system = System(
+        numbers=numbers,
+        masses=masses.astype(dtype),
+        mobile=mobile.astype(dtype),
+        pbc=np.stack([np.asarray(a.pbc, bool) for a in structures]),
+        held_momentum=held.astype(dtype),
     )
+    return jax.device_put(system)
 
 
 def check_strain(system: System) -> None:
@@ -370,11 +371,11 @@ def make_lists(
         real = numbers > 0
         each = zip(positions, cell, pbc, real, strict=True)
         sizes = largest([plan_sizes(r[m], c, p, cutoff + skin) for r, c, p, m in each], numbers.shape[1])
-    lists = [
-        allocate(r, c, p, n, cutoff, skin, sizes=sizes, dtype=dtype)
+    several = [
+        without_lists(r, c, p, n, cutoff, skin, sizes=sizes, dtype=dtype)
         for r, c, p, n in zip(positions, cell, pbc, numbers, strict=True)
     ]
-    return jax.tree.map(lambda *x: jnp.stack(x), *lists)
+    return renewed_each(jax.tree.map(lambda *x: np.stack(x), *several))
 
 
 def draw_velocities(system: System, kelvin, key) -> Float[Array, "replicas atoms 3"]:

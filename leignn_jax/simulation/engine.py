@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import ase
 import ase.io
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.arguments import (
@@ -163,7 +162,7 @@ def simulate(
         make_folder(check_path("out", out), SimulationError)
     with jax.enable_x64(dtype == "float64"):
         run = Run(potential, structures, ensemble, timestep, kelvin, seed, skin, np.dtype(dtype), devices)
-        limits = Limits(*(jnp.asarray(x, dtype) for x in limits))
+        limits = jax.device_put(Limits(*(np.asarray(x, dtype) for x in limits)))
         folder = None if out is None else SimulationFolder(Path(out), run, save_every, log_every, single, resume)
         try:
             return _simulate(run, folder, limits, steps, save_every, log_every, checkpoint_minutes, progress, single)
@@ -218,7 +217,7 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
             # Killed at any moment from here on it can go on.
             folder.checkpoint(run)
     with stop_requests() as stop, ProgressBar("simulating", steps, is_shown(progress), done=first) as bar:
-        while int(run.state.step) < steps and not bool((run.stopped > 0).all()) and not stop.is_set():
+        while int(run.state.step) < steps and not (np.asarray(run.stopped) > 0).all() and not stop.is_set():
             frame, line = run.advance(limits, steps, log_every, save_every // log_every, frames)
             _store(run, folder, kept, lines, frame, line)
             if bar.visible:
@@ -303,7 +302,7 @@ def _store(run: Run, folder, kept, lines, frame, line) -> None:
 
 
 def _final_atoms(run: Run) -> list[ase.Atoms]:
-    state, final = run.state, []
+    state, final = jax.device_get(run.state.replace(neighbors=None, key=None, bath=())), []
     positions, _ = run.seen(state.positions, state.images, state.cell)
     for r, start in enumerate(run.structures):
         count, constant = len(start), float(run.references[r])
