@@ -83,9 +83,10 @@ class NeighborList:
 
     def graph(self, positions: Float[Array, "atoms 3"], cell: Float[Array, "3 3"] | None = None) -> Graph:
         """The graph of these positions [Å] with this list's pairs; ``cell`` [Å] None is the list's own."""
-        numbers: Any = self.numbers
-        if self.domain is not None:
-            positions, numbers = self.domain.chosen(positions), self.domain.chosen(numbers)
+        numbers, domain = self.numbers, self.domain
+        if domain is not None:
+            domain = domain.replace(positions=positions)
+            positions, numbers = domain.chosen(positions), domain.chosen(numbers)
         return Graph(
             positions=positions,
             numbers=numbers,
@@ -96,7 +97,7 @@ class NeighborList:
             shifts=self.shifts,
             pair_mask=self.pair_mask,
             lists=self.lists,
-            domain=self.domain,
+            domain=domain,
         )
 
 

@@ -32,6 +32,7 @@ class Domain:
     own: how many atoms are this device's, padding included (static).
     offsets: how many places further on the devices are from which a part of the halo comes (static).
     devices, structure_atoms: in all (static).
+    positions: ``[atoms, 3]`` Å of all atoms of the structure, where a graph is made of it.
     """
 
     atoms: Any
@@ -40,6 +41,7 @@ class Domain:
     offsets: tuple[int, ...] = struct.field(pytree_node=False)
     devices: int = struct.field(pytree_node=False)
     structure_atoms: int = struct.field(pytree_node=False)
+    positions: Any = None
 
     def chosen(self, values: Any) -> Any:
         """Of values of all atoms, ``[atoms, ...]``, those of own and halo atoms; zero for padding."""

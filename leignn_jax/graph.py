@@ -38,8 +38,8 @@ class Graph:
     domain: of a structure that is divided among devices, what this one has: its own atoms and then those around them. None
         where the graph has them all, as everywhere but in a simulation of one system on several devices.
 
-    A model that reaches beyond an atom's neighbours by :meth:`around`, :meth:`sum_atoms` and :meth:`sum_pairs` alone works
-    on divided structures too.
+    A model that reaches beyond an atom's neighbours by :meth:`around`, :meth:`sum_atoms`, :meth:`sum_pairs` and
+    :attr:`all_positions` alone works on divided structures too.
     """
 
     positions: Any
@@ -246,6 +246,11 @@ class Graph:
     def spread(self, values):
         """Give each atom its structure's value, ``[graphs, ...]`` to ``[atoms, ...]``, zero for padding."""
         return jnp.einsum("ga,g...->a...", self._membership(values.dtype), values, precision="highest")
+
+    @property
+    def all_positions(self):
+        """``[atoms, 3]`` Å of all atoms, of a divided structure also those of other devices."""
+        return self.positions if self.domain is None else self.domain.positions
 
     def own(self, values):
         """Of values of atoms, those that are to be computed here: all of them, but of a divided structure the first ones."""

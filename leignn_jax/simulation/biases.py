@@ -61,11 +61,10 @@ class Bias(Adds):
 
     def compute(self, graph: Graph) -> Prediction:
         """Energy, forces and stress; structures of a graph must be as many rows each, as those of a simulation are."""
+        positions = graph.all_positions
         shape = (graph.num_graphs, -1, 3)
-        energy, forces, stress = pushed(
-            self.energy, self.variable, graph.positions.reshape(shape), graph.cell, graph.pbc
-        )
-        return Prediction(energy, forces.reshape(graph.positions.shape), stress, None, None)
+        energy, forces, stress = pushed(self.energy, self.variable, positions.reshape(shape), graph.cell, graph.pbc)
+        return Prediction(energy, forces.reshape(positions.shape), stress, None, None)
 
     def check(self, atoms: ase.Atoms) -> None:
         """ConfigError where the variable is none of this structure."""

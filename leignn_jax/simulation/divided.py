@@ -31,7 +31,7 @@ from leignn_jax.simulation.own_models import AtomEnergy, PairEnergy
 from leignn_jax.simulation.simple_models import LennardJones
 
 # What reaches beyond an atom's neighbours by its graph's methods alone.
-_OF_NEIGHBORS = (Potential, PairEnergy, AtomEnergy, LennardJones)
+_DIVISIBLE = (Potential, PairEnergy, AtomEnergy, LennardJones, Bias)
 
 
 def device_mesh(devices: int, replicas: int) -> Mesh | None:
@@ -64,11 +64,11 @@ def check_domains(model: Any, atoms: ase.Atoms, devices: int) -> None:
             f"devices: {len(atoms)} atoms can't be divided among {devices} devices; take at most {len(atoms)}."
         )
     for part in model.parts if isinstance(model, ModelSum) else (model,):
-        if not isinstance(part, _OF_NEIGHBORS):
-            names = ", ".join(one.__name__ for one in _OF_NEIGHBORS)
+        if not isinstance(part, _DIVISIBLE):
+            names = ", ".join(one.__name__ for one in _DIVISIBLE)
             raise ConfigError(
-                f"devices: {type(part).__name__} may depend on atoms anywhere, so that one system can't be divided among "
-                f"devices with it ({names} and their sums can). Take one device, or replicas."
+                f"devices: {type(part).__name__} may read atoms of other devices, so that one system can't be divided with "
+                f"it ({names} and their sums can). Take one device, or replicas."
             )
 
 
