@@ -19,7 +19,8 @@ result is the same bits at every run. Weights and features may be bfloat16: prod
 
 What bounds them is memory traffic: ``pair_sum`` reads one row of ``w`` and Q rows of ``y`` per directed edge. On CPU it
 goes through the neighbour table column by column, which XLA turns into one fused loop of gather, multiply and add;
-elsewhere XLA fuses the whole expression into one kernel, on a GPU once it is told which axis lies innermost.
+elsewhere XLA fuses the whole expression into one kernel, on a GPU once it is told which axis lies innermost; on a TPU
+products are written out, so they are summed by blocks of atoms.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ AnyArray = jax.Array | np.ndarray
 
 # Bytes of the running sums of one block of atoms: so that they stay in the cache. Measured in experiments/layout.
 _BLOCK_BYTES = 1 << 21
+# On a TPU of the products of one block of atoms, which are written out before they are summed, in lanes of 128. Without
+# blocks they take three times the memory; smaller ones cost cycles (experiments/accelerators).
+_TPU_BLOCK_BYTES, _LANES = 1 << 24, 128
 
 
 @struct.dataclass
@@ -167,7 +171,8 @@ def _coefficient_rule(arrays, tables, platform, odd):
         return jnp.dot(products, jnp.ones(products.shape[-1], products.dtype), precision="highest")
 
     rows = (*tables[:2], weights)
-    return _in_blocks(block, rows, 2 * _row_bytes(left, right)) if platform == "cpu" else block(rows)
+    row_bytes = 2 * _row_bytes(left, right)
+    return _in_blocks(block, rows, row_bytes, _BLOCK_BYTES) if platform == "cpu" else block(rows)
 
 
 def _difference_rule(arrays, tables, platform):
@@ -195,6 +200,10 @@ def _sum_slots(slot, table, shape, dtype, platform):
     On CPU one column after another for a block of atoms: the running sums stay in the cache and the innermost loop runs
     along the features. As one expression XLA would run along the neighbours and read one number per cache line.
     """
+    if platform == "tpu":
+        lanes = -(-shape[-1] // _LANES) * _LANES
+        row_bytes = table[0].shape[1] * math.prod(shape[:-1]) * lanes * jnp.dtype(dtype).itemsize
+        return _in_blocks(lambda rows: slot(*rows).sum(1), table, row_bytes, _TPU_BLOCK_BYTES)
     if platform != "cpu":
         products = slot(*table)
         if platform == "gpu":
@@ -210,13 +219,13 @@ def _sum_slots(slot, table, shape, dtype, platform):
         zero = jnp.zeros((rows[0].shape[0], *shape), dtype)
         return lax.scan(add, zero, tuple(x.T for x in rows), unroll=2)[0]
 
-    return _in_blocks(block, table, math.prod(shape) * jnp.dtype(dtype).itemsize)
+    return _in_blocks(block, table, math.prod(shape) * jnp.dtype(dtype).itemsize, _BLOCK_BYTES)
 
 
-def _in_blocks(function, rows, row_bytes: int):
-    """``function(rows)`` by blocks of the leading axis, of about ``_BLOCK_BYTES`` each at ``row_bytes`` a row."""
+def _in_blocks(function, rows, row_bytes: int, block_bytes: int):
+    """``function(rows)`` by blocks of the leading axis, of about ``block_bytes`` each at ``row_bytes`` a row."""
     total = rows[0].shape[0]
-    blocks = -(-total * row_bytes // _BLOCK_BYTES)
+    blocks = -(-total * row_bytes // block_bytes)
     if blocks <= 1:
         return function(tuple(rows))
     size = -(-total // blocks)
@@ -284,7 +293,7 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
     batching.primitive_batchers[primitive] = batch
     lower = partial(mlir.lower_fun, multiple_results=False)
     mlir.register_lowering(primitive, lower(implementation))
-    for name, kind in (("cpu", "cpu"), ("cuda", "gpu"), ("rocm", "gpu")):
+    for name, kind in (("cpu", "cpu"), ("cuda", "gpu"), ("rocm", "gpu"), ("tpu", "tpu")):
         mlir.register_lowering(primitive, lower(partial(implementation, platform=kind)), platform=name)
     return primitive
 

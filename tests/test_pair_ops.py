@@ -67,6 +67,23 @@ def test_sum_equals_a_loop(lists, arrays):
         np.testing.assert_allclose(jax.jit(lambda *x: pair_sum(lists, *x))(w, y), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("block_bytes", [1 << 24, 5000])
+def test_what_other_platforms_compute_is_the_same(lists, arrays, block_bytes, monkeypatch):
+    """Their forms of a sum, run here; of a TPU in one block of atoms and in several."""
+    monkeypatch.setattr(pair_ops, "_TPU_BLOCK_BYTES", block_bytes)
+    w, c, x, y = (arrays[name] for name in ("weights", "coefficients", "scalars", "vectors"))
+    tables = pair_ops._tables(lists)
+    with jax.enable_x64(True):
+        w, c, x, y = map(jnp.asarray, (w, c, x, y))
+        for rule, given in (
+            (pair_ops._sum_rule, ((w, y), tables)),
+            (lambda *a: pair_ops._coupled_sum_rule(*a, odd=True), ((w, c, x), tables)),
+        ):
+            here = rule(*given, "cpu")
+            for platform in ("tpu", None):
+                np.testing.assert_allclose(rule(*given, platform), here, rtol=1e-12, atol=1e-12)
+
+
 def test_difference_and_divergence_are_transposes(lists, arrays):
     rng = np.random.default_rng(1)
     x, flow = rng.normal(size=(ATOMS, 3)), rng.normal(size=(len(PAIRS) + 2, 3)) * arrays["mask"]
