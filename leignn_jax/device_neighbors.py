@@ -124,20 +124,20 @@ def allocate(
     Raises:
         StructureError: as :func:`leignn_jax.list_sizes.plan_sizes`.
     """
-    before = without_lists(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
+    before = blank_list(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
     return _renewed_jit(before, before.positions, before.cell)
 
 
 @jax.jit
 def renewed_each(several: NeighborList) -> NeighborList:
-    """The lists of several systems, the first axis of all arrays, each made where it is said to be; one after the other."""
+    """The pairs of several lists, the first axis of all arrays, each found at its own positions; one after the other."""
     return jax.lax.map(lambda one: renewed(one, one.positions, one.cell), several)
 
 
-def without_lists(
+def blank_list(
     positions, cell, pbc, numbers, cutoff: float, skin: float, *, sizes: ListSizes | None, dtype: Any
 ) -> NeighborList:
-    """What :func:`renewed` makes a list of, on the host; arguments and errors as :func:`allocate`."""
+    """A list whose pairs :func:`renewed` is to find, on the host; arguments and errors as :func:`allocate`."""
     positions, cell, pbc = np.asarray(positions, float), np.asarray(cell, float), np.asarray(pbc, bool)
     numbers = np.asarray(numbers, np.int32)
     real = numbers > 0

@@ -261,8 +261,8 @@ class Graph:
         return values if self.domain is None else self.domain.around(values)
 
     def forces(self, gradient):
-        """``[atoms, 3]`` from the gradient of the energy by the pair vectors [pairs, 3]; of a divided structure on all atoms
-        of all devices."""
+        """Forces ``[atoms, 3]`` eV/Å from the energy's ``gradient`` [pairs, 3] eV/Å by the pair vectors; of a divided
+        structure on the atoms of all devices."""
         forces = -pair_divergence(self.lists, gradient)
         return forces if self.domain is None else self.domain.joined(forces)
 

@@ -1,5 +1,6 @@
 """One system divided among devices: what it says and does is what it says and does on one; in processes with 8 devices."""
 
+import logging
 import re
 
 import ase.build
@@ -10,6 +11,7 @@ import pytest
 from eight_devices import in_eight
 
 import leignn_jax as leignn
+from leignn_jax import list_sizes
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.list_sizes import OVERFLOW_HALO, grown, plan_sizes
 from leignn_jax.simulation import AtomEnergy, JaxMD, Metadynamics, Umbrella, divided, ensembles
@@ -161,18 +163,29 @@ def test_resumed_on_the_same_devices_to_the_bit(tmp_path):
 
 
 def a_halo_that_grows_is_enlarged():
-    # Two gases that mix: each slab soon touches more atoms than at the start.
+    # Two gases that mix, and no room but for the start: slabs soon touch more atoms.
     atoms = argon(1, 1, 12)
     atoms.set_velocities(np.where(np.arange(len(atoms))[:, None] % 2, 0.02, -0.02) * np.ones(3))
-    planned = divided.plan_sizes
+    planned, with_slack, overflows = divided.plan_sizes, list_sizes._with_slack, []
 
     def tight(*arguments):
+        list_sizes._with_slack = lambda size, *_: max(size, 1)
         sizes = planned(*arguments)
-        return sizes._replace(halo=tuple(size and size // 3 for size in sizes.halo))
+        list_sizes._with_slack = with_slack
+        return sizes
+
+    class Heard(logging.Handler):
+        def emit(self, record):
+            if record.msg.startswith("Neighbour lists were too small"):
+                overflows.append(record.args[0])
 
     one = simulated("nve", 1, atoms=atoms)
     divided.plan_sizes = tight
+    logger = logging.getLogger("leignn_jax")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(Heard())
     same(one, simulated("nve", 8, atoms=atoms))
+    assert any(overflow & OVERFLOW_HALO for overflow in overflows), overflows
 
 
 def test_a_halo_that_grows_is_enlarged():

@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     file = HERE / "cpu.json"
     found = json.loads(file.read_text()) if file.exists() else {}
-    for case in CASES.keys() - found.keys():
+    for case in (one for one in CASES if one not in found):
         pairs = [(measured(options.before, case), measured(ROOT, case)) for _ in range(options.rounds)]
         found[case] = pairs
         print(case, [f"{1e3 * b:.3g} {1e3 * a:.3g}" for b, a in pairs], flush=True)

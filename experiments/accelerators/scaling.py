@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def step_of(target: str, preset: str, atoms: Any, devices: int):
     from jax.sharding import PartitionSpec as P
     from programs import potential
 
-    from leignn_jax.device_neighbors import renewed, without_lists
+    from leignn_jax.device_neighbors import blank_list, renewed_each
     from leignn_jax.domains import DEVICES
     from leignn_jax.list_sizes import plan_sizes
     from leignn_jax.simulation import chunks, divided
@@ -58,14 +59,12 @@ def step_of(target: str, preset: str, atoms: Any, devices: int):
     model, system = potential(preset), make_system([atoms], np.float32)
     cell, count = np.asarray(atoms.cell), len(atoms)
     sizes = plan_sizes(atoms.positions, cell, atoms.pbc, model.cutoff + 0.5, devices)
-    before = without_lists(
+    before = blank_list(
         atoms.positions, cell, atoms.pbc, atoms.numbers, model.cutoff, 0.5, sizes=sizes, dtype=np.float32
     )
     copies = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), before)
-    if devices > 1:
-        neighbors = jax.eval_shape(lambda n: divided._renew_divided(n, mesh=mesh), copies)
-    else:
-        neighbors = jax.eval_shape(jax.vmap(lambda n: renewed(n, n.positions, n.cell)), copies)
+    renew = partial(divided._renew_divided, mesh=mesh) if devices > 1 else renewed_each
+    neighbors = jax.eval_shape(renew, copies)
     per_atom, scalar = jax.ShapeDtypeStruct((1, count, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
     square = jax.ShapeDtypeStruct((1, 3, 3), jnp.float32)
     state = State(
@@ -106,10 +105,9 @@ def sent(program: Any) -> tuple[int, float, float]:
         opcode = re.sub("-start$", "", one.opcode)
         if opcode not in ("collective-permute", "all-reduce", "all-gather", "reduce-scatter"):
             continue
-        shapes = compiled._ARRAY.findall(one.shape)
         # Of a permutation that begins, the shape is that of what goes in and of what comes out.
         share = 2 if opcode == "collective-permute" and one.opcode.endswith("-start") else 1
-        size = sum(compiled.size(f"{kind}[{dims}]") for kind, dims in shapes) / share
+        size = compiled.size(one.shape) / share
         messages += 1
         shifted += size if opcode == "collective-permute" else 0.0
         summed += size if opcode != "collective-permute" else 0.0
@@ -183,8 +181,7 @@ def table(found: dict[str, Any]) -> str:
                 lines.append(
                     f"| {r['devices']} | {r['atoms']:,} | {r['halo']:,} | {r['messages']} | {r['MB shifted']:.2f} | "
                     f"{r['MB summed']:.2f} | {r['MB temporaries']:,.0f} | {r['ms computing']:.2f} | "
-                    f"{r['ms exchanging']:.2f} | {ideal / total(r):.0%} | "
-                    f"{cycles} |"
+                    f"{r['ms exchanging']:.2f} | {ideal / total(r):.0%} | {cycles} |"
                 )
             lines.append("")
     return "\n".join(lines)

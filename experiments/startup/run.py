@@ -30,8 +30,7 @@ jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: compiled.append(seconds) if name.endswith("backend_compile_duration") else None)
 import leignn_jax as leignn
 imported = time.perf_counter() - begun
-import ase.build, ase.collections, tempfile, pathlib, logging
-import numpy as np
+import ase.build, ase.collections, tempfile
 from leignn_jax.data import bundled_data
 """
 END = """
@@ -61,7 +60,6 @@ for layers in range(2, 12):
     slab.get_forces()
 """,
     "a training, 3 epochs": """
-from pathlib import Path
 with tempfile.TemporaryDirectory() as folder:
     leignn.train({'data': {'train': str(bundled_data('ethanol') / 'train.extxyz.xz'), 'max_frames': 200},
                   'model': {'preset': 'small'}, 'run': {'epochs': 3, 'out': folder + '/run'}}, progress=False)

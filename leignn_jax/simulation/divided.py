@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from leignn_jax.device_neighbors import NeighborList, renewed, without_lists
+from leignn_jax.device_neighbors import NeighborList, blank_list, renewed_each
 from leignn_jax.domains import DEVICES
 from leignn_jax.errors import ConfigError
 from leignn_jax.list_sizes import ListSizes, plan_sizes
@@ -79,15 +79,15 @@ def divided_lists(
     :func:`leignn_jax.simulation.dynamics.make_lists`."""
     (numbers,), (positions,), (cell,), (pbc,) = (np.asarray(x) for x in (numbers, positions, cell, pbc))
     sizes = sizes or plan_sizes(positions, cell, pbc, cutoff + skin, mesh.size)
-    before = without_lists(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
+    before = blank_list(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
     copies = jax.tree.map(lambda x: np.broadcast_to(x, (mesh.size, *x.shape)), before)
     return _renew_divided(jax.device_put(copies, NamedSharding(mesh, P(DEVICES))), mesh=mesh)
 
 
 @partial(jax.jit, static_argnames="mesh")
 def _renew_divided(neighbors: NeighborList, *, mesh: Mesh) -> NeighborList:
-    renew = jax.vmap(lambda one: renewed(one, one.positions, one.cell))
-    return jax.shard_map(renew, mesh=mesh, in_specs=P(DEVICES), out_specs=P(DEVICES), check_vma=False)(neighbors)
+    each = P(DEVICES)
+    return jax.shard_map(renewed_each, mesh=mesh, in_specs=each, out_specs=each, check_vma=False)(neighbors)
 
 
 @partial(jax.jit, static_argnames="mesh")

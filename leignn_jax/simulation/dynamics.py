@@ -19,7 +19,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from flax import struct
 from jaxtyping import Array, Float
 
-from leignn_jax.device_neighbors import NeighborList, lattice_vectors, renewed_each, update_near, without_lists
+from leignn_jax.device_neighbors import NeighborList, blank_list, lattice_vectors, renewed_each, update_near
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.list_sizes import ListSizes, largest, plan_sizes
@@ -372,7 +372,7 @@ def make_lists(
         each = zip(positions, cell, pbc, real, strict=True)
         sizes = largest([plan_sizes(r[m], c, p, cutoff + skin) for r, c, p, m in each], numbers.shape[1])
     several = [
-        without_lists(r, c, p, n, cutoff, skin, sizes=sizes, dtype=dtype)
+        blank_list(r, c, p, n, cutoff, skin, sizes=sizes, dtype=dtype)
         for r, c, p, n in zip(positions, cell, pbc, numbers, strict=True)
     ]
     return renewed_each(jax.tree.map(lambda *x: np.stack(x), *several))
