@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 from leignn_jax.arguments import check_atoms, check_dtype, check_mapping, check_number, check_path, check_whole, shown
 from leignn_jax.errors import ConfigError, ElementError, LeignnError, StructureError
 from leignn_jax.graph import Graph, bucket
-from leignn_jax.models.config import LEIGNNConfig
-from leignn_jax.models.leignn import LEIGNN, init_params, pair_geometry, species_index
+from leignn_jax.models.config import ModelConfig
+from leignn_jax.models.leignn import pair_geometry, species_index
+from leignn_jax.models.network import init_params, network
 from leignn_jax.models.repulsion import wall_energy, zbl_energy
 from leignn_jax.pair_ops import pair_sum
 
@@ -62,14 +63,14 @@ class Potential:
     reference_energies: Any
     scale: Any
     energy_shift: Any
-    config: LEIGNNConfig = struct.field(pytree_node=False)
+    config: ModelConfig = struct.field(pytree_node=False)
     metadata_json: str = struct.field(pytree_node=False, default="{}")
     walls: Any = None
 
     @classmethod
     def create(
         cls,
-        config: LEIGNNConfig,
+        config: ModelConfig,
         key: jax.Array,
         *,
         reference_energies: Mapping[str, float] | None = None,
@@ -95,7 +96,7 @@ class Potential:
     @classmethod
     def from_params(
         cls,
-        config: LEIGNNConfig,
+        config: ModelConfig,
         params: Any,
         reference_energies: Mapping[str, float] | None = None,
         scale: float = 1.0,
@@ -221,6 +222,20 @@ class Potential:
         energies, forces = self._network(graph, graph.vectors())
         return graph.sum_atoms(energies + self._references(graph)) + self._shift(graph), cast("Array", forces)
 
+    def features(self, graph: Graph):
+        """What the network knows of every atom before it gives its energy, an ``e3nn_jax.IrrepsArray`` ``[atoms, irreps]``.
+
+        Of a LEIGNN ``F x 0e + F x 1o``, scalars and vectors; of a model of higher order every degree it has. To build
+        heads on: a dipole is a ``1o``, a polarisability ``0e + 2e`` (docs, "Other properties"). Where an energy alone was
+        trained, no head reads the vectors of the last layer: they are as they came from the neighbours.
+        """
+        import e3nn_jax
+
+        features = network(self.config).apply({"params": self.params}, graph).features
+        irreps = e3nn_jax.Irreps([(x.shape[-1], (degree, (-1) ** degree)) for degree, x in enumerate(features)])
+        chunks: list[Array | None] = [jnp.swapaxes(x, 1, 2) for x in features]
+        return e3nn_jax.from_chunks(irreps, chunks, features[0].shape[:1], features[0].dtype)
+
     def strain_gradient(self, graph: Graph) -> Float[Array, "graphs 3 3"]:
         """Derivative of the energy by a symmetric strain of positions and cell, in eV; defined for molecules too."""
         vectors = graph.vectors()
@@ -244,7 +259,7 @@ class Potential:
 
     def _network(self, graph: Graph, vectors):
         """Atomic energies without references, and direct forces, as functions of the pair vectors."""
-        output = LEIGNN(self.config).apply({"params": self.params}, graph, vectors)
+        output = network(self.config).apply({"params": self.params}, graph, vectors)
         scale = jnp.asarray(self.scale, vectors.dtype)
         energies, direct = scale * output.atomic_energies, output.direct_forces
         if self.config.repulsion:
@@ -400,14 +415,12 @@ class Potential:
         """What the potential is, in words, for a person."""
         c, walls = self.config, self.wall_distances
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(self.params))
-        parts = [f"{c.update} update", f"{c.num_radial} {c.radial_basis} functions"]
-        parts += [name for name in ("global_nodes", "smooth_cutoff", "direct_forces", "repulsion") if getattr(c, name)]
         energies = np.atleast_1d(np.asarray(self.reference_energies, np.float64))
         return {
             "elements": ", ".join(c.elements),
             "size": f"{c.features} features x {c.layers} layers, {count:,} parameters",
             "cutoff": f"{c.cutoff:g} Å per layer",
-            "model": ", ".join(part.replace("_", " ") for part in parts),
+            "model": c.in_words(),
             "reference energies": ", ".join(
                 f"{e} {v:.4f} eV" for e, v in zip(c.elements, energies.reshape(-1, len(c.elements))[0], strict=True)
             ),
@@ -430,10 +443,7 @@ def _in_words(value: Any) -> str:
 
 
 def _check_config(config: Any) -> None:
-    if not isinstance(config, LEIGNNConfig):
-        raise ConfigError(
-            f"config must be a LEIGNNConfig, such as leignn_jax.preset('small', elements=('Si',)), not {config!r:.60}."
-        )
+    network(config)
 
 
 def _as_json(name: str, values: Any) -> str:

@@ -23,8 +23,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from leignn_jax.arguments import check_path
 from leignn_jax.errors import ConfigError, FileFormatError
 from leignn_jax.files import write_atomically
-from leignn_jax.models.config import LEIGNNConfig, did_you_mean
-from leignn_jax.models.leignn import init_params
+from leignn_jax.models.config import ARCHITECTURES, ModelConfig, config_from_dict, did_you_mean
+from leignn_jax.models.network import init_params
 from leignn_jax.potential import Potential
 from leignn_jax.safetensors_file import json_of, pack, unpack
 
@@ -127,14 +127,17 @@ def load_potential(path_or_name: str | Path) -> Potential:
     )
 
 
-def _read_config(path: Path, header: Mapping[str, str], flat: Mapping[str, np.ndarray]) -> LEIGNNConfig:
+def _read_config(path: Path, header: Mapping[str, str], flat: Mapping[str, np.ndarray]) -> ModelConfig:
     """The config in a header, which asks for no more than the file's arrays hold."""
     said = json_of(path, header, "config")
 
     def wrong(name: str, value: Any, words: str) -> FileFormatError:
         return FileFormatError(f"{path}: {name} in its config is {str(value)[:80]!r}{words}")
 
-    defaults = {field.name: field.default for field in dataclasses.fields(LEIGNNConfig)}
+    architecture = said.get("architecture", "leignn")
+    if architecture not in list(ARCHITECTURES):
+        raise wrong("architecture", architecture, f", none of {', '.join(ARCHITECTURES)}.")
+    defaults = {field.name: field.default for field in dataclasses.fields(ARCHITECTURES[architecture])}
     for name, value in said.items():
         kind = type(defaults.get(name))
         if kind is tuple and not (isinstance(value, list) and value and all(isinstance(e, str) for e in value)):
@@ -148,7 +151,7 @@ def _read_config(path: Path, header: Mapping[str, str], flat: Mapping[str, np.nd
         if said.get(name, 0) > limit:
             raise wrong(name, said[name], f", more than its arrays have room for ({limit}).")
     try:
-        return LEIGNNConfig.from_dict(said)
+        return config_from_dict(said)
     except (ConfigError, TypeError, OverflowError) as error:
         raise FileFormatError(
             f"{path}: written by leignn_jax {header.get('leignn_jax_version')}, whose settings this version does not "
@@ -180,7 +183,7 @@ def _digest(arrays: dict[str, np.ndarray], header: dict[str, str]) -> str:
 
 
 def _check_shapes(
-    others: Mapping[str, np.ndarray], flat: Mapping[str, np.ndarray], config: LEIGNNConfig, path: Path
+    others: Mapping[str, np.ndarray], flat: Mapping[str, np.ndarray], config: ModelConfig, path: Path
 ) -> None:
     """Raise FileFormatError where arrays are not those of the config, of one potential or of one committee."""
     params: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0))), sep="/")

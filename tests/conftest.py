@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook
 
 # All but models.config, which checks its values itself and says more than a type checker would.
 CHECKED = ("graph", "neighbors", "pair_ops", "potential", "potential_file", "testing", "interop")
-CHECKED_MODELS = ("layers", "leignn", "radial", "repulsion")
+CHECKED_MODELS = ("higher_order", "layers", "leignn", "network", "radial", "repulsion")
 install_import_hook(
     [f"leignn_jax.{name}" for name in CHECKED] + [f"leignn_jax.models.{name}" for name in CHECKED_MODELS],
     "beartype.beartype",

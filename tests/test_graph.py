@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph, bucket, pair_lists
 from leignn_jax.models.config import preset
-from leignn_jax.models.leignn import init_params
+from leignn_jax.models.network import init_params
 from leignn_jax.potential import Potential, compute
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")

@@ -14,7 +14,7 @@ from flax import struct
 from leignn_jax import potential, testing
 from leignn_jax.errors import ElementError, LeignnError, StructureError
 from leignn_jax.models.config import preset
-from leignn_jax.models.leignn import init_params
+from leignn_jax.models.network import init_params
 from leignn_jax.neighbors import find_pairs
 from leignn_jax.potential import Potential, Prediction
 from leignn_jax.testing import PropertyViolation, as_model

@@ -17,7 +17,7 @@ from ase.data import chemical_symbols
 
 from leignn_jax.errors import ConfigError, FileFormatError
 from leignn_jax.models.config import VARIANTS, LEIGNNConfig, Variant
-from leignn_jax.models.leignn import init_params
+from leignn_jax.models.network import init_params
 from leignn_jax.potential import Potential
 from leignn_jax.safetensors_file import unpack
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from ase.data import chemical_symbols
 
@@ -24,8 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LEIGNNConfig:
-    """What fixes the shape and the formula of a LEIGNN; hashable, so it can be a static argument of ``jax.jit``.
+class ModelConfig:
+    """What every model has; hashable, so it can be a static argument of ``jax.jit``.
 
     elements: symbols of the elements the model knows, in the order of its embedding.
     features: width F of scalars and vectors, even.
@@ -35,20 +35,11 @@ class LEIGNNConfig:
     envelope: "polynomial" (published) or "exponential".
     envelope_exponent: p of the polynomial envelope.
     cutoff: Å.
-    update: "gated" (LEIGNN) or "painn" (the published "vanilla" model).
-    global_nodes: one scalar and one vector per structure that all its atoms exchange with; they make the energy of a
-        structure depend on all of it, however far (pitfall: two distant molecules are not independent).
     smooth_cutoff: the envelope multiplies the whole filter, bias included, so that energy, forces and their
         derivatives vanish at the cutoff; False is the published formula, whose energy jumps there.
-    norm_floor: added to ``|V|^2`` under the root of a vector's norm. The published 1e-8 leaves a kink where V vanishes,
-        as it does at the sites of symmetric crystals: forces then jump within 1e-3 Å and there are no phonons.
-    direct_forces: add the published head that predicts forces beside the energy; they are no gradient of it.
     repulsion: add the Ziegler-Biersack-Littmark repulsion of the nuclei below the sum of the covalent radii and, where the
         potential knows them, a wall a tenth below the shortest distance of each two elements in the training data.
-    message_dtype: "float32", or "bfloat16" for the arrays [pairs, features] and what is gathered from them; geometry
-        and sums stay in the positions' dtype.
     matmul_precision: precision of matrix products on GPU and TPU: "highest", "high" or "default" (TF32, bf16).
-    remat: recompute filters in the backward pass instead of keeping them: less memory, one more filter product.
     """
 
     elements: tuple[str, ...] = ()
@@ -59,15 +50,9 @@ class LEIGNNConfig:
     envelope: Literal["polynomial", "exponential"] = "polynomial"
     envelope_exponent: int = 5
     cutoff: float = 5.0
-    update: Literal["gated", "painn"] = "gated"
-    global_nodes: bool = True
     smooth_cutoff: bool = True
-    norm_floor: float = 1e-8
-    direct_forces: bool = False
     repulsion: bool = False
-    message_dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["highest", "high", "default"] = "highest"
-    remat: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.elements, list | tuple):
@@ -85,13 +70,10 @@ class LEIGNNConfig:
         check_whole("num_radial", self.num_radial, 2, 1024)
         check_number("cutoff (Å)", self.cutoff, positive=True, most=100)
         check_whole("envelope_exponent", self.envelope_exponent, 3, 64)
-        check_number("norm_floor", self.norm_floor, positive=True, most=100)
-        for name in ("global_nodes", "smooth_cutoff", "direct_forces", "repulsion", "remat"):
-            check_flag(name, getattr(self, name))
+        check_flag("smooth_cutoff", self.smooth_cutoff)
+        check_flag("repulsion", self.repulsion)
         check_choice("radial_basis", self.radial_basis, RADIAL_BASES)
         check_choice("envelope", self.envelope, ENVELOPES)
-        check_choice("update", self.update, ("gated", "painn"))
-        check_choice("message_dtype", self.message_dtype, ("float32", "bfloat16"))
         check_choice("matmul_precision", self.matmul_precision, ("highest", "high", "default"))
 
     @property
@@ -100,7 +82,7 @@ class LEIGNNConfig:
         return tuple(chemical_symbols.index(symbol) for symbol in self.elements)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> LEIGNNConfig:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """The config of these fields; an unknown key raises ConfigError with the nearest known one."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"The settings of a model must be a dict, not {shown(values)}.")
@@ -111,8 +93,80 @@ class LEIGNNConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types; ``from_dict`` takes them back."""
+        """The fields as plain JSON types; :func:`config_from_dict` takes them back."""
         return {**dataclasses.asdict(self), "elements": list(self.elements)}
+
+    def in_words(self) -> str:
+        """The choices beside its size, for a person."""
+        parts = [f"{self.num_radial} {self.radial_basis} functions"]
+        return ", ".join(
+            parts + [name for name in ("smooth cutoff", "repulsion") if getattr(self, name.replace(" ", "_"))]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LEIGNNConfig(ModelConfig):
+    """What fixes the shape and the formula of a LEIGNN, beside what :class:`ModelConfig` has.
+
+    update: "gated" (LEIGNN) or "painn" (the published "vanilla" model).
+    global_nodes: one scalar and one vector per structure that all its atoms exchange with; they make the energy of a
+        structure depend on all of it, however far (pitfall: two distant molecules are not independent).
+    norm_floor: added to ``|V|^2`` under the root of a vector's norm. The published 1e-8 leaves a kink where V vanishes,
+        as it does at the sites of symmetric crystals: forces then jump within 1e-3 Å and there are no phonons.
+    direct_forces: add the published head that predicts forces beside the energy; they are no gradient of it.
+    message_dtype: "float32", or "bfloat16" for the arrays [pairs, features] and what is gathered from them; geometry
+        and sums stay in the positions' dtype.
+    remat: recompute filters in the backward pass instead of keeping them: less memory, one more filter product.
+    """
+
+    update: Literal["gated", "painn"] = "gated"
+    global_nodes: bool = True
+    norm_floor: float = 1e-8
+    direct_forces: bool = False
+    message_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("norm_floor", self.norm_floor, positive=True, most=100)
+        for name in ("global_nodes", "direct_forces", "remat"):
+            check_flag(name, getattr(self, name))
+        check_choice("update", self.update, ("gated", "painn"))
+        check_choice("message_dtype", self.message_dtype, ("float32", "bfloat16"))
+
+    def in_words(self) -> str:
+        """The choices beside its size, for a person."""
+        parts = [f"{self.update} update", super().in_words()]
+        return ", ".join(parts + [n.replace("_", " ") for n in ("global_nodes", "direct_forces") if getattr(self, n)])
+
+
+@dataclasses.dataclass(frozen=True)
+class HigherOrderConfig(ModelConfig):
+    """What fixes a :class:`leignn_jax.models.higher_order.HigherOrder`, beside what :class:`ModelConfig` has.
+
+    features: how many features of each degree an atom has.
+    degree: highest degree l of its features: 0 scalars, 1 vectors too, 2 and 3 spherical tensors too.
+    """
+
+    degree: int = 2
+    # What LEIGNN may have and this model has not.
+    global_nodes: ClassVar[bool] = False
+    direct_forces: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("degree", self.degree, 0, 3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types and which kind of model they are of; :func:`config_from_dict` takes them back."""
+        return {"architecture": "higher_order", **super().to_dict()}
+
+    def in_words(self) -> str:
+        """The choices beside its size, for a person."""
+        return f"higher order, degree {self.degree}, {super().in_words()}"
+
+
+ARCHITECTURES: dict[str, type[ModelConfig]] = {"leignn": LEIGNNConfig, "higher_order": HigherOrderConfig}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -130,17 +184,45 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, *, variant: Variant = "leignn", **settings: Any) -> LEIGNNConfig:
+def config_class(variant: str) -> type[ModelConfig]:
+    """The class of a variant's configs; ConfigError where there is no such variant."""
+    check_choice("variant", variant, (*VARIANTS, "higher_order"))
+    return HigherOrderConfig if variant == "higher_order" else LEIGNNConfig
+
+
+def preset(name: str, *, variant: Variant | Literal["higher_order"] = "leignn", **settings: Any) -> ModelConfig:
     """A named model size with some settings changed.
 
     Args:
         name: "published" (512 x 4 with 128 Gaussians, arXiv:2311.02869), "large", "medium" or "small".
-        variant: "leignn", "vanilla_nmu" (no global nodes) or "vanilla" (no global nodes, PaiNN's update).
-        settings: fields of :class:`LEIGNNConfig`; ``elements`` is needed sooner or later.
+        variant: "leignn", "vanilla_nmu" (no global nodes), "vanilla" (no global nodes, PaiNN's update), or "higher_order",
+            the model of tensors up to ``degree`` to compare with, of the same size otherwise.
+        settings: fields of :class:`LEIGNNConfig` or :class:`HigherOrderConfig`; ``elements`` is needed sooner or later.
 
     Raises:
         ConfigError: an unknown name, variant or setting, or a setting out of range.
     """
     check_choice("preset", name, PRESETS)
-    check_choice("variant", variant, VARIANTS)
-    return LEIGNNConfig.from_dict({**PRESETS[name], **VARIANTS[variant], **settings})
+    kind = config_class(variant)
+    if kind is LEIGNNConfig:
+        return kind.from_dict({**PRESETS[name], **VARIANTS[variant], **settings})
+    if name == "published":
+        raise ConfigError(
+            "The published model has no tensors: take large, medium or small with variant='higher_order'."
+        )
+    known = {field.name for field in dataclasses.fields(kind)}
+    return kind.from_dict({**{key: value for key, value in PRESETS[name].items() if key in known}, **settings})
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """The config that ``to_dict`` wrote, of whatever kind of model.
+
+    Raises:
+        ConfigError: an unknown kind of model or setting, or one out of range.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"The settings of a model must be a dict, not {shown(values)}.")
+    settings = dict(values)
+    name = settings.pop("architecture", "leignn")
+    check_choice("architecture", name, ARCHITECTURES)
+    return ARCHITECTURES[name].from_dict(settings)

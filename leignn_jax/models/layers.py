@@ -28,7 +28,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from leignn_jax.graph import Graph
-from leignn_jax.models.config import LEIGNNConfig
+from leignn_jax.models.config import LEIGNNConfig, ModelConfig
 from leignn_jax.models.radial import smooth_filters
 from leignn_jax.pair_ops import AnyArray, pair_sum
 
@@ -52,6 +52,22 @@ def linear(features: int, name: str, scale: float = 1.0, bias: bool = False, pre
         precision=precision,
         kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal"),
     )
+
+
+def filter_init(config: ModelConfig):
+    """The start of filters ``[radial functions and bias, F]``: smooth functions of the distance, without a bias."""
+
+    def initializer(key, shape, dtype):
+        modes = smooth_filters(config)
+        kernel = modes.T @ jax.random.normal(key, (modes.shape[0], shape[1]), dtype)
+        return jnp.append(kernel, jnp.zeros((1, shape[1]), dtype), axis=0)
+
+    return initializer
+
+
+def embedding_init(key, shape, dtype):
+    """The start of an embedding of elements: uniform, of variance 1."""
+    return jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
 
 
 class GlobalToLocal(nn.Module):
@@ -111,7 +127,7 @@ class LocalMessages(nn.Module):
             return linear(features, name, bias=True, precision=self.precision)(hidden) / math.sqrt(3)
 
         def filter_kernel(name):
-            return self.param(f"filter_{name}", self._filter_init, (radial.shape[1], features), jnp.float32)
+            return self.param(f"filter_{name}", filter_init(self.config), (radial.shape[1], features), jnp.float32)
 
         directional, scalar = message("directional"), message("scalar")
         kernel_directional, kernel_scalar = filter_kernel("directional"), filter_kernel("scalar")
@@ -140,11 +156,6 @@ class LocalMessages(nn.Module):
 
     def _dot(self, x, kernel):
         return jnp.dot(x, kernel.astype(x.dtype), precision=self.precision)
-
-    def _filter_init(self, key, shape, dtype):
-        modes = smooth_filters(self.config)
-        kernel = modes.T @ jax.random.normal(key, (modes.shape[0], shape[1]), dtype)
-        return jnp.append(kernel, jnp.zeros((1, shape[1]), dtype), axis=0)  # the last row is the bias
 
 
 def _element_densities(graph: Graph, radial, directions, species, elements: int):

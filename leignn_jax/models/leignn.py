@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from leignn_jax.graph import Graph
-from leignn_jax.models.config import LEIGNNConfig
+from leignn_jax.models.config import LEIGNNConfig, ModelConfig
 from leignn_jax.models.layers import (
     GlobalToLocal,
     LocalMessages,
     LocalToGlobal,
     LocalUpdate,
     activation,
+    embedding_init,
     linear,
     rows,
 )
 from leignn_jax.models.radial import radial_functions
-from leignn_jax.neighbors import Pairs
 from leignn_jax.pair_ops import AnyArray
 
 
 class Output(NamedTuple):
-    """What the network gives: ``atomic_energies`` [atoms], ``direct_forces`` [atoms, 3] or None; no units yet. Of a divided
-    structure those of own atoms."""
+    """What a network gives, of a divided structure for own atoms; no units yet.
+
+    atomic_energies: ``[atoms]``.
+    direct_forces: ``[atoms, 3]`` or None.
+    features: what the energy is read from, by its degree l = 0, 1 ...: ``[atoms, 2 l + 1, F]`` each, the parity that of
+        spherical harmonics; empty where a model has none to give.
+    """
 
     atomic_energies: Float[Array, "atoms"]
     direct_forces: Float[Array, "atoms 3"] | None
+    features: tuple[Float[Array, "atoms order features"], ...] = ()
 
 
 class LEIGNN(nn.Module):
@@ -51,12 +56,12 @@ class LEIGNN(nn.Module):
 
         # Before the first message passing an atom is its element and nothing more, and all global nodes are one: what
         # they become is computed once per element. Vectors are zero, which None says.
-        scalars = self.param("embedding", _uniform_embedding, (len(config.elements), config.features), jnp.float32)
+        scalars = self.param("embedding", embedding_init, (len(config.elements), config.features), jnp.float32)
         scalars = jnp.asarray(scalars, distances.dtype)
         per_element = len(config.elements) <= graph.numbers.shape[0]
         if not per_element:
             scalars = rows(scalars, graph.own(species))
-        vectors = global_scalars = global_vectors = None
+        vectors = received = global_scalars = global_vectors = None
         if config.global_nodes:
             global_scalars = self.param("global_embedding", nn.initializers.normal(1.0), (1, config.features))
             global_scalars = jnp.asarray(global_scalars, distances.dtype)
@@ -82,6 +87,7 @@ class LEIGNN(nn.Module):
             vectors = d_vectors if vectors is None else vectors + d_vectors
 
             update = LocalUpdate(config.update, precision, config.norm_floor, name=f"update_{layer}")
+            received = vectors
             scalars, vectors = update(scalars, vectors, last and not config.direct_forces)
 
             if config.global_nodes and not last:
@@ -97,10 +103,11 @@ class LEIGNN(nn.Module):
         energies = linear(1, "energy", bias=True, precision=precision)(hidden)[:, 0]
         real = graph.own(graph.atom_mask)
         energies = jnp.where(real, energies, 0.0)
+        features = (scalars[:, None], cast("Array", received if vectors is None else vectors))
         if not config.direct_forces:
-            return Output(energies, None)
+            return Output(energies, None, features)
         forces = linear(1, "direct_forces", precision=precision)(vectors)[..., 0]
-        return Output(energies, jnp.where(real[:, None], forces, 0.0))
+        return Output(energies, jnp.where(real[:, None], forces, 0.0), features)
 
 
 def pair_geometry(graph: Graph, vectors: Float[Array, "pairs 3"]):
@@ -111,24 +118,8 @@ def pair_geometry(graph: Graph, vectors: Float[Array, "pairs 3"]):
     return distances, jnp.where(exists[:, None], -vectors / distances[:, None], 0.0)
 
 
-def species_index(config: LEIGNNConfig, numbers: Int[AnyArray, "atoms"]) -> Int[Array, "atoms"]:
+def species_index(config: ModelConfig, numbers: Int[AnyArray, "atoms"]) -> Int[Array, "atoms"]:
     """Row of each atom's element in the embedding; padding and unknown elements get the number of elements."""
     table = np.full(120, len(config.elements), np.int32)
     table[list(config.numbers)] = np.arange(len(config.elements))
     return jnp.asarray(table)[numbers]
-
-
-def _uniform_embedding(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
-
-
-def init_params(config: LEIGNNConfig, key: jax.Array):
-    """Parameters at the start of training, a nested dict of float32 arrays."""
-    pair = Graph.from_pairs(
-        positions=np.array([[0.0, 0.0, 0.0], [0.5 * config.cutoff, 0.0, 0.0]]),
-        numbers=np.array([config.numbers[0]] * 2),
-        cell=np.zeros((3, 3)),
-        pbc=np.zeros(3, bool),
-        pairs=Pairs(np.array([0]), np.array([1]), np.zeros((1, 3)), np.array([0.5 * config.cutoff])),
-    )
-    return LEIGNN(config).init(key, pair)["params"]

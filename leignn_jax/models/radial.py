@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from leignn_jax.models.config import LEIGNNConfig
+from leignn_jax.models.config import ModelConfig
 from leignn_jax.pair_ops import AnyArray
 
 
@@ -81,7 +81,7 @@ def radial_basis(t: Float[AnyArray, "*pairs"], name: str, size: int) -> Float[Ar
 
 
 def radial_functions(
-    config: LEIGNNConfig, distances: Float[Array, "pairs"], pair_mask: Bool[AnyArray, "pairs"]
+    config: ModelConfig, distances: Float[Array, "pairs"], pair_mask: Bool[AnyArray, "pairs"]
 ) -> Float[Array, "pairs radial"]:
     """The radial functions times the envelope and, last, the function that multiplies the filter's bias.
 
@@ -98,13 +98,13 @@ def radial_functions(
 
 
 @partial(jax.jit, static_argnums=0)
-def _functions_at(config: LEIGNNConfig, distances):
+def _functions_at(config: ModelConfig, distances):
     """Radial functions and envelope in one program: one by one their operations would each be compiled."""
     decay = envelope(distances / config.cutoff, config.envelope, config.envelope_exponent)
     return radial_functions(config, distances, jnp.ones(distances.shape, bool)), decay
 
 
-def smooth_filters(config: LEIGNNConfig, modes: int = 8) -> Float[Array, "{modes} radial"]:
+def smooth_filters(config: ModelConfig, modes: int = 8) -> Float[Array, "{modes} radial"]:
     r"""Weights of the radial functions that give cos(m pi t) / (1 + m) times the envelope, m = 0, 1 ..., least squares.
 
     Random sums of these rows are what filters start as: independent random weights of narrow Gaussians would be noise

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from leignn_jax.arguments import MOST_SEED
 from leignn_jax.data.readers.units import unit_factors
 from leignn_jax.errors import ConfigError
-from leignn_jax.models.config import PRESETS, VARIANTS, LEIGNNConfig, did_you_mean, preset
+from leignn_jax.models.config import PRESETS, VARIANTS, ModelConfig, config_class, did_you_mean, preset
 from leignn_jax.training.loss import LossKinds, LossWeights
 from leignn_jax.training.optimizer import Hyperparameters
 from leignn_jax.training.strict_yaml import parse_yaml, read_yaml
@@ -161,7 +161,7 @@ class RunSettings(Section):
 
 
 class TrainConfig(Section):
-    """A training run: data, model (a preset's name and any field of LEIGNNConfig), loss, optimizer, run.
+    """A training run: data, model (a preset's name, a variant's, and any field of its config), loss, optimizer, run.
 
     recipe: what is not said comes from "default" or from "published", the recipe of arXiv:2311.02869 (direct forces,
     AMSGrad, learning rate 5e-4 reduced on plateaus).
@@ -174,7 +174,7 @@ class TrainConfig(Section):
     optimizer: OptimizerSettings = OptimizerSettings()
     run: RunSettings = RunSettings()
 
-    def model_for(self, elements: Sequence[str]) -> LEIGNNConfig:
+    def model_for(self, elements: Sequence[str]) -> ModelConfig:
         """The model's config; elements of the data where the config names none."""
         settings = dict(self.model)
         name = settings.pop("preset", "medium")
@@ -312,14 +312,16 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _check_model(config: TrainConfig) -> None:
     settings = dict(config.model)
     elements = settings.pop("elements", ("H",))
-    known = ["preset", "variant", *LEIGNNConfig.__dataclass_fields__]
+    known = ["preset", "variant", *config_class(settings.get("variant", "leignn")).__dataclass_fields__]
     for key in settings:
         if key not in known:
             raise ConfigError(f"model: unknown key {key!r}{did_you_mean(key, known)}")
     try:
         made = config.model_copy(update={"model": {**settings, "elements": elements}}).model_for(tuple(elements))
     except TypeError as error:
-        raise ConfigError(f"model: {error}. Presets: {list(PRESETS)}; variants: {list(VARIANTS)}.") from error
+        raise ConfigError(
+            f"model: {error}. Presets: {list(PRESETS)}; variants: {[*VARIANTS, 'higher_order']}."
+        ) from error
     if config.loss.force_source == "direct" and not made.direct_forces:
         raise ConfigError("loss.force_source is direct, but the model has no such head: set model.direct_forces=true.")
 
