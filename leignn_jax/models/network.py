@@ -26,7 +26,8 @@ def network(config: ModelConfig) -> nn.Module:
         return HigherOrder(config)
     if isinstance(config, LEIGNNConfig):
         return LEIGNN(config)
-    raise ConfigError(f"config must be of a model, such as leignn_jax.preset('small', elements=('Si',)), not {config!r:.60}.")
+    example = "leignn_jax.preset('small', elements=('Si',))"
+    raise ConfigError(f"config must be of a model, such as {example}, not {config!r:.60}.")
 
 
 def init_params(config: ModelConfig, key: jax.Array):
