@@ -112,13 +112,14 @@ class LossSettings(Section):
 class OptimizerSettings(Section):
     """Numbers of the optimizer, see :class:`leignn_jax.training.optimizer.Hyperparameters`.
 
+    algorithm: "muon" turns matrices, and Adam the rest: dearer steps, fewer of them (``experiments/recipe``).
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
     warmup_epochs: may be a fraction of an epoch.
     plateau_patience: epochs; None never.
     freeze: patterns of parameters that are not trained.
     """
 
-    algorithm: Literal["adam", "amsgrad"] = "adam"
+    algorithm: Literal["adam", "amsgrad", "muon"] = "adam"
     learning_rate: Positive = 2e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: NotNegative = 2.0

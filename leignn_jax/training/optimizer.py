@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from optax.contrib import MuonDimensionNumbers, muon
 
 from leignn_jax.training.loss import LossWeights
 
-Algorithm = Literal["adam", "amsgrad"]
+Algorithm = Literal["adam", "amsgrad", "muon"]
 
 
 @struct.dataclass
@@ -24,7 +25,7 @@ class Hyperparameters:
     final_fraction: of the learning rate at the end of the cosine.
     plateau_factor: the learning rate is multiplied by this when the validation loss has not fallen ...
     plateau_patience: ... for more than these epochs; infinity never.
-    beta1, beta2, epsilon: of Adam.
+    beta1, beta2, epsilon: of Adam; with Muon of what Adam is left.
     weight_decay: decoupled (AdamW), on matrices alone.
     clip_norm: largest global norm of the gradient.
     ema_decay: of the running mean of the parameters that is evaluated and saved.
@@ -95,10 +96,40 @@ def loss_weights(hyper: Hyperparameters, step) -> LossWeights:
 
 
 def transformation(hyper: Hyperparameters, algorithm: Algorithm) -> optax.GradientTransformation:
-    """Clipping, Adam and decoupled weight decay; to be built inside the traced step. The learning rate comes after."""
-    scale = optax.scale_by_adam if algorithm == "adam" else optax.scale_by_amsgrad
+    """Clipping, the algorithm, decoupled weight decay; to be built inside the traced step. The learning rate comes after."""
+    adam = {"b1": hyper.beta1, "b2": hyper.beta2, "eps": hyper.epsilon}
+    if algorithm == "muon":
+        scaled = _muon(hyper)
+    else:
+        scaled = optax.scale_by_adam(**adam) if algorithm == "adam" else optax.scale_by_amsgrad(**adam)
     return optax.chain(
         optax.clip_by_global_norm(hyper.clip_norm),
-        scale(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.epsilon),
+        scaled,
         optax.add_decayed_weights(hyper.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
     )
+
+
+def _muon(hyper: Hyperparameters) -> optax.GradientTransformation:
+    """Muon for matrices between features, Adam (with Nesterov's step) for all else: embeddings, biases, the last row.
+
+    An update of a matrix has all its singular values alike, and the root mean square of Adam's, 0.2, so that one learning
+    rate does for both (K. Jordan et al. 2024; Liu et al., arXiv:2502.16982).
+    """
+
+    def matrices(params):
+        def one(path, array):
+            named = any("embedding" in jax.tree_util.keystr((key,)) for key in path)
+            return None if named or array.ndim != 2 or min(array.shape) == 1 else MuonDimensionNumbers()
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    scaled = muon(
+        1.0,
+        adam_b1=hyper.beta1,
+        adam_b2=hyper.beta2,
+        eps=hyper.epsilon,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
+    # It gives what is to be added; here updates are what is taken off.
+    return optax.chain(scaled, optax.scale(-1.0))

@@ -63,7 +63,7 @@ def start_state(
     Args:
         potential: to start from; its reference energies and shift are left out.
         hyper: numbers of the training.
-        algorithm: "adam" or "amsgrad".
+        algorithm: "adam", "amsgrad" or "muon".
         freeze: patterns of parameters to keep as they are, such as ``embedding`` or ``messages_0/*``.
     """
     network, _ = potential.split_references()

@@ -88,7 +88,7 @@ TRAINING: dict[str, Kind] = {
     "loss.forces_weight": real(0, good=[1, 2.5]),
     "loss.final_energy_weight": maybe(real(0, good=[1.5])),
     "loss.huber_delta": _POSITIVE(good=[0.1]),
-    "optimizer.algorithm": name("adam", "amsgrad"),
+    "optimizer.algorithm": name("adam", "amsgrad", "muon"),
     "optimizer.learning_rate": _POSITIVE(good=[1e-3, 1]),
     "optimizer.schedule": name("cosine", "constant"),
     "optimizer.warmup_epochs": real(0, good=[0, 0.5]),

@@ -193,7 +193,9 @@ def test_dynamics_and_gradients_through_them():
         system, state = differentiable.start(potential, atoms, "nve", temperature=300.0, dtype="float64")
 
         def end(scale):
-            model = potential.replace(params=jax.tree.map(lambda x: scale * jnp.asarray(x, jnp.float64), potential.params))
+            model = potential.replace(
+                params=jax.tree.map(lambda x: scale * jnp.asarray(x, jnp.float64), potential.params)
+            )
             out = differentiable.rollout(model, "nve", system, state, 1.0, 20)
             return (out.state.positions[0] ** 2).sum()
 

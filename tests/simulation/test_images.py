@@ -223,6 +223,7 @@ def test_wells_of_a_crystal_are_in_every_cell():
     np.testing.assert_allclose(far.forces, near.forces, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_a_model_with_a_place_of_its_own_sees_an_open_structure_where_it_is():
     atoms = ase.Atoms("ArAr", [[100.0, 0, 0], [108.0, 0, 0]])
     wells = HarmonicWells(1.0, atoms.positions.copy())

@@ -279,6 +279,7 @@ def test_constants_of_a_potential_are_added_in_float64(potential):
         leignn.simulate(model, ase.Atoms("He", cell=[5] * 3, pbc=True), NVE(), steps=1, temperature=1.0)
 
 
+@pytest.mark.slow
 def test_dynamics_of_a_sum_conserve_energy_and_have_gradients():
     atoms = alloy()
     model = PairEnergy(lennard_jones, PARAMS, 5.0) + PairEnergy(by_elements, {"epsilon": 0.02, "sigma": 3.0}, 4.0)

@@ -16,7 +16,7 @@ from leignn_jax.models.config import LEIGNNConfig
 from leignn_jax.potential import Potential
 from leignn_jax.training.config import make_config
 from leignn_jax.training.loss import LossKinds, LossWeights, loss, measure, metrics
-from leignn_jax.training.optimizer import Plateau, learning_rate, loss_weights, plateau_step
+from leignn_jax.training.optimizer import Plateau, learning_rate, loss_weights, plateau_step, transformation
 from leignn_jax.training.step import evaluate_step, start_state, train_step
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
@@ -126,6 +126,35 @@ def test_the_first_step_is_adams(frames, step):
     updates, _ = optimizer.update(gradient, optimizer.init(params))
     expected = optax.apply_updates(params, updates)
     equal(step(state, batch)[0].potential.params, expected, rtol=1e-3, atol=2e-5)
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_adam():
+    """Of a matrix an update has singular values alike, of the root mean square that Adam's has."""
+    state = make(algorithm="muon", clip_norm=1e9)
+    rng = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), state.potential.params)
+    update, _ = transformation(state.hyper, "muon").update(gradient, state.moments, state.potential.params)
+    matrix = np.asarray(update["update_0"]["hidden_scalars"]["kernel"])
+    singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+    # Downhill, of which the step goes the other way.
+    assert (matrix * gradient["update_0"]["hidden_scalars"]["kernel"]).sum() > 0
+    # Adam's first step, with Nesterov's momentum: of one size, whatever the gradient.
+    for one in (update["embedding"], update["energy"]["kernel"], update["messages_0"]["scalar"]["bias"]):
+        np.testing.assert_allclose(np.abs(one), 28 / 19, rtol=1e-3)
+
+
+def test_muon_trains_and_keeps_what_is_frozen(frames):
+    state, batch = make(learning_rate=1e-2, algorithm="muon", freeze=["energy_hidden"]), batch_of(frames)
+    frozen = np.asarray(state.potential.params["energy_hidden"]["kernel"])
+    step = jax.jit(partial(train_step, kinds=KINDS, algorithm="muon"))
+    values = []
+    for _ in range(30):
+        state, out = step(state, batch)
+        values.append(float(out["loss"]))
+    assert values[-1] < 0.6 * values[0]
+    np.testing.assert_array_equal(state.potential.params["energy_hidden"]["kernel"], frozen)
 
 
 def test_numbers_are_leaves_and_do_not_recompile(frames):

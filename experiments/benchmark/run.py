@@ -1,0 +1,186 @@
+"""One recipe, every set: `leignn train` with no setting but the data and the size, for the same minutes each.
+
+    python experiments/benchmark/run.py --minutes 40            # every set that is not in the results yet
+    python experiments/benchmark/run.py --minutes 40 --only Si water
+    python experiments/benchmark/run.py --report                # results.md and results.png
+
+A set's epochs follow from its measured epoch: two are trained first, and the second is timed. Frames of validation are the
+set's own or a tenth of train; the test files are read once, at the end, for the potential that was best on validation. Each
+set runs in a process of its own, whose peak memory is told. A line in results.json as each ends: the same command goes on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sets import SETS
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[2] / "shared" / "data"
+RESULTS = HERE / "results.json"
+
+
+def settings(name: str, preset: str, epochs: int, out: str) -> dict:
+    """What the training is told: files, size, length."""
+    folder = DATA / SETS[name].folder
+    files = {"train": folder / "train.extxyz.xz", "validation": folder / "val.extxyz.xz"}
+    return {
+        "data": {key: str(file) for key, file in files.items() if file.exists()},
+        "model": {"preset": preset},
+        "run": {"epochs": epochs, "out": out, "validate_every": max(1, epochs // 100)},
+    }
+
+
+def train_and_judge(name: str, preset: str, minutes: float) -> dict:
+    """A row of the table, of a training that takes about so many minutes, and of its errors on the test files."""
+    import leignn_jax as leignn
+    from leignn_jax.bench import bench
+
+    with tempfile.TemporaryDirectory() as folder:
+        first = leignn.train(settings(name, preset, 2, f"{folder}/timed"), progress=False)
+        epoch = first.history[-1]["seconds"]
+        epochs = max(1, round(60 * minutes / epoch))
+        began = time.monotonic()
+        result = leignn.train(settings(name, preset, epochs, f"{folder}/run"), progress=False)
+        took = time.monotonic() - began
+    tests = {
+        test: leignn.evaluate(result.potential, DATA / SETS[name].folder / f"{test}.extxyz.xz").metrics
+        for test in SETS[name].tests
+    }
+    frames = leignn.read_frames(DATA / SETS[name].folder / "test.extxyz.xz")
+    largest = max(frames, key=len)
+    timed = bench(result.potential, largest, steps=10)["rows"][0]
+    return {
+        "set": name,
+        "preset": preset,
+        "minutes": minutes,
+        "epoch_s": epoch,
+        "epochs": epochs,
+        "seconds": took,
+        "validation": result.metrics["validation"],
+        "tests": tests,
+        "atoms": len(largest),
+        "energy_forces_ms": timed["energy_forces_ms"],
+        "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+    }
+
+
+def report(rows: list[dict]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# Every set by one recipe",
+        "",
+        "Errors on test files, read once; float32, seed 0; each set alone in a process. Where published figures are RMSE "
+        "compare with that. They are of long trainings on accelerators, several of them recalled and not verified "
+        "(READMEs of the sets).",
+        "",
+        "| set | file | preset | minutes | epochs | energy MAE (meV/atom) | force MAE (meV/Å) | force RMSE (meV/Å) | "
+        "stress MAE (meV/Å³) | published forces (meV/Å) | atoms, energy and forces (ms) | peak memory (MiB) |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
+    ]
+
+    def shown(value):
+        return "" if value is None else f"{value:.3g}"
+
+    for row in rows:
+        one = SETS[row["set"]]
+        for number, (test, found) in enumerate(row["tests"].items()):
+            published = "" if number or one.published is None else one.error.upper() + " "
+            if published:
+                published += ", ".join(f"{model} {value:g}" for model, value in one.published.items())
+            first = [f"{row['seconds'] / 60:.1f}", str(row["epochs"])] if not number else ["", ""]
+            last = ["", ""]
+            if not number:
+                last = [f"{row['atoms']}, {row['energy_forces_ms']:.1f}", f"{row['peak_MiB']:.0f}"]
+            cells = [
+                row["set"] if not number else "",
+                test,
+                row["preset"] if not number else "",
+                *first,
+                shown(found["energy_mae_mev_per_atom"]),
+                shown(found["forces_mae_mev_per_angstrom"]),
+                shown(found["forces_rmse_mev_per_angstrom"]),
+                shown(found["stress_mae_mev_per_angstrom3"]),
+                published,
+                *last,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(rows: list[dict]) -> None:
+    """Force errors beside the published ones, relative to the best of those."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if SETS[row["set"]].published]
+    fig, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.8), layout="constrained")
+    models = sorted({model for row in rows for model in SETS[row["set"]].published})
+    colours = {model: f"C{number + 1}" for number, model in enumerate(models)}
+    told = set()
+    for place, row in enumerate(rows):
+        one = SETS[row["set"]]
+        best = min(one.published.values())
+        ours = row["tests"]["test"][f"forces_{one.error}_mev_per_angstrom"] / best
+        axis.plot(ours, place, "kD", ms=7, label=None if "ours" in told else f"ours, {row['minutes']:g} min on a CPU")
+        told.add("ours")
+        for model, value in one.published.items():
+            axis.plot(value / best, place, "o", color=colours[model], label=None if model in told else model)
+            told.add(model)
+    axis.set_yticks(range(len(rows)), [row["set"] for row in rows])
+    axis.set(xscale="log", xlabel="force error over the best published one (no unit)")
+    axis.grid(axis="x", which="both", alpha=0.3)
+    axis.legend(fontsize=8, loc="lower right")
+    fig.savefig(HERE / "results.png", dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=40.0, help="of training for each set (default 40)")
+    parser.add_argument("--preset", default="small", choices=("small", "medium", "large"))
+    parser.add_argument("--only", nargs="+", choices=list(SETS), metavar="SET", help=", ".join(SETS))
+    parser.add_argument("--report", action="store_true", help="only write table and figure")
+    parser.add_argument("--one", choices=list(SETS), metavar="SET", help="one set in this process; prints its row")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(train_and_judge(options.one, options.preset, options.minutes)))
+        return
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    for name in [] if options.report else options.only or SETS:
+        if any((row["set"], row["preset"], row["minutes"]) == (name, options.preset, options.minutes) for row in rows):
+            continue
+        command = [
+            sys.executable,
+            __file__,
+            "--one",
+            name,
+            "--minutes",
+            str(options.minutes),
+            "--preset",
+            options.preset,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name}: failed\n{done.stderr[-2000:]}", flush=True)
+            continue
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        rows.sort(key=lambda row: (list(SETS).index(row["set"]), row["preset"], row["minutes"]))
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+        print(name, row["epochs"], row["tests"]["test"], flush=True)
+    (HERE / "results.md").write_text(report(rows))
+    figure(rows)
+
+
+if __name__ == "__main__":
+    main()
