@@ -20,6 +20,8 @@ from leignn_jax.sweeps.committee import check_committee, iter_committee
 _BINS = 12
 # Half-widths, in standard deviations, whose coverage is told.
 _WIDTHS = (0.5, 1.0, 1.5, 2.0, 3.0)
+# The share of normal errors within one standard deviation.
+_ONE = float(special.erf(1 / np.sqrt(2)))
 
 
 class Calibration(NamedTuple):
@@ -27,8 +29,9 @@ class Calibration(NamedTuple):
 
     spread, error: ``[components]`` eV/Å, standard deviation over members, and the mean's deviation from the label.
     correlation: of their ranks, atom by atom (Spearman), of the norms over components.
-    factor: by which to multiply spreads so that they are the errors' size: the root of the mean of (error / spread)^2
-        where errors are normal and the spread known up to a factor.
+    factor: by which to multiply spreads so that they are the errors' size: as many errors are then within one of them as
+        would be of normal errors, 68 %. A mean over (error / spread)^2 would be that of the few components which symmetry
+        holds at next to no spread.
     used_factor: that ``coverage`` was told with.
     coverage: by width, in ``used_factor`` spreads, the share of components whose error is within it.
     expected: the same for normal errors.
@@ -87,7 +90,7 @@ def calibrate(
     by_atom = stats.spearmanr(np.linalg.norm(spread, axis=1), np.linalg.norm(error, axis=1))
     spread, error = spread.ravel(), error.ravel()
     known = spread > 0
-    found = float(np.sqrt(((error[known] / spread[known]) ** 2).mean())) if known.any() else float("nan")
+    found = float(np.quantile(np.abs(error[known]) / spread[known], _ONE)) if known.any() else float("nan")
     used = found if factor is None else float(factor)
     coverage = {width: float((np.abs(error) <= width * used * spread).mean()) for width in _WIDTHS}
     expected = {width: float(special.erf(width / np.sqrt(2))) for width in _WIDTHS}

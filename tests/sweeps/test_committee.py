@@ -157,6 +157,17 @@ def test_a_known_factor_is_found(members):
     assert len(calibration_figure(found).axes) == 2
 
 
+def test_sites_of_symmetry_do_not_blow_up_the_factor(members):
+    """There members agree to rounding, and labels have noise of their own: error over spread is without bound."""
+    frames = labelled(members, [crystal(i, 0.05 + 0.02 * i, repeat=2) for i in range(8)], 2.5)
+    perfect = ase.build.bulk("Si", cubic=True) * 2
+    noise = np.random.default_rng(1).normal(0, 1e-3, perfect.positions.shape)
+    perfect.calc = SinglePointCalculator(perfect, energy=0.0, forces=noise)
+    found = leignn.calibrate(members, [*frames, perfect])
+    assert (np.abs(found.error) > 100 * found.spread).any()
+    assert found.factor == pytest.approx(2.5, rel=0.3)
+
+
 def test_frames_without_forces_are_told(members):
     with pytest.raises(DataError, match="Frame 1 has no forces"):
         leignn.calibrate(members, [*labelled(members, [crystal(0)], 1.0), crystal(1)])
