@@ -4,7 +4,7 @@
 
 schnetpack's settings for MD17: 128 features, 3 interactions, 20 Gaussians, cutoff 5 Å, AdamW at 5e-4, 0.01 of the squared
 energy error and 0.99 of the squared force error, batches of 10 frames (2 where a frame has more than 50 atoms), the running
-mean of the parameters with 0.995. In its place of "reduce on plateau", for which minutes are too few, the learning rate falls
+mean of the parameters with 0.995. In place of "reduce on plateau", for which minutes are too few, the learning rate falls
 along a cosine over the budget, as ours does. The potential that was best on validation is judged on the test file once.
 Energies are less a sum of reference energies fitted to the train frames. A line in painn.json as each set ends.
 """
@@ -128,7 +128,9 @@ def train_and_judge(name: str, minutes: float) -> dict:
         output_modules=[Atomwise(n_in=128, output_key="energy"), Forces()],
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
-    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
+    averaged = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
     rng, spent, steps, judged = np.random.default_rng(0), 0.0, 0, 0
     best, kept = math.inf, None
     while spent < 60 * minutes:
