@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from leignn_jax.differentiable.gradients import Mode
-from leignn_jax.training.config import Count, NotNegative, Positive, Section, Seed, TrainConfig
+from leignn_jax.training.config import Count, NotNegative, OptimizerSettings, Positive, Section, Seed, TrainConfig
 
 Symbol = Annotated[str, Field(pattern=r"^[A-Z][a-z]?$")]
 
@@ -184,9 +184,17 @@ AnyTarget = Annotated[
 ]
 
 
+class FitOptimizer(OptimizerSettings):
+    """As of a training, but by Adam: Muon makes the noise of a sampled gradient as large as what it is the noise of."""
+
+    algorithm: Literal["adam", "amsgrad", "muon"] = "adam"
+    learning_rate: Positive = 2e-3
+
+
 class FitConfig(TrainConfig):
     """A :class:`leignn_jax.training.config.TrainConfig` with targets beside the frames."""
 
+    optimizer: FitOptimizer = FitOptimizer()
     targets: Annotated[list[AnyTarget], Field(min_length=1)]
 
     @model_validator(mode="after")

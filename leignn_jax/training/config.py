@@ -112,15 +112,16 @@ class LossSettings(Section):
 class OptimizerSettings(Section):
     """Numbers of the optimizer, see :class:`leignn_jax.training.optimizer.Hyperparameters`.
 
-    algorithm: "muon" turns matrices, and Adam the rest: dearer steps, fewer of them (``experiments/recipe``).
+    algorithm: "muon" is for matrices, with Adam for the rest: dearer steps, of which fewer are needed
+        (``experiments/recipe``). With "adam" or "amsgrad" a learning rate of 2e-3 is a good one.
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
     warmup_epochs: may be a fraction of an epoch.
     plateau_patience: epochs; None never.
     freeze: patterns of parameters that are not trained.
     """
 
-    algorithm: Literal["adam", "amsgrad", "muon"] = "adam"
-    learning_rate: Positive = 2e-3
+    algorithm: Literal["adam", "amsgrad", "muon"] = "muon"
+    learning_rate: Positive = 5e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: NotNegative = 2.0
     final_fraction: Fraction = 0.0
