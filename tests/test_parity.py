@@ -122,7 +122,7 @@ def test_layer_by_layer(reference, variant):
                 assert deviation(x_in, data[f"x_in_{layer}"]) < 1e-12
                 if layer:
                     assert deviation(vectors, data[f"vec_in_{layer}"]) < 1e-12
-            d_scalars, d_vectors = got[f"messages_{layer}"]
+            d_scalars, d_vectors, _ = got[f"messages_{layer}"]
             assert deviation((data[f"x_in_{layer}"] + d_scalars) / np.sqrt(2), data[f"x_mid_{layer}"]) < 1e-12
             assert deviation(data[f"vec_in_{layer}"] + d_vectors, data[f"vec_mid_{layer}"]) < 1e-12
             scalars, vectors = got[f"update_{layer}"]

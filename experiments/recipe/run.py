@@ -1,7 +1,8 @@
-"""Which optimiser and learning rate: the default recipe with these changed alone, for the same time on each of six sets.
+"""What pays at equal training time on six sets: optimiser and learning rate, then the model.
 
-    python experiments/recipe/run.py --budget 90     # about an hour on one CPU core
-    python experiments/recipe/run.py --report        # results.md from what is there
+    python experiments/recipe/run.py recipes --budget 90     # about an hour on one CPU core
+    python experiments/recipe/run.py models --budget 90      # as long, or longer
+    python experiments/recipe/run.py --report                # results.md and pareto.png from what is there
 
 Steps of all recipes are timed in turns first; then each trains for as many epochs as fit into the budget by these times, so
 that other work on the machine does not decide. Judged on frames held out from the train files; no test file is read.
@@ -27,39 +28,48 @@ SETS = {
     "water": "water",
     "LiPS": "lips",
 }
-RECIPES = {
-    "adam 2e-3": {"algorithm": "adam", "learning_rate": 2e-3},
-    "adam 5e-3": {"algorithm": "adam", "learning_rate": 5e-3},
-    "muon 5e-3": {"algorithm": "muon", "learning_rate": 5e-3},
-    "muon 1e-2": {"algorithm": "muon", "learning_rate": 1e-2},
+# What is changed of the default settings; models were compared with the recipe that won.
+CHOICES = {
+    "recipes": {
+        "adam 2e-3": {"optimizer": {"algorithm": "adam", "learning_rate": 2e-3}},
+        "adam 5e-3": {"optimizer": {"algorithm": "adam", "learning_rate": 5e-3}},
+        "muon 5e-3": {"optimizer": {"algorithm": "muon", "learning_rate": 5e-3}},
+        "muon 1e-2": {"optimizer": {"algorithm": "muon", "learning_rate": 1e-2}},
+    },
+    "models": {
+        "leignn": {"model": {"tensor_features": 0}},
+        "tensors 32": {"model": {"tensor_features": 32}},
+        "higher order 1": {"model": {"variant": "higher_order", "degree": 1}},
+        "higher order 2": {"model": {"variant": "higher_order", "degree": 2}},
+    },
 }
 # Frames of large structures come fewer at a time, that there are steps enough.
 BATCH = {"ethanol": 5, "aspirin": 5, "acac": 5, "Si": 2, "water": 2, "LiPS": 2}
 
 
-def settings(name: str, recipe: str, seed: int) -> dict:
+def settings(name: str, change: dict, seed: int) -> dict:
     """What a training is told, without its length."""
     folder = DATA / SETS[name]
     files = {"train": folder / "train.extxyz.xz", "validation": folder / "val.extxyz.xz"}
     return {
         "data": {"batch_size": BATCH[name], **{key: str(file) for key, file in files.items() if file.exists()}},
-        "model": {"preset": "small"},
-        "optimizer": RECIPES[recipe],
+        "model": {"preset": "small", **change.get("model", {})},
+        "optimizer": change.get("optimizer", {}),
         "run": {"seed": seed},
     }
 
 
-def step_times(name: str, recipes: list[str]) -> dict[str, tuple[float, int]]:
-    """Seconds per step of every recipe, medians of steps taken in turns, and steps per epoch."""
+def step_times(name: str, changes: dict[str, dict]) -> dict[str, tuple[float, int, float]]:
+    """Seconds per step of every choice, steps per epoch, seconds for energy and forces of one frame; medians, in turns."""
     import jax
 
     from leignn_jax.training.config import make_config
     from leignn_jax.training.prepared import prepare, train_batches
     from leignn_jax.training.step import start_state, train_step
 
-    steps = {}
-    for recipe in recipes:
-        config = make_config(settings(name, recipe, 0))
+    calls, per_epoch = {}, {}
+    for choice, change in changes.items():
+        config = make_config(settings(name, change, 0))
         prepared = prepare(config)
         algorithm = config.optimizer.algorithm
         state = start_state(prepared.potential, config.hyperparameters(prepared.steps_per_epoch), algorithm)
@@ -67,69 +77,117 @@ def step_times(name: str, recipes: list[str]) -> dict[str, tuple[float, int]]:
         step = (
             jax.jit(partial(train_step, kinds=config.loss.kinds(), algorithm=algorithm)).lower(state, batch).compile()
         )
-        steps[recipe] = (partial(step, state, batch), prepared.steps_per_epoch)
-    found: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+        one = jax.device_put(batch.graph.unbatch()[0].pad_to_bucket())
+        forces = (
+            jax.jit(lambda potential, graph: potential.energy_and_forces(graph)).lower(state.potential, one).compile()
+        )
+        calls[choice] = (partial(step, state, batch), partial(forces, state.potential, one))
+        per_epoch[choice] = prepared.steps_per_epoch
+    found: dict = {choice: ([], []) for choice in changes}
     for _ in range(6):
-        for recipe, (step, _) in steps.items():
-            for _ in range(6):
-                began = time.perf_counter()
-                jax.block_until_ready(step())
-                found[recipe].append(time.perf_counter() - began)
-    return {recipe: (statistics.median(found[recipe]), steps[recipe][1]) for recipe in recipes}
+        for choice, both in calls.items():
+            for call, times in zip(both, found[choice], strict=True):
+                for _ in range(6):
+                    began = time.perf_counter()
+                    jax.block_until_ready(call())
+                    times.append(time.perf_counter() - began)
+    return {c: (statistics.median(found[c][0]), per_epoch[c], statistics.median(found[c][1])) for c in changes}
 
 
 def report(rows: list[dict]) -> str:
-    """The table as Markdown."""
+    """The tables as Markdown."""
     lines = [
-        "# Recipes at equal training time",
+        "# What pays at equal training time",
         "",
-        f"Preset small, default recipe but for algorithm and learning rate, float32, {os.cpu_count()} CPU cores "
-        f"({platform.machine()}), one of them used; errors on validation frames.",
-        "",
-        "| set | recipe | seed | s of steps | ms per step | epochs | energy MAE (meV/atom) | force MAE (meV/Å) |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        f"Preset small, default settings but for what is named, float32, {os.cpu_count()} CPU cores "
+        f"({platform.machine()}), one of them used; errors on validation frames. Energy and forces are timed of one frame.",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['set']} | {row['recipe']} | {row['seed']} | {row['budget_s']:.0f} | {1e3 * row['step_s']:.1f} | "
-            f"{row['epochs']} | {row['energy']:.3g} | {row['forces']:.3g} |"
-        )
+    for group, title in (("recipes", "Optimiser and learning rate"), ("models", "Models")):
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| set | choice | seed | s of steps | ms per step | energy and forces (ms) | epochs | energy MAE (meV/atom) | "
+            "force MAE (meV/Å) |",
+            "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for row in rows:
+            if row["group"] == group:
+                forces = f"{1e3 * row['forces_s']:.2f}" if "forces_s" in row else ""
+                lines.append(
+                    f"| {row['set']} | {row['choice']} | {row['seed']} | {row['budget_s']:.0f} | "
+                    f"{1e3 * row['step_s']:.1f} | {forces} | {row['epochs']} | {row['energy']:.3g} | {row['forces']:.3g} |"
+                )
     return "\n".join(lines) + "\n"
+
+
+def pareto(rows: list[dict]) -> None:
+    """Force error against the time for energy and forces, a panel for each set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if row["group"] == "models"]
+    names = [name for name in SETS if any(row["set"] == name for row in rows)]
+    if not names:
+        return
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.6 * columns, 3.1 * lines), squeeze=False, layout="constrained"
+    )
+    for axis, name in zip(axes.flat, names, strict=False):
+        for number, choice in enumerate(CHOICES["models"]):
+            points = [(1e3 * r["forces_s"], r["forces"]) for r in rows if (r["set"], r["choice"]) == (name, choice)]
+            if points:
+                axis.plot(*zip(*points, strict=True), "o", color=f"C{number}", label=choice)
+        axis.set(title=name, xlabel="energy and forces of one frame (ms)", ylabel="force MAE (meV/Å)")
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    axes.flat[0].legend(fontsize=7)
+    figure.savefig(HERE / "pareto.png", dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("group", nargs="?", choices=list(CHOICES))
     parser.add_argument("--budget", type=float, default=90.0, help="seconds of training steps per run")
     parser.add_argument("--only", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET")
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), metavar="RECIPE")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--report", action="store_true", help="only write the table")
+    parser.add_argument("--report", action="store_true", help="only write tables and figure")
     options = parser.parse_args()
     path = HERE / "results.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    for name in [] if options.report else options.only:
-        done = {row["recipe"] for row in rows if (row["set"], row["seed"]) == (name, options.seed)}
-        left = [recipe for recipe in options.recipes if recipe not in done]
+    changes = CHOICES.get(options.group, {})
+    for name in options.only if changes and not options.report else []:
+        done = {row["choice"] for row in rows if (row["set"], row["seed"]) == (name, options.seed)}
+        left = {choice: change for choice, change in changes.items() if choice not in done}
         if not left:
             continue
         import leignn_jax as leignn
 
         times = step_times(name, left)
-        for recipe in left:
-            seconds, per_epoch = times[recipe]
+        for choice, change in left.items():
+            seconds, per_epoch, forces = times[choice]
             epochs = max(1, round(options.budget / seconds / per_epoch))
-            values = settings(name, recipe, options.seed)
+            values = settings(name, change, options.seed)
             with tempfile.TemporaryDirectory() as folder:
                 values["run"] |= {"epochs": epochs, "validate_every": max(1, epochs // 20), "out": folder + "/run"}
                 found = leignn.train(values, progress=False).metrics["validation"]
-            row = {"set": name, "recipe": recipe, "seed": options.seed, "budget_s": options.budget}
-            row |= {"step_s": seconds, "epochs": epochs, "energy": found["energy_mae_mev_per_atom"]}
-            row |= {"forces": found["forces_mae_mev_per_angstrom"]}
+            row = {"group": options.group, "set": name, "choice": choice, "seed": options.seed}
+            row |= {"budget_s": options.budget, "step_s": seconds, "forces_s": forces, "epochs": epochs}
+            row |= {"energy": found["energy_mae_mev_per_atom"], "forces": found["forces_mae_mev_per_angstrom"]}
             rows.append(row)
-            rows.sort(key=lambda r: (list(SETS).index(r["set"]), r["seed"], list(RECIPES).index(r["recipe"])))
+            order = list(CHOICES["recipes"]) + list(CHOICES["models"])
+            rows.sort(key=lambda r: (list(SETS).index(r["set"]), r["seed"], order.index(r["choice"])))
             path.write_text(json.dumps(rows, indent=1) + "\n")
-            print(name, recipe, epochs, f"{row['energy']:.3g} meV/atom, {row['forces']:.3g} meV/Å", flush=True)
+            print(name, choice, epochs, f"{row['energy']:.3g} meV/atom, {row['forces']:.3g} meV/Å", flush=True)
     (HERE / "results.md").write_text(report(rows))
+    pareto(rows)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,8 @@ class LEIGNNConfig(ModelConfig):
     message_dtype: "float32", or "bfloat16" for the arrays [pairs, features] and what is gathered from them; geometry
         and sums stay in the positions' dtype.
     remat: recompute filters in the backward pass instead of keeping them: less memory, one more filter product.
+    tensor_features: width of the traceless symmetric tensors that each layer sums over neighbours
+        (:mod:`leignn_jax.models.tensors`); 0, as published, is none.
     """
 
     update: Literal["gated", "painn"] = "gated"
@@ -125,10 +127,12 @@ class LEIGNNConfig(ModelConfig):
     direct_forces: bool = False
     message_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    tensor_features: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("norm_floor", self.norm_floor, positive=True, most=100)
+        check_whole("tensor_features", self.tensor_features, 0, 4096)
         for name in ("global_nodes", "direct_forces", "remat"):
             check_flag(name, getattr(self, name))
         check_choice("update", self.update, ("gated", "painn"))

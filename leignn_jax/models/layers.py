@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int
 from leignn_jax.graph import Graph
 from leignn_jax.models.config import LEIGNNConfig, ModelConfig
 from leignn_jax.models.radial import smooth_filters
+from leignn_jax.models.tensors import contracted, quadrupoles
 from leignn_jax.pair_ops import AnyArray, pair_sum
 
 
@@ -41,6 +42,8 @@ def activation(x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
 # Scale of kernels at the end of a residual branch: what is added at the start is small beside what it is added to, so
 # that neither values nor gradients grow with the number of layers.
 BRANCH = 0.3
+# Where an atom has more than so many neighbours for each element, the first layer sums by element.
+FEW = 4
 
 
 def linear(features: int, name: str, scale: float = 1.0, bias: bool = False, precision: str | None = None) -> nn.Dense:
@@ -101,6 +104,8 @@ class LocalMessages(nn.Module):
 
     h = C2 sigma(C1 x), f = D phi, (m1, m2, m3)_ij = h_j f_ij / sqrt(3);
     dx_i = sum_j m3, dV_i = sum_j (m1 V_j + m2 u_ij) / sqrt(features).
+
+    With ``tensor_features`` a fourth message m4 gives T_i = sum_j m4 (u_ij u_ij - 1/3), which the update reads.
     """
 
     config: LEIGNNConfig
@@ -116,68 +121,66 @@ class LocalMessages(nn.Module):
         vectors: Float[Array, "nodes 3 features"] | None,
         species: Int[Array, "atoms"] | None = None,
     ):
-        """Changes of scalars ``[atoms, F]`` and vectors ``[atoms, 3, F]``.
+        """Changes of scalars ``[atoms, F]`` and vectors ``[atoms, 3, F]``, and tensors ``[atoms, 5, size]`` or None.
 
         ``species`` says that nodes are elements and not atoms, as in the first layer, and which element each atom is.
         """
-        features = scalars.shape[-1]
+        features, elements = scalars.shape[-1], scalars.shape[0]
         hidden = activation(linear(features // 2, "hidden", bias=True, precision=self.precision)(scalars))
-
-        def message(name):
-            return linear(features, name, bias=True, precision=self.precision)(hidden) / math.sqrt(3)
-
-        def filter_kernel(name):
-            return self.param(f"filter_{name}", filter_init(self.config), (radial.shape[1], features), jnp.float32)
-
-        directional, scalar = message("directional"), message("scalar")
-        kernel_directional, kernel_scalar = filter_kernel("directional"), filter_kernel("scalar")
-        if species is not None and 4 * scalars.shape[0] < graph.lists.neighbors.shape[1]:
-            density, dipole = _element_densities(graph, radial, directions, species, scalars.shape[0])
-            d_scalars = (self._dot(density, kernel_scalar) * scalar).sum(1)
-            d_vectors = (self._dot(dipole, kernel_directional) * directional).sum(2)
-            return d_scalars, d_vectors / math.sqrt(features)
-        if species is not None:
-            scalar, directional = rows(scalar, species), rows(directional, species)
+        few_elements = species is not None and FEW * elements < graph.lists.neighbors.shape[1]
 
         def stored(x):
             return x.astype(jnp.bfloat16) if self.config.message_dtype == "bfloat16" else x
 
-        def filters(kernel):
-            return stored(self._dot(radial, kernel))
+        def parts(name, size):
+            """What a message of this name is made of: from the sender's scalars, and the kernel of its filter."""
+            message = linear(size, name, bias=True, precision=self.precision)(hidden) / math.sqrt(3)
+            return message, self.param(f"filter_{name}", filter_init(self.config), (radial.shape[1], size), jnp.float32)
 
-        d_scalars = pair_sum(graph.lists, filters(kernel_scalar), stored(scalar)[:, None])[:, 0]
-        d_vectors = pair_sum(
-            graph.lists, filters(kernel_directional), stored(directional)[:, None], directions[..., None], odd=True
-        )
+        def summed(message, kernel, coefficients=None, odd=False):
+            if few_elements:
+                sums = _element_sums(graph, radial, species, elements, coefficients, odd)
+                return (self._dot(sums, kernel) * message).sum(2)
+            sent = message if species is None else rows(message, species)
+            filters = stored(self._dot(radial, kernel))
+            return pair_sum(graph.lists, filters, stored(sent)[:, None], coefficients, odd=odd)
+
+        d_vectors = summed(*parts("directional", features), directions[..., None], odd=True)
+        d_scalars = summed(*parts("scalar", features))[:, 0]
         if vectors is not None:
-            carried = stored(message("vector")[:, None] * vectors)
-            d_vectors += pair_sum(graph.lists, filters(filter_kernel("vector")), carried)
-        return d_scalars, d_vectors / math.sqrt(features)
+            message, kernel = parts("vector", features)
+            carried = stored(message[:, None] * vectors)
+            d_vectors += pair_sum(graph.lists, stored(self._dot(radial, kernel)), carried)
+        tensors = None
+        if size := self.config.tensor_features:
+            tensors = summed(*parts("tensor", size), quadrupoles(directions)[..., None])
+        return d_scalars, d_vectors / math.sqrt(features), tensors
 
     def _dot(self, x, kernel):
         return jnp.dot(x, kernel.astype(x.dtype), precision=self.precision)
 
 
-def _element_densities(graph: Graph, radial, directions, species, elements: int):
-    """Sums of radial functions, and of them times directions, over each atom's neighbours of each element.
+def _element_sums(graph: Graph, radial, species, elements: int, coefficients, odd: bool):
+    """Sums of radial functions times coefficients over each atom's neighbours of each element.
 
     Where all neighbours of one element send the same message, it can be taken out of the sum: what is left has as many
-    columns as there are radial functions instead of features. ``[atoms, elements, radial]`` and ``[atoms, 3, ...]``.
+    columns as there are radial functions instead of features. ``[atoms, M, elements, radial]``, M of the coefficients.
     """
     is_element = (species[:, None] == jnp.arange(elements)).astype(radial.dtype)
     shape = (*is_element.shape, radial.shape[1])
-    density = pair_sum(graph.lists, radial, jnp.broadcast_to(is_element[..., None], shape))
-    dipole = [
+    if coefficients is None:
+        return pair_sum(graph.lists, radial, jnp.broadcast_to(is_element[..., None], shape))[:, None]
+    sums = [
         pair_sum(
             graph.lists,
             radial,
             jnp.broadcast_to(is_element[:, e, None, None], (shape[0], 1, shape[2])),
-            directions[..., None],
-            odd=True,
+            coefficients,
+            odd=odd,
         )
         for e in range(elements)
     ]
-    return density, jnp.stack(dipole, axis=2)
+    return jnp.stack(sums, axis=2)
 
 
 def rows(table, index):
@@ -193,6 +196,9 @@ class LocalUpdate(nn.Module):
 
     - gated (LEIGNN): dx = a2 / sqrt(2) + x tanh(a3), dV = a1 V1;
     - painn: dx = (a1 + a2 (V1 . V2) / sqrt(features)) / sqrt(2), dV = a3 V1.
+
+    With tensors T, of which T1 and T2 are mixtures, and V3 one of V of their width, Q1 reads |T1| and V3 . T2 V3 too, and dV
+    gains a4 C T2 V3.
     """
 
     kind: str
@@ -200,7 +206,13 @@ class LocalUpdate(nn.Module):
     floor: float = 1e-8
 
     @nn.compact
-    def __call__(self, scalars: Float[Array, "atoms features"], vectors: Float[Array, "atoms 3 features"], last: bool):
+    def __call__(
+        self,
+        scalars: Float[Array, "atoms features"],
+        vectors: Float[Array, "atoms 3 features"],
+        tensors: Float[Array, "atoms 5 size"] | None,
+        last: bool,
+    ):
         """The new scalars and vectors; with ``last`` the vectors are not needed any more and None."""
         features, precision = scalars.shape[-1], self.precision
         right = linear(features, "vectors_right", precision=precision)(vectors)
@@ -208,6 +220,15 @@ class LocalUpdate(nn.Module):
         # V starts smaller than x by sqrt(features): its norm's kernel starts larger by as much.
         hidden = linear(features, "hidden_scalars", math.sqrt(0.5), bias=True, precision=precision)(scalars)
         hidden += linear(features, "hidden_norm", math.sqrt(0.5 * features), precision=precision)(norm)
+        turned = None
+        if tensors is not None:
+            size = tensors.shape[2]
+            mixed = linear(size, "tensors_right", precision=precision)(tensors)
+            tensor_norm = jnp.sqrt((mixed**2).sum(1) + self.floor)
+            hidden += linear(features, "hidden_tensor", math.sqrt(0.5), precision=precision)(tensor_norm)
+            few = linear(size, "vectors_tensor", math.sqrt(features), precision=precision)(vectors)
+            turned = contracted(linear(size, "tensors_left", precision=precision)(tensors), few)
+            hidden += linear(features, "hidden_inner", math.sqrt(0.5), precision=precision)((turned * few).sum(1))
         hidden = activation(hidden)
 
         def head(name):
@@ -224,7 +245,11 @@ class LocalUpdate(nn.Module):
             change = (head("add") + head("inner") * inner) / math.sqrt(2)
         if last:
             return scalars + change, None
-        return scalars + change, vectors + head("vectors_gate")[:, None] * left
+        vectors = vectors + head("vectors_gate")[:, None] * left
+        if turned is not None:
+            back = linear(features, "vectors_turned", 1 / math.sqrt(features), precision=precision)(turned)
+            vectors = vectors + head("turned_gate")[:, None] * back
+        return scalars + change, vectors
 
 
 class LocalToGlobal(nn.Module):

@@ -80,7 +80,7 @@ class LEIGNN(nn.Module):
             changes = message(
                 graph, radial, directions, sent, None if vectors is None else graph.around(vectors), elements
             )
-            d_scalars, d_vectors = map(graph.own, changes)
+            d_scalars, d_vectors, tensors = (None if x is None else graph.own(x) for x in changes)
             if elements is not None:
                 scalars = rows(scalars, graph.own(species))
             scalars = (scalars + d_scalars) / math.sqrt(2)
@@ -88,7 +88,7 @@ class LEIGNN(nn.Module):
 
             update = LocalUpdate(config.update, precision, config.norm_floor, name=f"update_{layer}")
             received = vectors
-            scalars, vectors = update(scalars, vectors, last and not config.direct_forces)
+            scalars, vectors = update(scalars, vectors, tensors, last and not config.direct_forces)
 
             if config.global_nodes and not last:
                 atoms = jnp.maximum(graph.sum_atoms(graph.atom_mask.astype(distances.dtype)), 1)

@@ -1,0 +1,40 @@
+r"""Traceless symmetric tensors of rank 2, five numbers each, in the basis E_m that makes their product a dot product.
+
+What a sum of directions u over neighbours is to dipoles, a sum of u u^T - 1/3 is to quadrupoles: with it an atom tells a
+square from a tetrahedron around it, which scalars and vectors of one layer can't.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# E_m [5, 3, 3]: tr(E_m E_n) = 1 where m = n, else 0.
+_S = math.sqrt(0.5)
+BASIS = np.zeros((5, 3, 3))
+BASIS[0, 0, 1] = BASIS[0, 1, 0] = BASIS[1, 1, 2] = BASIS[1, 2, 1] = BASIS[2, 0, 2] = BASIS[2, 2, 0] = _S
+BASIS[3] = np.diag([_S, -_S, 0.0])
+BASIS[4] = np.diag([-1.0, -1.0, 2.0]) / math.sqrt(6)
+
+
+def quadrupoles(directions: Float[Array, "pairs 3"]) -> Float[Array, "pairs 5"]:
+    """sqrt(3/2) u^T E_m u of unit vectors u: five numbers of length 1."""
+    x, y, z = (directions[:, i] for i in range(3))
+    c = math.sqrt(3)
+    return jnp.stack(
+        [c * x * y, c * y * z, c * x * z, 0.5 * c * (x * x - y * y), z * z - 0.5 * (x * x + y * y)], axis=1
+    )
+
+
+def contracted(
+    tensors: Float[Array, "atoms 5 features"], vectors: Float[Array, "atoms 3 features"]
+) -> Float[Array, "atoms 3 features"]:
+    """The product of a tensor with a vector, feature by feature."""
+    a, b, c, d, e = (tensors[:, m] for m in range(5))
+    x, y, z = (vectors[:, i] for i in range(3))
+    e = e / math.sqrt(3)
+    rows = ((d - e) * x + a * y + c * z, a * x - (d + e) * y + b * z, c * x + b * y + 2 * e * z)
+    return _S * jnp.stack(rows, axis=1)
