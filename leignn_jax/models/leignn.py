@@ -80,7 +80,8 @@ class LEIGNN(nn.Module):
             changes = message(
                 graph, radial, directions, sent, None if vectors is None else graph.around(vectors), elements
             )
-            d_scalars, d_vectors, tensors = (None if x is None else graph.own(x) for x in changes)
+            d_scalars, d_vectors = map(graph.own, changes[:2])
+            tensors = None if changes[2] is None else graph.own(changes[2])
             if elements is not None:
                 scalars = rows(scalars, graph.own(species))
             scalars = (scalars + d_scalars) / math.sqrt(2)
