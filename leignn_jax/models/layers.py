@@ -197,8 +197,8 @@ class LocalUpdate(nn.Module):
     - gated (LEIGNN): dx = a2 / sqrt(2) + x tanh(a3), dV = a1 V1;
     - painn: dx = (a1 + a2 (V1 . V2) / sqrt(features)) / sqrt(2), dV = a3 V1.
 
-    With tensors T, of which T1 and T2 are mixtures, and V3 one of V of their width, Q1 reads ``|T1|`` and ``V3 . T2 V3`` too, and dV
-    gains a4 C T2 V3.
+    With tensors T, of which T1 and T2 are mixtures, and V3 one of V of their width, Q1 reads ``|T1|`` and ``V3 . T2 V3``
+    too, and dV gains a4 C T2 V3.
     """
 
     kind: str
