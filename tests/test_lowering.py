@@ -64,8 +64,8 @@ def check(traced, platform: str) -> Counter:
     return found
 
 
-def potential():
-    model = leignn.preset("small", elements=("Cu",), features=16)
+def potential(**settings):
+    model = leignn.preset("small", elements=("Cu",), features=16, **settings)
     return leignn.Potential.create(model, jax.random.key(0), reference_energies={"Cu": -1.0}, scale=0.5)
 
 
@@ -76,8 +76,8 @@ def crystal():
     return atoms
 
 
-def of_potential(atoms, graphs: int):
-    model = potential()
+def of_potential(atoms, graphs: int, **settings):
+    model = potential(**settings)
     graph = leignn.Graph.batch([leignn.Graph.from_ase(atoms, model.cutoff)] * graphs)
     return jax.jit(lambda model, graph: model.compute(graph)[:3]).trace(model, graph)
 
@@ -88,13 +88,13 @@ def of_hessian(atoms):
     return jax.jit(second_derivatives).trace(model, graph, np.arange(3))
 
 
-def of_training(members: int):
+def of_training(members: int, **settings):
     kinds = LossKinds(with_stress=True)
     config = make_config({"optimizer": {"warmup_epochs": 0}, "loss": {"stress_weight": 0.5}})
     examples = [example(a, read_labels(a), 5.0, {"Cu": -1.0}) for a in copper(4, sizes=((1, 1, 1), (2, 1, 1)))]
     sizes = sizes_of(examples)
     shape = Shape(int(sizes[:, 0].sum()), int(sizes[:, 1].sum()), int(sizes[:, 2].max()), len(examples))
-    state = start_state(potential(), config.hyperparameters(10), config.optimizer.algorithm, ())
+    state = start_state(potential(**settings), config.hyperparameters(10), config.optimizer.algorithm, ())
     step = partial(train_step, kinds=kinds, algorithm=config.optimizer.algorithm)
     if members:
         state = jax.tree.map(lambda x: jnp.stack([x] * members), state)
@@ -124,9 +124,13 @@ def of_rollout(atoms):
 PROGRAMS = {
     "energy, forces, stress": lambda atoms: of_potential(atoms, 1),
     "of a batch": lambda atoms: of_potential(atoms, 3),
+    "with tensors": lambda atoms: of_potential(atoms, 1, tensor_features=8),
+    "of higher order": lambda atoms: of_potential(atoms, 1, variant="higher_order"),
     "hessian": of_hessian,
     "training": lambda _: of_training(0),
     "training of 4 members": lambda _: of_training(4),
+    "training with tensors": lambda _: of_training(0, tensor_features=8),
+    "training of higher order": lambda _: of_training(0, variant="higher_order"),
     "nve": lambda atoms: of_simulation(atoms, NVE(), 1),
     "nvt": lambda atoms: of_simulation(atoms, NoseHoover(300.0), 1),
     "csvr": lambda atoms: of_simulation(atoms, CSVR(300.0), 1),
@@ -138,7 +142,7 @@ PROGRAMS = {
 
 
 # Of programs that differ little one is enough for every day.
-ALIKE = ("training", "nve", "nvt", "csvr", "npt")
+ALIKE = ("training", "training with tensors", "with tensors", "of higher order", "nve", "nvt", "csvr", "npt")
 
 
 @pytest.mark.parametrize(

@@ -131,5 +131,11 @@ def _muon(hyper: Hyperparameters) -> optax.GradientTransformation:
         muon_weight_dimension_numbers=matrices,
         consistent_rms=0.2,
     )
-    # It gives what is to be added; here updates are what is taken off.
-    return optax.chain(scaled, optax.scale(-1.0))
+
+    def update(gradient, state, params=None):
+        # The same numbers on every device; matrices of features are small.
+        with jax.default_matmul_precision("highest"):
+            return scaled.update(gradient, state, params)
+
+    # Muon gives what is to be added; here updates are what is taken off.
+    return optax.chain(optax.GradientTransformation(scaled.init, update), optax.scale(-1.0))
