@@ -52,7 +52,7 @@ def values_of(system: str, variant: str) -> dict:
         "data": {**base["data"], **files},
         "model": {**OURS, **change.get("model", {})},
         "loss": {**base["loss"], **change.get("loss", {})},
-        "optimizer": {"weight_decay": 0.01},
+        "optimizer": {"algorithm": "adam", "learning_rate": 2e-3, "weight_decay": 0.01},
         "run": change.get("run", {}),
     }
 

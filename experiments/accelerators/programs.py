@@ -90,7 +90,7 @@ def training(preset: str, atoms: int, batch: int, members: int = 0, **settings):
     examples = [example(one, read_labels(one), 5.0, dict.fromkeys(ELEMENTS, -1.0)) for one in frames]
     sizes = sizes_of(examples)
     shape = Shape(int(sizes[:, 0].sum()), int(sizes[:, 1].sum()), int(sizes[:, 2].max()), len(examples))
-    config = make_config({"optimizer": {"warmup_epochs": 0}})
+    config = make_config({"optimizer": {"algorithm": "adam", "warmup_epochs": 0}})
     model = potential(preset, **settings)
     state = start_state(model, config.hyperparameters(10), config.optimizer.algorithm, ())
     step = partial(train_step, kinds=LossKinds(), algorithm=config.optimizer.algorithm)

@@ -36,6 +36,7 @@ def config(on_device: bool):
     return make_config({
         "data": {"train": str(bundled_data("ethanol") / "train.extxyz.xz"), "batch_size": BATCH, "on_device": on_device},
         "model": {"preset": "small"},
+        "optimizer": {"algorithm": "adam"},
         "run": {"epochs": 10},
     })  # fmt: skip
 

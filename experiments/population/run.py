@@ -56,6 +56,7 @@ def main() -> None:
         base = {
             "data": {"train": str(DATA), "batch_size": 5, "validation_fraction": 0.05},
             "model": {"preset": "small"},
+            "optimizer": {"algorithm": "adam"},
             "run": {"epochs": options.epochs, "out": f"{folder}/study"},
         }
         found, together = run(MANY, {"base": base, "space": {"optimizer.learning_rate": rates}, "search": "grid"})
@@ -63,7 +64,7 @@ def main() -> None:
         for i in range(alone_count):
             values = {
                 **base,
-                "optimizer": {"learning_rate": rates[i]},
+                "optimizer": {"algorithm": "adam", "learning_rate": rates[i]},
                 "run": {**base["run"], "out": f"{folder}/{i}"},
             }
             loss, seconds = run(ONE, values)

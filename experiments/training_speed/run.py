@@ -55,7 +55,7 @@ def time_leignn(case: str, warm: int, steps: int) -> dict:
 
     frames, order = frames_and_order(case, warm + steps)
     size = CASES[case][1]
-    config = make_config({"data": {"batch_size": size}})
+    config = make_config({"data": {"batch_size": size}, "optimizer": {"algorithm": "adam"}})
     labelled = load_frames(DATA / CASES[case][0], config.data, CUTOFF).take(range(len(frames)))
     references = references_for(labelled, config.data)
     model = leignn.preset(
