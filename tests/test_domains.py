@@ -235,6 +235,7 @@ def memory_falls():
     assert (shares[1:] * [2, 4, 8] < [1.3, 1.5, 1.8]).all(), shares
 
 
+@pytest.mark.slow
 def test_memory_of_a_device_falls_with_their_number():
     in_eight(__file__, "memory_falls")
 

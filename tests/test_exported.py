@@ -86,6 +86,7 @@ def test_other_structures_of_its_size(potential, silicon, file):
         close(program.predict(atoms), potential.predict(atoms))
 
 
+@pytest.mark.slow
 def test_a_molecule_in_float64(tmp_path):
     potential = leignn.load_potential("ethanol")
     frames = leignn.read_frames(bundled_data("ethanol") / "train.extxyz.xz")[:2]

@@ -98,6 +98,7 @@ def test_it_stops_where_it_is_unsure(members):
     assert committee_predict(members, held.atoms).doubt > bound
 
 
+@pytest.mark.slow
 def test_each_replica_stops_by_itself(members):
     model = leignn.CommitteeModel(members)
     frames = sorted((crystal(i, 0.1) for i in range(6)), key=lambda atoms: committee_predict(members, atoms).doubt)

@@ -108,6 +108,7 @@ def test_members_are_runs_alone_after_100_steps(data, tmp_path):
             close(one.potential.params, alone.potential.params, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_numbers_change_what_they_name(data, tmp_path):
     """No two members of a population with one number changed each end alike."""
     space = {"optimizer.learning_rate": [1e-3, 5e-3], "optimizer.weight_decay": [0.0, 0.3], "run.seed": [0, 1]}
