@@ -143,6 +143,7 @@ def pareto(rows: list[dict]) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), "o", color=f"C{number}", label=choice)
         axis.set(title=name, xlabel="energy and forces of one frame (ms)", ylabel="force MAE (meV/Å)")
+        axis.margins(0.25)
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
