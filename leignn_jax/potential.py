@@ -86,7 +86,7 @@ class Potential:
             scale: eV; the force RMS of the data times 1 Å is a good one.
             metadata: facts to keep with the potential; plain JSON types.
         """
-        _check_config(config)
+        network(config)  # raises ConfigError where it is of no model
         if not (isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
             raise ConfigError(f"key must be a random key, such as jax.random.key(0), not {key!r:.60}.")
         return cls.from_params(
@@ -104,7 +104,7 @@ class Potential:
         metadata: Mapping[str, Any] | None = None,
     ) -> Potential:
         """A potential with these network parameters; the other arguments as in :meth:`create`."""
-        _check_config(config)
+        network(config)  # raises ConfigError where it is of no model
         reference_energies = check_mapping("reference_energies", reference_energies)
         check_number("scale", scale)
         check_number("energy_shift", energy_shift)
@@ -227,7 +227,8 @@ class Potential:
 
         Of a LEIGNN ``F x 0e + F x 1o``, scalars and vectors; of a model of higher order every degree it has. To build
         heads on: a dipole is a ``1o``, a polarisability ``0e + 2e`` (docs, "Other properties"). Where an energy alone was
-        trained, no head reads the vectors of the last layer: they are as they came from the neighbours.
+        trained, no head reads the vectors of the last layer: they are as they came from the neighbours. No unit; dtype of
+        the positions; padding has features too, which mean nothing; of a divided structure those of own atoms. Pure.
         """
         import e3nn_jax
 
@@ -440,10 +441,6 @@ def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_in_words(one)}" for name, one in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _check_config(config: Any) -> None:
-    network(config)
 
 
 def _as_json(name: str, values: Any) -> str:

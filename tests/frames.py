@@ -24,3 +24,11 @@ def copper(count: int = 8, seed: int = 0, sizes=((1, 1, 1),), stress: bool = Tru
         atoms.calc = SinglePointCalculator(atoms, **results)
         frames.append(atoms)
     return frames
+
+
+def silicon_with_oxygen():
+    """Four atoms of two elements off their sites, in a cell smaller than a cutoff."""
+    atoms = bulk("Si") * (2, 1, 1)
+    atoms.symbols[1] = "O"
+    atoms.rattle(0.1, seed=0)
+    return atoms

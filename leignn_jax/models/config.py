@@ -141,6 +141,7 @@ class LEIGNNConfig(ModelConfig):
     def in_words(self) -> str:
         """The choices beside its size, for a person."""
         parts = [f"{self.update} update", super().in_words()]
+        parts += [f"{self.tensor_features} tensors"] if self.tensor_features else []
         return ", ".join(parts + [n.replace("_", " ") for n in ("global_nodes", "direct_forces") if getattr(self, n)])
 
 
@@ -190,8 +191,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def config_class(variant: str) -> type[ModelConfig]:
     """The class of a variant's configs; ConfigError where there is no such variant."""
-    check_choice("variant", variant, (*VARIANTS, "higher_order"))
-    return HigherOrderConfig if variant == "higher_order" else LEIGNNConfig
+    check_choice("variant", variant, dict.fromkeys([*VARIANTS, *ARCHITECTURES]))
+    return ARCHITECTURES.get(variant, LEIGNNConfig)
 
 
 def preset(name: str, *, variant: Variant | Literal["higher_order"] = "leignn", **settings: Any) -> ModelConfig:

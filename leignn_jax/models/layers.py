@@ -43,7 +43,7 @@ def activation(x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
 # that neither values nor gradients grow with the number of layers.
 BRANCH = 0.3
 # Where an atom has more than so many neighbours for each element, the first layer sums by element.
-FEW = 4
+_NEIGHBORS_PER_ELEMENT = 4
 
 
 def linear(features: int, name: str, scale: float = 1.0, bias: bool = False, precision: str | None = None) -> nn.Dense:
@@ -127,7 +127,7 @@ class LocalMessages(nn.Module):
         """
         features, elements = scalars.shape[-1], scalars.shape[0]
         hidden = activation(linear(features // 2, "hidden", bias=True, precision=self.precision)(scalars))
-        few_elements = species is not None and FEW * elements < graph.lists.neighbors.shape[1]
+        few_elements = species is not None and _NEIGHBORS_PER_ELEMENT * elements < graph.lists.neighbors.shape[1]
 
         def stored(x):
             return x.astype(jnp.bfloat16) if self.config.message_dtype == "bfloat16" else x

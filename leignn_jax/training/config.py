@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from leignn_jax.arguments import MOST_SEED
 from leignn_jax.data.readers.units import unit_factors
 from leignn_jax.errors import ConfigError
-from leignn_jax.models.config import PRESETS, VARIANTS, ModelConfig, config_class, did_you_mean, preset
+from leignn_jax.models.config import ARCHITECTURES, PRESETS, VARIANTS, ModelConfig, config_class, did_you_mean, preset
 from leignn_jax.training.loss import LossKinds, LossWeights
 from leignn_jax.training.optimizer import Hyperparameters
 from leignn_jax.training.strict_yaml import parse_yaml, read_yaml
@@ -321,9 +321,8 @@ def _check_model(config: TrainConfig) -> None:
     try:
         made = config.model_copy(update={"model": {**settings, "elements": elements}}).model_for(tuple(elements))
     except TypeError as error:
-        raise ConfigError(
-            f"model: {error}. Presets: {list(PRESETS)}; variants: {[*VARIANTS, 'higher_order']}."
-        ) from error
+        variants = list(dict.fromkeys([*VARIANTS, *ARCHITECTURES]))
+        raise ConfigError(f"model: {error}. Presets: {list(PRESETS)}; variants: {variants}.") from error
     if config.loss.force_source == "direct" and not made.direct_forces:
         raise ConfigError("loss.force_source is direct, but the model has no such head: set model.direct_forces=true.")
 

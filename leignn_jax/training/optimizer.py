@@ -132,10 +132,10 @@ def _muon(hyper: Hyperparameters) -> optax.GradientTransformation:
         consistent_rms=0.2,
     )
 
-    def update(gradient, state, params=None):
+    def update(updates, state, params=None):
         # The same numbers on every device; matrices of features are small.
         with jax.default_matmul_precision("highest"):
-            return scaled.update(gradient, state, params)
+            return scaled.update(updates, state, params)
 
     # Muon gives what is to be added; here updates are what is taken off.
     return optax.chain(optax.GradientTransformation(scaled.init, update), optax.scale(-1.0))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
+from frames import silicon_with_oxygen as crystal
 
 import leignn_jax as leignn
 from leignn_jax import differentiable, testing
@@ -18,13 +19,6 @@ from leignn_jax.models.higher_order import coupling, paths
 from leignn_jax.pair_ops import pair_sum
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
-
-
-def crystal():
-    atoms = ase.build.bulk("Si") * (2, 1, 1)
-    atoms.symbols[1] = "O"
-    atoms.rattle(0.1, seed=0)
-    return atoms
 
 
 def untrained(degree=2, **settings):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from frames import silicon_with_oxygen as crystal
 
 import leignn_jax as leignn
 from leignn_jax import testing
@@ -14,13 +15,6 @@ from leignn_jax.models import layers
 from leignn_jax.models.tensors import BASIS, contracted, quadrupoles
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
-
-
-def crystal():
-    atoms = ase.build.bulk("Si") * (2, 1, 1)
-    atoms.symbols[1] = "O"
-    atoms.rattle(0.1, seed=0)
-    return atoms
 
 
 def untrained(**settings):
@@ -99,7 +93,7 @@ def test_sums_by_element_are_the_sums_over_pairs(monkeypatch):
     by_element = potential.predict(atoms, dtype="float64")
     monkeypatch.setattr(layers, "_element_sums", None)
     jax.clear_caches()
-    monkeypatch.setattr(layers, "FEW", np.inf)
+    monkeypatch.setattr(layers, "_NEIGHBORS_PER_ELEMENT", np.inf)
     by_pair = potential.predict(atoms, dtype="float64")
     np.testing.assert_allclose(by_element.forces, by_pair.forces, atol=1e-12)
 
