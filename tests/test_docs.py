@@ -41,6 +41,7 @@ SLOW = {
     "docs/howto/fine_tune.md",
     "docs/howto/fit.md",
     "docs/howto/molecular_dynamics.md",
+    "docs/howto/other_properties.md",
     "docs/howto/relax_phonons_elasticity.md",
 }
 NOT_RUN = {

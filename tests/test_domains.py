@@ -130,7 +130,8 @@ def simulations_are_the_same(name):
     same(one, eight)
 
 
-@pytest.mark.parametrize("name", [n if n == "npt" else pytest.param(n, marks=pytest.mark.slow) for n in ENSEMBLES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENSEMBLES)
 def test_simulations_are_those_of_one_device(name):
     in_eight(__file__, "simulations_are_the_same", name)
 

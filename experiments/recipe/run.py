@@ -39,6 +39,8 @@ CHOICES = {
     "models": {
         "leignn": {"model": {"tensor_features": 0}},
         "tensors 32": {"model": {"tensor_features": 32}},
+        "tensors 32, local": {"model": {"tensor_features": 32, "global_nodes": False}},
+        "late energy": {"model": {"tensor_features": 32}, "loss": {"final_energy_weight": 5.0}},
         "higher order 1": {"model": {"variant": "higher_order", "degree": 1}},
         "higher order 2": {"model": {"variant": "higher_order", "degree": 2}},
     },
@@ -55,6 +57,7 @@ def settings(name: str, change: dict, seed: int) -> dict:
         "data": {"batch_size": BATCH[name], **{key: str(file) for key, file in files.items() if file.exists()}},
         "model": {"preset": "small", **change.get("model", {})},
         "optimizer": change.get("optimizer", {}),
+        "loss": change.get("loss", {}),
         "run": {"seed": seed},
     }
 
@@ -158,12 +161,14 @@ def main() -> None:
     parser.add_argument("group", nargs="?", choices=list(CHOICES))
     parser.add_argument("--budget", type=float, default=90.0, help="seconds of training steps per run")
     parser.add_argument("--only", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET")
+    parser.add_argument("--choices", nargs="+", metavar="CHOICE", help="only these of the group")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="only write tables and figure")
     options = parser.parse_args()
     path = HERE / "results.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     changes = CHOICES.get(options.group, {})
+    changes = {choice: changes[choice] for choice in options.choices or changes}
     for name in options.only if changes and not options.report else []:
         done = {row["choice"] for row in rows if (row["set"], row["seed"]) == (name, options.seed)}
         left = {choice: change for choice, change in changes.items() if choice not in done}

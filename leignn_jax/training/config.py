@@ -115,7 +115,7 @@ class OptimizerSettings(Section):
     algorithm: "muon" is for matrices, with Adam for the rest: dearer steps, of which fewer are needed
         (``experiments/recipe``). With "adam" or "amsgrad" a learning rate of 2e-3 is a good one.
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
-    warmup_epochs: may be a fraction of an epoch.
+    warmup_epochs: may be a fraction of an epoch; None: two, or a tenth of the training where that is less.
     plateau_patience: epochs; None never.
     freeze: patterns of parameters that are not trained.
     """
@@ -123,7 +123,7 @@ class OptimizerSettings(Section):
     algorithm: Literal["adam", "amsgrad", "muon"] = "muon"
     learning_rate: Positive = 5e-3
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: NotNegative = 2.0
+    warmup_epochs: NotNegative | None = None
     final_fraction: Fraction = 0.0
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.8
     plateau_patience: Count | None = None
@@ -195,6 +195,7 @@ class TrainConfig(Section):
         """The numbers of the training as arrays' worth of floats."""
         o, loss = self.optimizer, self.loss
         total = float(self.run.epochs * steps_per_epoch)
+        warmup = min(2.0, 0.1 * self.run.epochs) if o.warmup_epochs is None else o.warmup_epochs
         first = LossWeights(loss.energy_weight, loss.forces_weight, loss.stress_weight, loss.huber_delta)
 
         def final(value, start):
@@ -208,7 +209,7 @@ class TrainConfig(Section):
         )
         return Hyperparameters(
             learning_rate=o.learning_rate,
-            warmup_steps=o.warmup_epochs * steps_per_epoch,
+            warmup_steps=warmup * steps_per_epoch,
             decay_steps=total if o.schedule == "cosine" else math.inf,
             final_fraction=o.final_fraction,
             plateau_factor=o.plateau_factor,

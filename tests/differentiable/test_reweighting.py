@@ -134,6 +134,7 @@ def test_every_slope_at_constant_pressure_is_that_of_differences(argon):
         assert float(slopes[name]) == pytest.approx((up - down) / (2 * h), rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_the_pressure_of_a_barostat_is_reached_by_weights(argon):
     # Where no weights are needed the mean pressure is the target; at another target the weights take it there.
     for target in (0.05, 0.055):

@@ -79,6 +79,7 @@ def test_its_mean_moves_atoms_in_one_program(members, potentials):
     assert np.ptp(conserved) < 0.01 * np.ptp(run.thermo["potential_energy_eV"]) + 1e-4
 
 
+@pytest.mark.slow
 def test_it_stops_where_it_is_unsure(members):
     atoms = crystal(0, 0.02)
     model = leignn.CommitteeModel(members)

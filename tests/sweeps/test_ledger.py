@@ -89,6 +89,7 @@ def test_what_has_ended_is_not_trained_again(undisturbed):
     same(again, undisturbed)
 
 
+@pytest.mark.slow
 def test_members_that_come_are_trained_alone(data, undisturbed, tmp_path):
     first = leignn.sweep(study(data, tmp_path / "study"), progress=False)
     same(first, undisturbed)

@@ -201,6 +201,7 @@ def test_samples_can_be_added(data, undisturbed, tmp_path):
         leignn.sweep(other, extend=True, progress=False)
 
 
+@pytest.mark.slow
 def test_a_population_has_one_shape_and_each_shape_one_program(data, tmp_path):
     values = study(data, tmp_path / "study", samples=8, members_at_once=2, trials_per_shape=2)
     values["space"] = {**SPACE, "model.features": [4, 8]}

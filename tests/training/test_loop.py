@@ -316,7 +316,8 @@ def test_early_stop(files, tmp_path):
     assert len(again.history) == len(result.history)
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_frames_that_stay_on_the_device_change_no_number(files, tmp_path, accumulate):
     """Frames of several sizes, so that batches have several shapes; the program of an epoch is compiled once."""
     write_hdf5(tmp_path / "train.h5", copper(20, 0, ((1, 1, 1), (1, 1, 1), (3, 1, 1))))
@@ -352,6 +353,7 @@ def test_frames_can_not_stay_on_the_device_for_a_fit(files, tmp_path):
     assert resident_frames(prepared, make_config(values), possible=True) is None
 
 
+@pytest.mark.slow
 def test_accumulated_batches(files, tmp_path):
     values = settings(files, tmp_path / "run", epochs=2)
     values["data"] |= {"batch_size": 2, "accumulate": 2}
