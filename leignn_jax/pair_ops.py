@@ -182,7 +182,11 @@ def _difference_rule(arrays, tables, platform):
 
 def _divergence_rule(arrays, tables, platform):
     (flow,), (_, _, _, pairs, signs) = arrays, tables
-    return -(_take(flow, pairs) * _signs(signs, True, flow.dtype)[..., None]).sum(1)
+
+    def slot(pairs, signs):
+        return -_take(flow, pairs) * _signs(signs, True, flow.dtype)[..., None]
+
+    return _sum_slots(slot, (pairs, signs), flow.shape[1:], flow.dtype, platform)
 
 
 def _row_bytes(*arrays) -> int:

@@ -4,8 +4,9 @@
     python experiments/recipe/run.py models --budget 90      # as long, or longer
     python experiments/recipe/run.py --report                # results.md and pareto.png from what is there
 
-Steps of all recipes are timed in turns first; then each trains for as many epochs as fit into the budget by these times, so
-that other work on the machine does not decide. Judged on frames held out from the train files; no test file is read.
+Steps of all choices are timed in turns first, in seconds of the processor; then each trains for as many epochs as fit into the
+budget by these times, so that other work on the machine does not decide. Run it on one core (taskset). Judged on frames held
+out from the train files; no test file is read.
 """
 
 import argparse
@@ -38,9 +39,9 @@ CHOICES = {
     },
     "models": {
         "leignn": {"model": {"tensor_features": 0}},
+        "local": {"model": {"tensor_features": 0, "global_nodes": False}},
         "tensors 32": {"model": {"tensor_features": 32}},
         "tensors 32, local": {"model": {"tensor_features": 32, "global_nodes": False}},
-        "late energy": {"model": {"tensor_features": 32}, "loss": {"final_energy_weight": 5.0}},
         "higher order 1": {"model": {"variant": "higher_order", "degree": 1}},
         "higher order 2": {"model": {"variant": "higher_order", "degree": 2}},
     },
@@ -57,7 +58,6 @@ def settings(name: str, change: dict, seed: int) -> dict:
         "data": {"batch_size": BATCH[name], **{key: str(file) for key, file in files.items() if file.exists()}},
         "model": {"preset": "small", **change.get("model", {})},
         "optimizer": change.get("optimizer", {}),
-        "loss": change.get("loss", {}),
         "run": {"seed": seed},
     }
 
@@ -91,9 +91,9 @@ def step_times(name: str, changes: dict[str, dict]) -> dict[str, tuple[float, in
         for choice, both in calls.items():
             for call, times in zip(both, found[choice], strict=True):
                 for _ in range(6):
-                    began = time.perf_counter()
+                    began = time.process_time()
                     jax.block_until_ready(call())
-                    times.append(time.perf_counter() - began)
+                    times.append(time.process_time() - began)
     return {c: (statistics.median(found[c][0]), per_epoch[c], statistics.median(found[c][1])) for c in changes}
 
 
