@@ -25,6 +25,7 @@ from sets import SETS
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"
 RESULTS = HERE / "results.json"
+PAINN = HERE / "painn.json"
 
 
 def settings(name: str, preset: str, epochs: int, out: str) -> dict:
@@ -73,6 +74,13 @@ def train_and_judge(name: str, preset: str, minutes: float) -> dict:
     }
 
 
+def painn_beside(row: dict) -> dict | None:
+    """What PaiNN came to on the same test file in the same minutes."""
+    rows = json.loads(PAINN.read_text()) if PAINN.exists() else []
+    same = [r for r in rows if (r["set"], r["minutes"]) == (row["set"], row["minutes"])]
+    return same[0]["test"] if same else None
+
+
 def report(rows: list[dict]) -> str:
     """The table as Markdown."""
     lines = [
@@ -83,8 +91,8 @@ def report(rows: list[dict]) -> str:
         "(READMEs of the sets).",
         "",
         "| set | file | preset | minutes | epochs | energy MAE (meV/atom) | force MAE (meV/Å) | force RMSE (meV/Å) | "
-        "stress MAE (meV/Å³) | published forces (meV/Å) | atoms, energy and forces (ms) | peak memory (MiB) |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
+        "stress MAE (meV/Å³) | PaiNN, same minutes: energy, forces (MAE) | published forces (meV/Å) | atoms, energy and forces (ms) | peak memory (MiB) |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
 
     def shown(value):
@@ -97,7 +105,10 @@ def report(rows: list[dict]) -> str:
             if published:
                 published += ", ".join(f"{model} {value:g}" for model, value in one.published.items())
             first = [f"{row['seconds'] / 60:.1f}", str(row["epochs"])] if not number else ["", ""]
-            last = ["", ""]
+            last, beside = ["", ""], None if number else painn_beside(row)
+            painn = ""
+            if beside is not None:
+                painn = f"{shown(beside['energy_mae_mev_per_atom'])}, {shown(beside['forces_mae_mev_per_angstrom'])}"
             if not number:
                 last = [f"{row['atoms']}, {row['energy_forces_ms']:.1f}", f"{row['peak_MiB']:.0f}"]
             cells = [
@@ -109,6 +120,7 @@ def report(rows: list[dict]) -> str:
                 shown(found["forces_mae_mev_per_angstrom"]),
                 shown(found["forces_rmse_mev_per_angstrom"]),
                 shown(found["stress_mae_mev_per_angstrom3"]),
+                painn,
                 published,
                 *last,
             ]
@@ -134,6 +146,10 @@ def figure(rows: list[dict]) -> None:
         ours = row["tests"]["test"][f"forces_{one.error}_mev_per_angstrom"] / best
         axis.plot(ours, place, "kD", ms=7, label=None if "ours" in told else f"ours, {row['minutes']:g} min on a CPU")
         told.add("ours")
+        if (beside := painn_beside(row)) is not None:
+            error = beside[f"forces_{one.error}_mev_per_angstrom"] / best
+            axis.plot(error, place, "ks", mfc="none", label=None if "painn" in told else "PaiNN of schnetpack, as long")
+            told.add("painn")
         for model, value in one.published.items():
             axis.plot(value / best, place, "o", color=colours[model], label=None if model in told else model)
             told.add(model)

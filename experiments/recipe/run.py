@@ -1,12 +1,12 @@
 """What pays at equal training time on six sets: optimiser and learning rate, then the model.
 
     python experiments/recipe/run.py recipes --budget 90     # about an hour on one CPU core
-    python experiments/recipe/run.py models --budget 90      # as long, or longer
+    python experiments/recipe/run.py models --budget 90      # as long, or longer; so is `batches`
     python experiments/recipe/run.py --report                # results.md and pareto.png from what is there
 
-Steps of all choices are timed in turns first, in seconds of the processor; then each trains for as many epochs as fit into the
-budget by these times, so that other work on the machine does not decide. Run it on one core (taskset). Judged on frames held
-out from the train files; no test file is read.
+Steps of all choices are timed in turns first, in seconds of the processor; then each trains for as many epochs as fit into
+the budget by these times, so that other work on the machine does not decide. Run it on one core (taskset). Judged on frames
+held out from the train files; no test file is read.
 """
 
 import argparse
@@ -37,6 +37,12 @@ CHOICES = {
         "muon 5e-3": {"optimizer": {"algorithm": "muon", "learning_rate": 5e-3}},
         "muon 1e-2": {"optimizer": {"algorithm": "muon", "learning_rate": 1e-2}},
     },
+    "batches": {
+        "1 frame": {"data": {"batch_size": 1}},
+        "2 frames": {"data": {"batch_size": 2}},
+        "4 frames": {"data": {"batch_size": 4}},
+        "8 frames": {"data": {"batch_size": 8}},
+    },
     "models": {
         "leignn": {"model": {"tensor_features": 0}},
         "local": {"model": {"tensor_features": 0, "global_nodes": False}},
@@ -55,7 +61,11 @@ def settings(name: str, change: dict, seed: int) -> dict:
     folder = DATA / SETS[name]
     files = {"train": folder / "train.extxyz.xz", "validation": folder / "val.extxyz.xz"}
     return {
-        "data": {"batch_size": BATCH[name], **{key: str(file) for key, file in files.items() if file.exists()}},
+        "data": {
+            "batch_size": BATCH[name],
+            **{key: str(file) for key, file in files.items() if file.exists()},
+            **change.get("data", {}),
+        },
         "model": {"preset": "small", **change.get("model", {})},
         "optimizer": change.get("optimizer", {}),
         "run": {"seed": seed},
@@ -105,7 +115,11 @@ def report(rows: list[dict]) -> str:
         f"Preset small, default settings but for what is named, float32, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), one of them used; errors on validation frames. Energy and forces are timed of one frame.",
     ]
-    for group, title in (("recipes", "Optimiser and learning rate"), ("models", "Models")):
+    for group, title in (
+        ("recipes", "Optimiser and learning rate"),
+        ("batches", "Frames of a step"),
+        ("models", "Models"),
+    ):
         lines += [
             "",
             f"## {title}",
@@ -188,7 +202,7 @@ def main() -> None:
             row |= {"budget_s": options.budget, "step_s": seconds, "forces_s": forces, "epochs": epochs}
             row |= {"energy": found["energy_mae_mev_per_atom"], "forces": found["forces_mae_mev_per_angstrom"]}
             rows.append(row)
-            order = list(CHOICES["recipes"]) + list(CHOICES["models"])
+            order = [choice for group in CHOICES.values() for choice in group]
             rows.sort(key=lambda r: (list(SETS).index(r["set"]), r["seed"], order.index(r["choice"])))
             path.write_text(json.dumps(rows, indent=1) + "\n")
             print(name, choice, epochs, f"{row['energy']:.3g} meV/atom, {row['forces']:.3g} meV/Å", flush=True)

@@ -12,10 +12,12 @@ from leignn_jax.arguments import check_choice, check_flag, check_number, check_w
 from leignn_jax.errors import ConfigError
 
 Variant = Literal["leignn", "vanilla_nmu", "vanilla"]
+AnyVariant = Literal["tensor", "leignn", "vanilla_nmu", "vanilla", "higher_order"]
 
 RADIAL_BASES = ("bessel", "gaussian", "bernstein")
 ENVELOPES = ("polynomial", "exponential")
 
+# The published ones.
 VARIANTS: dict[str, dict[str, Any]] = {
     "leignn": {"update": "gated", "global_nodes": True},
     "vanilla_nmu": {"update": "gated", "global_nodes": False},
@@ -118,7 +120,7 @@ class LEIGNNConfig(ModelConfig):
         and sums stay in the positions' dtype.
     remat: recompute filters in the backward pass instead of keeping them: less memory, one more filter product.
     tensor_features: width of the traceless symmetric tensors that each layer sums over neighbours
-        (:mod:`leignn_jax.models.tensors`); 0, as published, is none.
+        (:mod:`leignn_jax.models.tensors`); 0, as published, is none. :func:`preset` gives half of ``features``.
     """
 
     update: Literal["gated", "painn"] = "gated"
@@ -172,6 +174,7 @@ class HigherOrderConfig(ModelConfig):
 
 
 ARCHITECTURES: dict[str, type[ModelConfig]] = {"leignn": LEIGNNConfig, "higher_order": HigherOrderConfig}
+ALL_VARIANTS = ("tensor", *VARIANTS, "higher_order")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -189,34 +192,44 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_class(variant: str) -> type[ModelConfig]:
+def config_class(variant: str | None) -> type[ModelConfig]:
     """The class of a variant's configs; ConfigError where there is no such variant."""
-    check_choice("variant", variant, dict.fromkeys([*VARIANTS, *ARCHITECTURES]))
-    return ARCHITECTURES.get(variant, LEIGNNConfig)
+    if variant is not None:
+        check_choice("variant", variant, ALL_VARIANTS)
+    return HigherOrderConfig if variant == "higher_order" else LEIGNNConfig
 
 
-def preset(name: str, *, variant: Variant | Literal["higher_order"] = "leignn", **settings: Any) -> ModelConfig:
+def preset(name: str, *, variant: AnyVariant | None = None, **settings: Any) -> ModelConfig:
     """A named model size with some settings changed.
 
     Args:
         name: "published" (512 x 4 with 128 Gaussians, arXiv:2311.02869), "large", "medium" or "small".
-        variant: "leignn", "vanilla_nmu" (no global nodes), "vanilla" (no global nodes, PaiNN's update), or "higher_order",
-            the model of tensors up to ``degree`` to compare with, of the same size otherwise.
+        variant: "tensor", LEIGNN with half as many sums of tensors as features and without global nodes, is the most
+            accurate at equal training time (``experiments/recipe``) and what None is, but for "published"; "leignn",
+            "vanilla_nmu" (no global nodes) and "vanilla" (no global nodes, PaiNN's update) are the paper's models;
+            "higher_order" has features up to ``degree`` and is there to compare with.
         settings: fields of :class:`LEIGNNConfig` or :class:`HigherOrderConfig`; ``elements`` is needed sooner or later.
 
     Raises:
         ConfigError: an unknown name, variant or setting, or a setting out of range.
     """
     check_choice("preset", name, PRESETS)
+    variant = variant or ("leignn" if name == "published" else "tensor")
     kind = config_class(variant)
-    if kind is LEIGNNConfig:
-        return kind.from_dict({**PRESETS[name], **VARIANTS[variant], **settings})
+    size = PRESETS[name]
+    if variant in VARIANTS:
+        return kind.from_dict({**size, **VARIANTS[variant], **settings})
     if name == "published":
-        raise ConfigError(
-            "The published model has no tensors: take large, medium or small with variant='higher_order'."
+        raise ConfigError(f"The published model has no tensors: variant={variant!r} is of large, medium or small.")
+    if variant == "tensor":
+        config = kind.from_dict({**size, "global_nodes": False, **settings})
+        return (
+            config
+            if "tensor_features" in settings
+            else dataclasses.replace(config, tensor_features=config.features // 2)
         )
     known = {field.name for field in dataclasses.fields(kind)}
-    return kind.from_dict({**{key: value for key, value in PRESETS[name].items() if key in known}, **settings})
+    return kind.from_dict({**{key: value for key, value in size.items() if key in known}, **settings})
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:

@@ -12,10 +12,10 @@ from leignn_jax.training.prepared import Prepared, evaluation_batches
 _TURNS = 7
 
 
-def microseconds_per_atom(prepared: Prepared, batch_size: int) -> float:
+def microseconds_per_atom(prepared: Prepared) -> float:
     """Time of energy, forces and stress of a batch of validation frames by one model, over its atoms: what a step of
     dynamics costs beside its neighbour list. The median of seven, compiling left out."""
-    batch = next(evaluation_batches(prepared.validation, batch_size))
+    batch = next(evaluation_batches(prepared.validation))
     network, _ = prepared.potential.split_references()
     evaluate = jax.jit(lambda potential, graph: potential.compute(graph))
     jax.block_until_ready(evaluate(network, batch.graph))

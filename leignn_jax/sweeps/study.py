@@ -274,7 +274,7 @@ def _make_group(
     with together():
         ledger.check_data(name, prepared.splits.hashes)
         if ledger.mine and ledger.cost_of(config) is None and (COST in study.objectives or has_shapes(study)):
-            ledger.write_cost(config, microseconds_per_atom(prepared, config.data.batch_size))
+            ledger.write_cost(config, microseconds_per_atom(prepared))
     ledger.costs = from_first(ledger.costs)
     return prepared, make_programs(config, prepared, mesh, many=True)
 

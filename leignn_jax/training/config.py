@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from leignn_jax.arguments import MOST_SEED
 from leignn_jax.data.readers.units import unit_factors
 from leignn_jax.errors import ConfigError
-from leignn_jax.models.config import ARCHITECTURES, PRESETS, VARIANTS, ModelConfig, config_class, did_you_mean, preset
+from leignn_jax.models.config import ALL_VARIANTS, PRESETS, ModelConfig, config_class, did_you_mean, preset
 from leignn_jax.training.loss import LossKinds, LossWeights
 from leignn_jax.training.optimizer import Hyperparameters
 from leignn_jax.training.strict_yaml import parse_yaml, read_yaml
@@ -50,7 +50,7 @@ class DataSettings(Section):
     keys: other names of energy, forces, stress.
     reference_energies: "fit" by least squares, "isolated" from ``isolated_atoms``, numbers in eV by symbol, or "keep", those
         of ``run.start_from``, for frames computed as those that it was trained on.
-    batch_size: frames per batch; accumulate: batches per update.
+    batch_size: frames per batch; None: as many as have about 128 atoms, one to eight. accumulate: batches per update.
     allow: labels to take as they are although they can't be in eV and Å ("positions", "forces", "energy", "stress"), and
         "duplicates", structures that stand in train and in another set; what is not named here stops the training.
     cache: folder for the frames and their neighbours on disk, for sets larger than memory or slow to read. Each file
@@ -71,7 +71,7 @@ class DataSettings(Section):
     keys: dict[Literal["energy", "forces", "stress"], str] = {}
     reference_energies: Literal["fit", "isolated", "keep"] | dict[str, float] = "fit"
     isolated_atoms: Path | None = None
-    batch_size: Count = 8
+    batch_size: Count | None = None
     accumulate: Count = 1
     allow: list[Literal["positions", "forces", "energy", "stress", "duplicates"]] = []
     cache: Path | None = None
@@ -180,7 +180,7 @@ class TrainConfig(Section):
         """The model's config; elements of the data where the config names none."""
         settings = dict(self.model)
         name = settings.pop("preset", "medium")
-        variant = settings.pop("variant", "leignn")
+        variant = settings.pop("variant", None)
         settings.setdefault("elements", tuple(elements))
         missing = sorted(set(elements) - set(settings["elements"]))
         if missing:
@@ -315,15 +315,14 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _check_model(config: TrainConfig) -> None:
     settings = dict(config.model)
     elements = settings.pop("elements", ("H",))
-    known = ["preset", "variant", *config_class(settings.get("variant", "leignn")).__dataclass_fields__]
+    known = ["preset", "variant", *config_class(settings.get("variant")).__dataclass_fields__]
     for key in settings:
         if key not in known:
             raise ConfigError(f"model: unknown key {key!r}{did_you_mean(key, known)}")
     try:
         made = config.model_copy(update={"model": {**settings, "elements": elements}}).model_for(tuple(elements))
     except TypeError as error:
-        variants = list(dict.fromkeys([*VARIANTS, *ARCHITECTURES]))
-        raise ConfigError(f"model: {error}. Presets: {list(PRESETS)}; variants: {variants}.") from error
+        raise ConfigError(f"model: {error}. Presets: {list(PRESETS)}; variants: {list(ALL_VARIANTS)}.") from error
     if config.loss.force_source == "direct" and not made.direct_forces:
         raise ConfigError("loss.force_source is direct, but the model has no such head: set model.direct_forces=true.")
 

@@ -38,6 +38,9 @@ from leignn_jax.errors import ConfigError, DataError, ElementError
 from leignn_jax.progress import count_frames
 from leignn_jax.training.config import DataSettings
 
+# More frames make a step dearer by more than they make it better (experiments/recipe, Frames of a step).
+_ATOMS_OF_A_BATCH = 128
+
 log = logging.getLogger(__name__)
 
 
@@ -268,10 +271,11 @@ def shortest_of(train: Frames, cutoff: float) -> Shortest:
 
 
 class ExampleSet(NamedTuple):
-    """Examples and the shapes that their batches take."""
+    """Examples, how many make a batch, and the shapes that their batches take."""
 
     examples: Sequence[Batch]
     sizes: np.ndarray
+    batch_size: int
     plan: BatchPlan
 
     def shape_of(self, indices: np.ndarray) -> Shape:
@@ -295,8 +299,14 @@ def training_set(
 ) -> ExampleSet:
     """Examples with a plan for every batch of all epochs."""
     examples, sizes = make_examples(frames, cutoff, references)
-    batches = (epoch_order(len(examples), data.batch_size, data.order_seed, e) for e in range(epochs))
-    return ExampleSet(examples, sizes, plan_batches(sizes, batches))
+    batch_size = data.batch_size or frames_of_a_batch(sizes[:, 0])
+    batches = (epoch_order(len(examples), batch_size, data.order_seed, e) for e in range(epochs))
+    return ExampleSet(examples, sizes, batch_size, plan_batches(sizes, batches))
+
+
+def frames_of_a_batch(atoms: np.ndarray) -> int:
+    """How many frames of so many atoms are a good batch: about ``_ATOMS_OF_A_BATCH`` atoms, one to eight frames."""
+    return int(np.clip(round(_ATOMS_OF_A_BATCH / atoms.mean()), 1, 8))
 
 
 def evaluation_set(frames: Frames, cutoff: float, references: dict[str, float], batch_size: int) -> ExampleSet:
@@ -305,7 +315,7 @@ def evaluation_set(frames: Frames, cutoff: float, references: dict[str, float], 
     order = np.argsort(-sizes[:, 1], kind="stable")
     sizes = sizes[order]
     plan = plan_batches(sizes, in_order(len(examples), batch_size), max_shapes=2)
-    return ExampleSet(Selection(examples, order), sizes, plan)
+    return ExampleSet(Selection(examples, order), sizes, batch_size, plan)
 
 
 def hash_path(path: Path) -> str:

@@ -278,7 +278,7 @@ class Loop:
         """The line of the epoch, of each member, from the sums of its steps and of its evaluation (None without one)."""
         data, steps = self.config.data, self.prepared.steps_per_epoch
         devices = 1 if self.mesh is None else self.mesh.shape[DATA]
-        frames = steps * data.batch_size * data.accumulate * devices
+        frames = steps * self.prepared.train.batch_size * data.accumulate * devices
         rows = []
         for (step, failed_at, sums), began in zip(self._each(trained), self.standing.began, strict=True):
             row = {"epoch": self.standing.epoch + 1 - began, "step": int(step), **train_row(sums)}
@@ -298,10 +298,10 @@ class Loop:
     def evaluated(self) -> Any:
         """Sums of loss and errors on validation with averaged parameters, on the devices."""
         state, mesh = self.carry[0], self.mesh
-        size, examples = self.config.data.batch_size, self.prepared.validation
+        examples = self.prepared.validation
         if mesh is None or not self.many:
-            return evaluate(self.programs.evaluate, on_own_device(state), examples, size, lambda batch: batch)
-        return evaluate(self.programs.evaluate, state, examples, size, lambda batch: place_state(mesh, batch))
+            return evaluate(self.programs.evaluate, on_own_device(state), examples, lambda batch: batch)
+        return evaluate(self.programs.evaluate, state, examples, lambda batch: place_state(mesh, batch))
 
     def _record(self, rows: list[dict[str, Any]]) -> None:
         run, standing, (state, running) = self.config.run, self.standing, self.carry

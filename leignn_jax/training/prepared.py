@@ -43,6 +43,10 @@ class Prepared(NamedTuple):
     splits: Splits
     steps_per_epoch: int
 
+    def order(self, config: TrainConfig, epoch: int) -> np.ndarray:
+        """Frame numbers of the batches of an epoch, ``[batches, frames]``."""
+        return epoch_order(len(self.train.examples), self.train.batch_size, config.data.order_seed, epoch)
+
 
 def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False) -> Prepared:
     """Read and check the data, make the potential to start from, plan the batches of ``devices`` at a time.
@@ -84,18 +88,18 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
         )
     references = dict(zip(potential.config.elements, map(float, potential.reference_energies), strict=True))
     train = training_set(splits.train, cutoff, references, data, config.run.epochs)
-    validation = evaluation_set(splits.validation, cutoff, references, data.batch_size)
+    validation = evaluation_set(splits.validation, cutoff, references, train.batch_size)
     if potential.config.repulsion and (given is None or given.walls is not None):
         walls = wall_distances(shortest_of(splits.train, cutoff))
         # What the potential to go on from was trained on stays free too.
         before = potential.wall_distances
         potential = potential.with_walls({k: min(walls.get(k, np.inf), before.get(k, np.inf)) for k in walls | before})
-    batches = len(epoch_order(len(train.examples), data.batch_size, data.order_seed, 0))
+    batches = len(epoch_order(len(train.examples), train.batch_size, data.order_seed, 0))
     per_step = data.accumulate * devices
     if batches < per_step:
         raise ConfigError(
             f"One update takes {per_step} batches (data.accumulate times devices), but an epoch has only {batches} of "
-            f"{data.batch_size} frames."
+            f"{train.batch_size} frames."
         )
     return Prepared(potential, train, validation, splits, batches // per_step)
 
@@ -123,7 +127,7 @@ def train_batches(
     devices = 1 if mesh is None else mesh.shape[DATA]
     own = [0] if mesh is None else own_parts(mesh)
     per_step = data.accumulate * devices
-    order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
+    order = prepared.order(config, epoch)
     for step in range(first_step, prepared.steps_per_epoch):
         parts = order[step * per_step : (step + 1) * per_step]
         shape = max((prepared.train.shape_of(part) for part in parts), key=lambda s: s.pairs)
@@ -141,9 +145,9 @@ def train_batches(
 def failure_of_step(prepared: Prepared, config: TrainConfig, step: int, kept: Path) -> TrainingError:
     """What to raise where one of all steps gave no finite number: it names its frames, of all devices, and where the last
     good parameters are ``kept``."""
-    data, (epoch, number) = config.data, divmod(step, prepared.steps_per_epoch)
-    order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
-    per_step = data.accumulate * config.run.devices
+    epoch, number = divmod(step, prepared.steps_per_epoch)
+    order = prepared.order(config, epoch)
+    per_step = config.data.accumulate * config.run.devices
     names = [prepared.splits.train.names[i] for i in order[number * per_step : (number + 1) * per_step].ravel()]
     shown = "; ".join(names[:10]) + ("; ..." if len(names) > 10 else "")
     return TrainingError(
@@ -158,7 +162,7 @@ def step_frames(prepared: Prepared, config: TrainConfig, epoch: int) -> tuple[np
     graphs]``, and which of the plan's shapes its batches take, ``[steps]``; int32. One device's."""
     data, shapes = config.data, prepared.train.plan.shapes
     steps = prepared.steps_per_epoch
-    order = epoch_order(len(prepared.train.examples), data.batch_size, data.order_seed, epoch)
+    order = prepared.order(config, epoch)
     parts = order[: steps * data.accumulate].astype(np.int32)
     kinds = np.array([shapes.index(prepared.train.shape_of(part)) for part in parts], np.int32)
     kinds = kinds.reshape(steps, data.accumulate).max(1)
@@ -195,9 +199,9 @@ def _stack(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *x: np.stack(x), *batches)
 
 
-def evaluation_batches(examples: ExampleSet, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(examples: ExampleSet) -> Iterator[Batch]:
     """All examples once, on the device."""
-    for block in in_order(len(examples.examples), batch_size):
+    for block in in_order(len(examples.examples), examples.batch_size):
         for indices in block:
             batch = collate([examples.examples[i] for i in indices], examples.shape_of(indices))
             yield jax.device_put(batch)

@@ -221,14 +221,12 @@ def train_row(running) -> dict[str, Any]:
     }
 
 
-def evaluate(
-    program: CountedCompiles, state: TrainState, examples: ExampleSet, batch_size: int, place: Callable
-) -> Any:
+def evaluate(program: CountedCompiles, state: TrainState, examples: ExampleSet, place: Callable) -> Any:
     """Sums of loss and errors with averaged parameters over all examples, where the state lies; the loss with the final
     weights, so that epochs can be compared. ``place`` copies a batch there."""
     potential, weights = state.averaged(), state.hyper.final_weights
     total = None
-    for batch in prefetch(evaluation_batches(examples, batch_size)):
+    for batch in prefetch(evaluation_batches(examples)):
         found = program(potential, place(batch), weights)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     return total
