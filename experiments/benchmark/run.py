@@ -91,7 +91,8 @@ def report(rows: list[dict]) -> str:
         "(READMEs of the sets).",
         "",
         "| set | file | preset | minutes | epochs | energy MAE (meV/atom) | force MAE (meV/Å) | force RMSE (meV/Å) | "
-        "stress MAE (meV/Å³) | PaiNN, same minutes: energy, forces (MAE) | published forces (meV/Å) | atoms, energy and forces (ms) | peak memory (MiB) |",
+        "stress MAE (meV/Å³) | PaiNN, same minutes: energy, forces (MAE) | "
+        "published forces (meV/Å) | atoms, energy and forces (ms) | peak memory (MiB) |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
 
