@@ -135,6 +135,7 @@ def figure(rows: list[dict]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     rows = [row for row in rows if SETS[row["set"]].published]
     fig, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.8), layout="constrained")
@@ -157,7 +158,10 @@ def figure(rows: list[dict]) -> None:
     axis.set_yticks(range(len(rows)), [row["set"] for row in rows])
     axis.set(xscale="log", xlabel="force error over the best published one (no unit)")
     axis.grid(axis="x", which="both", alpha=0.3)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     fig.savefig(HERE / "results.png", dpi=130)
 
 

@@ -166,7 +166,9 @@ def pareto(rows: list[dict]) -> None:
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    axes.flat[0].legend(fontsize=7)
+    drawn = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    order = [choice for choice in CHOICES["models"] if choice in drawn]
+    figure.legend([drawn[choice] for choice in order], order, loc="outside lower center", ncols=len(order), fontsize=8)
     figure.savefig(HERE / "pareto.png", dpi=130)
 
 
