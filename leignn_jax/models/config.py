@@ -214,7 +214,8 @@ def preset(name: str, *, variant: AnyVariant | None = None, **settings: Any) -> 
         ConfigError: an unknown name, variant or setting, or a setting out of range.
     """
     check_choice("preset", name, PRESETS)
-    variant = variant or ("leignn" if name == "published" else "tensor")
+    if variant is None:
+        variant = "leignn" if name == "published" else "tensor"
     kind = config_class(variant)
     size = PRESETS[name]
     if variant in VARIANTS:

@@ -165,7 +165,7 @@ def _preset(rng: random.Random, folder: Path) -> Trial:
     do: Callable[[], Any] = rng.choice(
         [
             lambda: leignn.preset(wrong),
-            lambda: leignn.preset("small", variant=wrong),
+            lambda: leignn.preset("small", variant="" if wrong is None else wrong),
             lambda: leignn.LEIGNNConfig.from_dict(wrong if not isinstance(wrong, dict) else {"a": 1}),
         ]
     )

@@ -34,6 +34,18 @@ def test_unknown_settings_have_a_suggestion():
         leignn.preset("small", radial_basis="besel")
     with pytest.raises(ConfigError, match="vanilla"):
         leignn.preset("small", variant="painn")
+    with pytest.raises(ConfigError, match="variant"):
+        leignn.preset("small", variant="")
+
+
+def test_presets_have_tensors_and_the_published_model_has_none():
+    size = leignn.preset("small", features=10)
+    assert (size.tensor_features, size.global_nodes) == (5, False)
+    assert leignn.preset("small", tensor_features=3).tensor_features == 3
+    for config in (leignn.preset("published"), leignn.preset("small", variant="leignn")):
+        assert (config.tensor_features, config.global_nodes) == (0, True)
+    with pytest.raises(ConfigError, match="no tensors"):
+        leignn.preset("published", variant="tensor")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,13 @@ def test_files(tmp_path):
         load_config(path)
 
 
+def test_warm_up_is_at_most_a_tenth_of_the_training():
+    for settings, steps in (({"epochs": 3}, 3.0), ({"epochs": 20}, 20.0), ({"epochs": 100}, 20.0)):
+        assert make_config({"run": settings}).hyperparameters(10).warmup_steps == pytest.approx(steps)
+    said = make_config({"run": {"epochs": 3}, "optimizer": {"warmup_epochs": 2}})
+    assert said.hyperparameters(10).warmup_steps == 20.0
+
+
 def test_published_recipe():
     config = make_config({"recipe": "published", "optimizer": {"clip_norm": 5.0}})
     hyper = config.hyperparameters(10)
