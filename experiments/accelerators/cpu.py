@@ -26,7 +26,7 @@ import leignn_jax as leignn
 from leignn_jax.data import bundled_data
 
 def forces(preset, atoms, repeats):
-    model = leignn.preset(preset, elements=tuple(dict.fromkeys(atoms.symbols)))
+    model = leignn.preset(preset, variant="leignn", elements=tuple(dict.fromkeys(atoms.symbols)))
     potential = leignn.Potential.create(model, jax.random.key(0))
     graph = potential.to_graph(atoms).pad_to_bucket()
     call = jax.jit(lambda p, g: p.compute(g)[:2])

@@ -57,7 +57,7 @@ def structure(atoms: int) -> ase.Atoms:
 
 
 def potential(preset: str, **settings):
-    model = leignn.preset(preset, elements=ELEMENTS, **settings)
+    model = leignn.preset(preset, variant="leignn", elements=ELEMENTS, **settings)
     return leignn.Potential.create(
         model, jax.random.key(0), reference_energies=dict.fromkeys(ELEMENTS, -1.0), scale=0.5
     )

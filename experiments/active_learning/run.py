@@ -39,7 +39,7 @@ def trained(frames: list, validation: list, seed: int) -> leignn.Potential:
         study = {
             "base": {
                 "data": {"train": str(train), "validation": str(held), "batch_size": BATCH},
-                "model": {"preset": "small"},
+                "model": {"preset": "small", "variant": "leignn"},
                 "optimizer": {"learning_rate": 2e-3},
                 "run": {
                     "out": str(Path(folder) / "study"),

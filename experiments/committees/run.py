@@ -46,7 +46,7 @@ def judge(name: str, epochs: int, batch_size: int, held_out: int, members: int) 
             {
                 "base": {
                     "data": {"train": str(train), "validation": str(validation), "batch_size": batch_size},
-                    "model": {"preset": "small"},
+                    "model": {"preset": "small", "variant": "leignn"},
                     "optimizer": {"learning_rate": 2e-3},
                     "run": {"out": str(Path(temporary) / "study"), "epochs": epochs},
                 },

@@ -89,7 +89,7 @@ def main() -> None:
         values = {
             "base": {
                 "data": {"max_frames": options.frames, "batch_size": 5},
-                "model": {"preset": "small", "features": 32},
+                "model": {"preset": "small", "variant": "leignn", "features": 32},
                 "optimizer": {"learning_rate": options.rate},
                 "run": {"out": "study", "epochs": options.epochs},
             },

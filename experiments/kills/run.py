@@ -44,7 +44,7 @@ train_it = leignn.train
 print("go", flush=True)
 train_it({
     "data": {"train": train, "max_frames": 60, "batch_size": 5},
-    "model": {"preset": "small", "features": 16},
+    "model": {"preset": "small", "variant": "leignn", "features": 16},
     "run": {"out": "run", "epochs": 10, "checkpoint_minutes": 0.0},
 }, progress=False)
 """
@@ -58,7 +58,7 @@ print("go", flush=True)
 leignn.sweep({
     "base": {
         "data": {"train": train, "max_frames": 60, "batch_size": 5},
-        "model": {"preset": "small", "features": 16},
+        "model": {"preset": "small", "variant": "leignn", "features": 16},
         "run": {"out": "run", "epochs": 5, "checkpoint_minutes": 0.0},
     },
     "space": {"optimizer.learning_rate": [1e-3 + 2e-4 * i for i in range(8)]},
@@ -76,7 +76,7 @@ print("go", flush=True)
 leignn.sweep({
     "base": {
         "data": {"train": train, "max_frames": 60, "batch_size": 5},
-        "model": {"preset": "small", "features": 16},
+        "model": {"preset": "small", "variant": "leignn", "features": 16},
         "run": {"out": "run", "epochs": 6, "checkpoint_minutes": 0.0},
     },
     "space": {"optimizer.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "optimizer.schedule": ["cosine", "constant"]},

@@ -81,7 +81,7 @@ def main() -> None:
     for name, more in STUDIES.items():
         base = {
             "data": {"max_frames": 500, "batch_size": 5, **more["base"].get("data", {})},
-            "model": {"preset": "small"},
+            "model": {"preset": "small", "variant": "leignn"},
             "run": {"out": "study", **more["base"]["run"]},
         }
         values = {**more, "base": base}

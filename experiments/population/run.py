@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = {
             "data": {"train": str(DATA), "batch_size": 5, "validation_fraction": 0.05},
-            "model": {"preset": "small"},
+            "model": {"preset": "small", "variant": "leignn"},
             "optimizer": {"algorithm": "adam"},
             "run": {"epochs": options.epochs, "out": f"{folder}/study"},
         }

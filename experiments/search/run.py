@@ -36,7 +36,7 @@ SPACE = {
 def study(name: str, kind: str, out: Path, samples: int) -> dict:
     base = {
         "data": {"train": str(bundled_data(name) / "train.extxyz.xz"), **SETS[name]},
-        "model": {"preset": "small"},
+        "model": {"preset": "small", "variant": "leignn"},
         # What the default was when the study began.
         "optimizer": {"algorithm": "adam", "learning_rate": 2e-3},
         "run": {"out": str(out / f"{name}-{kind}"), "epochs": EPOCHS, "checkpoint_minutes": 2.0},

@@ -28,12 +28,12 @@ MATRIX_SIZE = 2048
 # Our models: preset name and the settings that differ from it.
 OURS = {
     "leignn-published": ("published", {}),
-    "leignn-large": ("large", {"cutoff": CUTOFF}),
-    "leignn-medium": ("medium", {"cutoff": CUTOFF}),
-    "leignn-small": ("small", {"cutoff": CUTOFF}),
+    "leignn-large": ("large", {"variant": "leignn", "cutoff": CUTOFF}),
+    "leignn-medium": ("medium", {"variant": "leignn", "cutoff": CUTOFF}),
+    "leignn-small": ("small", {"variant": "leignn", "cutoff": CUTOFF}),
     "leignn-128x3": (
         "medium",
-        {"features": 128, "layers": 3, "num_radial": 20, "cutoff": CUTOFF},
+        {"variant": "leignn", "features": 128, "layers": 3, "num_radial": 20, "cutoff": CUTOFF},
     ),
 }
 

@@ -46,7 +46,8 @@ PARTS = {
     + "leignn.simulate(leignn.load_potential('si'), atoms, 'nvt', temperature=300.0, steps=1, progress=False)\n",
     "a relaxation": SILICON + "leignn.relax(leignn.load_potential('si'), atoms, progress=False)\n",
     "30 molecules one by one": """
-potential = leignn.Potential.create(leignn.preset('small', elements=('H', 'C', 'N', 'O', 'F', 'S', 'Cl')), jax.random.key(0))
+config = leignn.preset('small', variant='leignn', elements=('H', 'C', 'N', 'O', 'F', 'S', 'Cl'))
+potential = leignn.Potential.create(config, jax.random.key(0))
 names = [n for n in ase.collections.g2.names if set(ase.build.molecule(n).symbols) <= set(potential.config.elements)]
 sizes = sorted(names, key=lambda n: (len(ase.build.molecule(n)), n))
 for name in sizes[:: max(1, len(sizes) // 30)][:30]:
@@ -62,7 +63,8 @@ for layers in range(2, 12):
     "a training, 3 epochs": """
 with tempfile.TemporaryDirectory() as folder:
     leignn.train({'data': {'train': str(bundled_data('ethanol') / 'train.extxyz.xz'), 'max_frames': 200},
-                  'model': {'preset': 'small'}, 'run': {'epochs': 3, 'out': folder + '/run'}}, progress=False)
+                  'model': {'preset': 'small', 'variant': 'leignn'},
+                  'run': {'epochs': 3, 'out': folder + '/run'}}, progress=False)
 """,
     "a gradient through 100 steps, 64 atoms": """
 atoms = ase.build.bulk('Si', cubic=True) * 2

@@ -60,6 +60,7 @@ def time_leignn(case: str, warm: int, steps: int) -> dict:
     references = references_for(labelled, config.data)
     model = leignn.preset(
         "medium",
+        variant="leignn",
         elements=tuple(references),
         features=FEATURES,
         layers=LAYERS,
