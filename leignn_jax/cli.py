@@ -401,7 +401,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="A file or folder of frames.")],
     against: Annotated[Path | None, typer.Option(help="Another set, to find frames that stand in both.")] = None,
     cutoff: Annotated[float, typer.Option(help="Å, for neighbours.")] = 5.0,
-    batch_size: Annotated[int, typer.Option(help="Frames per batch, for the plan.")] = 8,
+    batch_size: Annotated[int | None, typer.Option(help="Frames per batch, for the plan; as a training's.")] = None,
     units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
     key: KeyNames = None,
     plot: Annotated[Path | None, typer.Option(help="Write histograms there, a PNG.")] = None,

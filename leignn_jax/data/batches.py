@@ -145,6 +145,15 @@ class Selection(Sequence[T]):
 # ------------------------------------------------------------------------------------------------------------------- order
 
 
+# More frames make a step dearer by more than they make it better (experiments/recipe, Frames of a step).
+_ATOMS_OF_A_BATCH = 128
+
+
+def frames_of_a_batch(atoms: np.ndarray) -> int:
+    """How many frames of so many atoms are a good batch: about ``_ATOMS_OF_A_BATCH`` atoms, one to eight frames."""
+    return int(np.clip(round(_ATOMS_OF_A_BATCH / atoms.mean()), 1, 8))
+
+
 def epoch_order(frames: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """``[batches, batch_size]`` frame numbers of one epoch; what does not fill a batch waits for another epoch's luck."""
     batch_size = min(batch_size, frames)

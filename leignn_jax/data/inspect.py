@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leignn_jax.arguments import check_number, check_whole
-from leignn_jax.data.batches import BatchPlan, epoch_order, plan_batches
+from leignn_jax.data.batches import BatchPlan, epoch_order, frames_of_a_batch, plan_batches
 from leignn_jax.data.findings import Finding
 from leignn_jax.data.label_checks import compare, examine
 from leignn_jax.data.labelled import iter_labelled
@@ -125,14 +125,16 @@ def inspect_data(
     path: str | os.PathLike,
     *,
     cutoff: float = 5.0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     units: str | None = None,
     against: str | os.PathLike | None = None,
     keys: Keys | None = None,
 ) -> DataFacts:
-    """Look at a file of frames; ``cutoff`` in Å, other arguments as in :func:`read_frames` and :func:`read_labels`."""
+    """Look at a file of frames; ``cutoff`` in Å, ``batch_size`` as in a training, other arguments as in
+    :func:`read_frames` and :func:`read_labels`."""
     check_number("cutoff", cutoff, positive=True)
-    check_whole("batch_size", batch_size, 1)
+    if batch_size is not None:
+        check_whole("batch_size", batch_size, 1)
     frames, labels, names = [], [], {label: {} for label in DEFAULT_KEYS}
     for atoms, one in iter_labelled(path, units=units, keys=keys):
         frames.append(atoms)
@@ -147,7 +149,8 @@ def inspect_data(
         if i % max(1, len(frames) // 200) == 0:
             distances.append(pairs.distances)
     table = np.array(sizes)
-    plan = plan_batches(table, [epoch_order(len(frames), batch_size, 0, e) for e in range(_EPOCHS)])
+    together = batch_size or frames_of_a_batch(table[:, 0])
+    plan = plan_batches(table, [epoch_order(len(frames), together, 0, e) for e in range(_EPOCHS)])
     own = list(zip(frames, labels, strict=True))
     facts = tabulate(own)
     examined = examine(own.__getitem__, facts)

@@ -224,11 +224,9 @@ def preset(name: str, *, variant: AnyVariant | None = None, **settings: Any) -> 
         raise ConfigError(f"The published model has no tensors: variant={variant!r} is of large, medium or small.")
     if variant == "tensor":
         config = kind.from_dict({**size, "global_nodes": False, **settings})
-        return (
-            config
-            if "tensor_features" in settings
-            else dataclasses.replace(config, tensor_features=config.features // 2)
-        )
+        if "tensor_features" in settings:
+            return config
+        return dataclasses.replace(config, tensor_features=config.features // 2)
     known = {field.name for field in dataclasses.fields(kind)}
     return kind.from_dict({**{key: value for key, value in size.items() if key in known}, **settings})
 

@@ -21,6 +21,7 @@ from leignn_jax.data.batches import (
     check_references,
     epoch_order,
     example,
+    frames_of_a_batch,
     in_order,
     plan_batches,
     sizes_of,
@@ -37,9 +38,6 @@ from leignn_jax.data.table import FrameTable, tabulate
 from leignn_jax.errors import ConfigError, DataError, ElementError
 from leignn_jax.progress import count_frames
 from leignn_jax.training.config import DataSettings
-
-# More frames make a step dearer by more than they make it better (experiments/recipe, Frames of a step).
-_ATOMS_OF_A_BATCH = 128
 
 log = logging.getLogger(__name__)
 
@@ -302,11 +300,6 @@ def training_set(
     batch_size = data.batch_size or frames_of_a_batch(sizes[:, 0])
     batches = (epoch_order(len(examples), batch_size, data.order_seed, e) for e in range(epochs))
     return ExampleSet(examples, sizes, batch_size, plan_batches(sizes, batches))
-
-
-def frames_of_a_batch(atoms: np.ndarray) -> int:
-    """How many frames of so many atoms are a good batch: about ``_ATOMS_OF_A_BATCH`` atoms, one to eight frames."""
-    return int(np.clip(round(_ATOMS_OF_A_BATCH / atoms.mean()), 1, 8))
 
 
 def evaluation_set(frames: Frames, cutoff: float, references: dict[str, float], batch_size: int) -> ExampleSet:

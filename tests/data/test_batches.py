@@ -12,6 +12,7 @@ from leignn_jax.data.batches import (
     collate,
     epoch_order,
     example,
+    frames_of_a_batch,
     in_order,
     plan_batches,
     prefetch,
@@ -163,3 +164,8 @@ def test_prefetch_stops_when_no_one_listens():
 def test_batches_are_pytrees():
     one = examples(1)[0]
     assert len(jax.tree.leaves(one)) == 6 + len(jax.tree.leaves(one.graph))
+
+
+def test_a_batch_has_about_128_atoms_and_one_to_eight_frames():
+    assert [frames_of_a_batch(np.array([atoms])) for atoms in (3, 16, 21, 64, 192, 5000)] == [8, 8, 6, 2, 1, 1]
+    assert frames_of_a_batch(np.array([10, 30])) == 6

@@ -3,14 +3,13 @@
 import logging
 
 import ase.io
-import numpy as np
 import pytest
 
 from leignn_jax.data import bundled_data, read_frames
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import ConfigError, DataError
 from leignn_jax.training.config import make_config
-from leignn_jax.training.dataset import frames_of_a_batch, load_splits
+from leignn_jax.training.dataset import load_splits
 
 
 def settings(**data):
@@ -76,8 +75,3 @@ def test_what_can_be_allowed_is_known():
         settings(train="a.xyz", allow=["units"])
     with pytest.raises(ConfigError, match="allow_unusual"):
         settings(train="a.xyz", allow_unusual=True)
-
-
-def test_a_batch_has_about_128_atoms_and_one_to_eight_frames():
-    assert [frames_of_a_batch(np.array([atoms])) for atoms in (3, 16, 21, 64, 192, 5000)] == [8, 8, 6, 2, 1, 1]
-    assert frames_of_a_batch(np.array([10, 30])) == 6
