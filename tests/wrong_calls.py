@@ -56,7 +56,7 @@ CALLS = {
         {"name": "small"},
         {
             "name": NAMES,
-            "variant": NAMES,
+            "variant": [x for x in NAMES if x is not None],
             "elements": [None, "Si", 3, [3], ["si"], ["Si", "Si"], [None]],
             **{name: [*COUNTS, 10**9] for name in ("features", "layers", "num_radial", "envelope_exponent")},
             **{name: [*NUMBERS, 1e9] for name in ("cutoff", "norm_floor")},

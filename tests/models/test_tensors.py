@@ -46,14 +46,9 @@ def test_contraction_is_the_product_of_matrix_and_vector():
     np.testing.assert_allclose(found, np.einsum("amf,mij,ajf->aif", tensors, BASIS, vectors), rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ({"update": "painn"}, {"direct_forces": True, "layers": 1})),
-    ],
-    ids=str,
-)
+# Of the default, with tensors, tests/test_testing.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"update": "painn"}, {"direct_forces": True, "layers": 1}], ids=str)
 def test_every_property(settings):
     deviations = testing.check_all(testing.as_model(untrained(**settings)), crystal())
     differences = {"forces", "stress", "cutoff_smoothness"}

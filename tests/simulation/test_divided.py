@@ -80,6 +80,7 @@ print("done")
     )
 
 
+@pytest.mark.slow
 def test_a_potential_per_replica_goes_with_it():
     in_eight(
         """

@@ -31,6 +31,7 @@ def study(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_groups_lots_and_programs_are_those_of_the_study(study, tmp_path):
     study = {**study, "base": {**study["base"], "run": {**study["base"]["run"], "out": str(tmp_path / "study")}}}
     plan = plan_sweep(study, progress=False)
