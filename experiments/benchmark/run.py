@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"
 RESULTS = HERE / "results.json"
 PAINN = HERE / "painn.json"
+MAE = (("energy", "atom"), ("forces", "angstrom"))
 
 
 def settings(name: str, preset: str, epochs: int, out: str) -> dict:
@@ -106,11 +107,10 @@ def report(rows: list[dict]) -> str:
             if published:
                 published += ", ".join(f"{model} {value:g}" for model, value in one.published.items())
             first = [f"{row['seconds'] / 60:.1f}", str(row["epochs"])] if not number else ["", ""]
-            last, beside = ["", ""], None if number else painn_beside(row)
-            painn = ""
-            if beside is not None:
-                painn = f"{shown(beside['energy_mae_mev_per_atom'])}, {shown(beside['forces_mae_mev_per_angstrom'])}"
+            painn, last = "", ["", ""]
             if not number:
+                if beside := painn_beside(row):
+                    painn = ", ".join(shown(beside[f"{kind}_mae_mev_per_{unit}"]) for kind, unit in MAE)
                 last = [f"{row['atoms']}, {row['energy_forces_ms']:.1f}", f"{row['peak_MiB']:.0f}"]
             cells = [
                 row["set"] if not number else "",

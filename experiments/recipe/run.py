@@ -44,8 +44,8 @@ CHOICES = {
         "8 frames": {"data": {"batch_size": 8}},
     },
     "models": {
-        "leignn": {"model": {"tensor_features": 0}},
-        "local": {"model": {"tensor_features": 0, "global_nodes": False}},
+        "leignn": {},
+        "local": {"model": {"global_nodes": False}},
         "tensors 32": {"model": {"tensor_features": 32}},
         "tensors 32, local": {"model": {"tensor_features": 32, "global_nodes": False}},
         "higher order 1": {"model": {"variant": "higher_order", "degree": 1}},
@@ -66,7 +66,7 @@ def settings(name: str, change: dict, seed: int) -> dict:
             **{key: str(file) for key, file in files.items() if file.exists()},
             **change.get("data", {}),
         },
-        "model": {"preset": "small", **change.get("model", {})},
+        "model": {"preset": "small", "variant": "leignn", **change.get("model", {})},
         "optimizer": change.get("optimizer", {}),
         "run": {"seed": seed},
     }
@@ -112,7 +112,7 @@ def report(rows: list[dict]) -> str:
     lines = [
         "# What pays at equal training time",
         "",
-        f"Preset small, default settings but for what is named, float32, {os.cpu_count()} CPU cores "
+        f"Preset small, variant leignn, default settings but for what is named, float32, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), one of them used; errors on validation frames. Energy and forces are timed of one frame.",
     ]
     for group, title in (

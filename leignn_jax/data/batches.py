@@ -150,7 +150,7 @@ _ATOMS_OF_A_BATCH = 128
 
 
 def frames_of_a_batch(atoms: np.ndarray) -> int:
-    """How many frames of so many atoms are a good batch: about ``_ATOMS_OF_A_BATCH`` atoms, one to eight frames."""
+    """How many frames are a good batch where they have so many ``atoms [frames]``: about 128 atoms, one to eight frames."""
     return int(np.clip(round(_ATOMS_OF_A_BATCH / atoms.mean()), 1, 8))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from ase.data import chemical_symbols
 
@@ -12,7 +12,7 @@ from leignn_jax.arguments import check_choice, check_flag, check_number, check_w
 from leignn_jax.errors import ConfigError
 
 Variant = Literal["leignn", "vanilla_nmu", "vanilla"]
-AnyVariant = Literal["tensor", "leignn", "vanilla_nmu", "vanilla", "higher_order"]
+AnyVariant = Literal["tensor", Variant, "higher_order"]
 
 RADIAL_BASES = ("bessel", "gaussian", "bernstein")
 ENVELOPES = ("polynomial", "exponential")
@@ -174,7 +174,7 @@ class HigherOrderConfig(ModelConfig):
 
 
 ARCHITECTURES: dict[str, type[ModelConfig]] = {"leignn": LEIGNNConfig, "higher_order": HigherOrderConfig}
-ALL_VARIANTS = ("tensor", *VARIANTS, "higher_order")
+ALL_VARIANTS = get_args(AnyVariant)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -67,6 +67,7 @@ def same(one, other, tolerance=1e-9):
         "Langevin(np.linspace(60.0, 95.0, 8)), CellRescaling(80.0, every=5)",
         pytest.param("NVE(), NoseHoover(80.0)", marks=pytest.mark.slow),
     ],
+    ids=["langevin and cell", "nve and nose-hoover"],
 )
 def test_eight_devices_as_one(ensembles):
     in_eight(
