@@ -17,7 +17,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from sets import SETS
@@ -29,10 +28,12 @@ PAINN = HERE / "painn.json"
 MAE = (("energy", "atom"), ("forces", "angstrom"))
 
 
-def settings(name: str, preset: str, epochs: int, out: str) -> dict:
+def settings(name: str, preset: str, epochs: int, out: str, test: bool = True) -> dict:
     """What the training is told: files, size, length."""
     folder = DATA / SETS[name].folder
     files = {"train": folder / "train.extxyz.xz", "validation": folder / "val.extxyz.xz"}
+    if test:
+        files["test"] = folder / "test.extxyz.xz"
     return {
         "data": {key: str(file) for key, file in files.items() if file.exists()},
         "model": {"preset": preset},
@@ -40,20 +41,22 @@ def settings(name: str, preset: str, epochs: int, out: str) -> dict:
     }
 
 
-def train_and_judge(name: str, preset: str, minutes: float) -> dict:
+def train_and_judge(name: str, preset: str, minutes: float, keep: str | None) -> dict:
     """A row of the table, of a training that takes about so many minutes, and of its errors on the test files."""
     import leignn_jax as leignn
     from leignn_jax.bench import bench
 
     with tempfile.TemporaryDirectory() as folder:
-        first = leignn.train(settings(name, preset, 2, f"{folder}/timed"), progress=False)
+        first = leignn.train(settings(name, preset, 2, f"{folder}/timed", test=False), progress=False)
         epoch = first.history[-1]["seconds"]
         epochs = max(1, round(60 * minutes / epoch))
-        began = time.monotonic()
-        result = leignn.train(settings(name, preset, epochs, f"{folder}/run"), progress=False)
-        took = time.monotonic() - began
+        out = f"{folder}/run" if keep is None else f"{keep}/{name}"
+        result = leignn.train(settings(name, preset, epochs, out), progress=False)
+        took = result.metrics["run"]["training_seconds"]
     tests = {
-        test: leignn.evaluate(result.potential, DATA / SETS[name].folder / f"{test}.extxyz.xz").metrics
+        test: result.metrics["test"]
+        if test == "test"
+        else leignn.evaluate(result.potential, DATA / SETS[name].folder / f"{test}.extxyz.xz").metrics
         for test in SETS[name].tests
     }
     frames = leignn.read_frames(DATA / SETS[name].folder / "test.extxyz.xz")
@@ -170,11 +173,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0, help="of training for each set (default 40)")
     parser.add_argument("--preset", default="small", choices=("small", "medium", "large"))
     parser.add_argument("--only", nargs="+", choices=list(SETS), metavar="SET", help=", ".join(SETS))
+    parser.add_argument("--keep", metavar="FOLDER", help="keep each set's run in a folder of its name in this one")
     parser.add_argument("--report", action="store_true", help="only write table and figure")
     parser.add_argument("--one", choices=list(SETS), metavar="SET", help="one set in this process; prints its row")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(train_and_judge(options.one, options.preset, options.minutes)))
+        print(json.dumps(train_and_judge(options.one, options.preset, options.minutes, options.keep)))
         return
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for name in [] if options.report else options.only or SETS:
@@ -189,6 +193,7 @@ def main() -> None:
             str(options.minutes),
             "--preset",
             options.preset,
+            *(["--keep", options.keep] if options.keep else []),
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
