@@ -1,4 +1,4 @@
-"""What pays at equal training time on six sets: optimiser and learning rate, then the model.
+"""What pays at equal training time on six sets: optimiser and learning rate, the batch, the model, decay and stress.
 
     python experiments/recipe/run.py recipes --budget 90     # about an hour on one CPU core
     python experiments/recipe/run.py models --budget 90      # as long, or longer; so is `batches`
@@ -29,7 +29,8 @@ SETS = {
     "water": "water",
     "LiPS": "lips",
 }
-# What is changed of the default settings; models were compared with the recipe that won.
+# What is changed of the default settings; models were compared with the recipe that won, and what comes after the models
+# with the model that won.
 CHOICES = {
     "recipes": {
         "adam 2e-3": {"optimizer": {"algorithm": "adam", "learning_rate": 2e-3}},
@@ -51,13 +52,33 @@ CHOICES = {
         "higher order 1": {"model": {"variant": "higher_order", "degree": 1}},
         "higher order 2": {"model": {"variant": "higher_order", "degree": 2}},
     },
+    "decays": {
+        "no decay": {},
+        "decay 0.03": {"optimizer": {"weight_decay": 0.03}},
+        "decay 0.1": {"optimizer": {"weight_decay": 0.1}},
+    },
+    "stresses": {
+        "hardly any stress": {"loss": {"stress_weight": 1e-9}},
+        "stress 0.1": {"loss": {"stress_weight": 0.1}},
+        "stress 1": {"loss": {"stress_weight": 1.0}},
+    },
 }
+TITLES = {
+    "recipes": "Optimiser and learning rate",
+    "batches": "Frames of a step",
+    "models": "Models",
+    "decays": "Weight decay",
+    "stresses": "Weight of the stress",
+}
+# The model of the groups in which it was not the default yet.
+OLDER = {"recipes": "leignn", "batches": "leignn", "models": "leignn"}
 # Frames of large structures come fewer at a time, that there are steps enough.
 BATCH = {"ethanol": 5, "aspirin": 5, "acac": 5, "Si": 2, "water": 2, "LiPS": 2}
 
 
-def settings(name: str, change: dict, seed: int) -> dict:
+def settings(group: str, name: str, change: dict, seed: int) -> dict:
     """What a training is told, without its length."""
+    variant = {"variant": OLDER[group]} if group in OLDER else {}
     folder = DATA / SETS[name]
     files = {"train": folder / "train.extxyz.xz", "validation": folder / "val.extxyz.xz"}
     return {
@@ -66,13 +87,14 @@ def settings(name: str, change: dict, seed: int) -> dict:
             **{key: str(file) for key, file in files.items() if file.exists()},
             **change.get("data", {}),
         },
-        "model": {"preset": "small", "variant": "leignn", **change.get("model", {})},
+        "model": {"preset": "small", **variant, **change.get("model", {})},
+        "loss": change.get("loss", {}),
         "optimizer": change.get("optimizer", {}),
         "run": {"seed": seed},
     }
 
 
-def step_times(name: str, changes: dict[str, dict]) -> dict[str, tuple[float, int, float]]:
+def step_times(group: str, name: str, changes: dict[str, dict]) -> dict[str, tuple[float, int, float]]:
     """Seconds per step of every choice, steps per epoch, seconds for energy and forces of one frame; medians, in turns."""
     import jax
 
@@ -82,7 +104,7 @@ def step_times(name: str, changes: dict[str, dict]) -> dict[str, tuple[float, in
 
     calls, per_epoch = {}, {}
     for choice, change in changes.items():
-        config = make_config(settings(name, change, 0))
+        config = make_config(settings(group, name, change, 0))
         prepared = prepare(config)
         algorithm = config.optimizer.algorithm
         state = start_state(prepared.potential, config.hyperparameters(prepared.steps_per_epoch), algorithm)
@@ -112,28 +134,27 @@ def report(rows: list[dict]) -> str:
     lines = [
         "# What pays at equal training time",
         "",
-        f"Preset small, variant leignn, default settings but for what is named, float32, {os.cpu_count()} CPU cores "
+        "Preset small, default settings but for what is named, the model LEIGNN where not said otherwise and in the last "
+        f"two tables what is now the default, float32, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), one of them used; errors on validation frames. Energy and forces are timed of one frame.",
     ]
-    for group, title in (
-        ("recipes", "Optimiser and learning rate"),
-        ("batches", "Frames of a step"),
-        ("models", "Models"),
-    ):
+    for group, title in TITLES.items():
         lines += [
             "",
             f"## {title}",
             "",
             "| set | choice | seed | s of steps | ms per step | energy and forces (ms) | epochs | energy MAE (meV/atom) | "
-            "force MAE (meV/Å) |",
-            "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+            "force MAE (meV/Å) | stress MAE (meV/Å³) |",
+            "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for row in rows:
             if row["group"] == group:
                 forces = f"{1e3 * row['forces_s']:.2f}" if "forces_s" in row else ""
+                stress = f"{row['stress']:.3g}" if row.get("stress") is not None else ""
                 lines.append(
                     f"| {row['set']} | {row['choice']} | {row['seed']} | {row['budget_s']:.0f} | "
-                    f"{1e3 * row['step_s']:.1f} | {forces} | {row['epochs']} | {row['energy']:.3g} | {row['forces']:.3g} |"
+                    f"{1e3 * row['step_s']:.1f} | {forces} | {row['epochs']} | {row['energy']:.3g} | {row['forces']:.3g} | "
+                    f"{stress} |"
                 )
     return "\n".join(lines) + "\n"
 
@@ -192,17 +213,18 @@ def main() -> None:
             continue
         import leignn_jax as leignn
 
-        times = step_times(name, left)
+        times = step_times(options.group, name, left)
         for choice, change in left.items():
             seconds, per_epoch, forces = times[choice]
             epochs = max(1, round(options.budget / seconds / per_epoch))
-            values = settings(name, change, options.seed)
+            values = settings(options.group, name, change, options.seed)
             with tempfile.TemporaryDirectory() as folder:
                 values["run"] |= {"epochs": epochs, "validate_every": max(1, epochs // 20), "out": folder + "/run"}
                 found = leignn.train(values, progress=False).metrics["validation"]
             row = {"group": options.group, "set": name, "choice": choice, "seed": options.seed}
             row |= {"budget_s": options.budget, "step_s": seconds, "forces_s": forces, "epochs": epochs}
             row |= {"energy": found["energy_mae_mev_per_atom"], "forces": found["forces_mae_mev_per_angstrom"]}
+            row |= {"stress": found["stress_mae_mev_per_angstrom3"]}
             rows.append(row)
             order = [choice for group in CHOICES.values() for choice in group]
             rows.sort(key=lambda r: (list(SETS).index(r["set"]), r["seed"], order.index(r["choice"])))

@@ -70,8 +70,8 @@ def time_leignn(case: str, warm: int, steps: int) -> dict:
     potential = leignn.Potential.create(model, jax.random.key(0), reference_energies=references)
     per_epoch = len(epoch_order(len(frames), size, 0, 0))
     examples = training_set(labelled, CUTOFF, references, config.data, (warm + steps) // per_epoch + 1)
-    state = start_state(potential, config.hyperparameters(per_epoch))
-    advance = partial(train_step, kinds=config.loss.kinds())
+    state = start_state(potential, config.hyperparameters(per_epoch), config.optimizer.algorithm)
+    advance = partial(train_step, kinds=config.loss.kinds(), algorithm=config.optimizer.algorithm)
     step = CountedCompiles(advance, len(examples.plan.shapes), "The train step", donate=(0,))
 
     def batches():

@@ -34,7 +34,7 @@ from leignn_jax.potential import Potential
 from leignn_jax.sweeps.report import REPORTS
 from leignn_jax.sweeps.space import StudyConfig, config_of, group_key
 from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
-from leignn_jax.training.config import TrainConfig
+from leignn_jax.training.config import TrainConfig, in_full
 from leignn_jax.training.processes import from_first, is_first
 from leignn_jax.training.standing import Trained
 
@@ -311,7 +311,7 @@ class LotKeeper:
 
 def _key(config: TrainConfig) -> str:
     """A hash of all settings but where the study lies."""
-    values = config.model_dump(mode="json")
+    values = in_full(config)
     values["run"].pop("out")
     return _hash(json.dumps(values, sort_keys=True))
 

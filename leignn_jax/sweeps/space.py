@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import did_you_mean
-from leignn_jax.training.config import Seed, TrainConfig, make_config
+from leignn_jax.training.config import Seed, TrainConfig, in_full, make_config
 from leignn_jax.training.loss import METRICS
 from leignn_jax.training.strict_yaml import read_yaml
 
@@ -321,7 +321,7 @@ NUMBERS: dict[str, frozenset[str]] = {
 
 def group_key(config: TrainConfig) -> str:
     """The same for members that one compiled program can train."""
-    values = config.model_dump(mode="json")
+    values = in_full(config)
     for section, names in NUMBERS.items():
         values[section] = {k: v for k, v in values[section].items() if k not in names}
     return yaml.safe_dump({**values, "with_stress": config.loss.kinds().with_stress}, sort_keys=True)

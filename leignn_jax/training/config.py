@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -299,9 +300,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type[Trai
         raise ConfigError(f"{path}: {error}") from error
 
 
+def in_full(config: TrainConfig) -> dict[str, Any]:
+    """The config with every value said: of the model too, whose presets may be others in another version."""
+    values = config.model_dump(mode="json")
+    model = dataclasses.asdict(config.model_for(config.model.get("elements", ("H",))))
+    # Where the config names none they are of the data, by which a run is known too.
+    del model["elements"]
+    return {**values, "model": {**values["model"], **model}}
+
+
 def dump_config(config: TrainConfig) -> str:
     """The config as YAML, every value said."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(in_full(config), sort_keys=False)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class TrainState:
 
 
 def start_state(
-    potential: Potential, hyper: Hyperparameters, algorithm: Algorithm = "adam", freeze: Sequence[str] = ()
+    potential: Potential, hyper: Hyperparameters, algorithm: Algorithm, freeze: Sequence[str] = ()
 ) -> TrainState:
     """The state before the first step; raises ConfigError where a pattern of ``freeze`` fits no parameter.
 
@@ -87,7 +87,7 @@ def train_step(
     batch: Batch,
     *,
     kinds: LossKinds,
-    algorithm: Algorithm = "adam",
+    algorithm: Algorithm,
     accumulate: int = 1,
     axis: str | None = None,
     added: Any = None,

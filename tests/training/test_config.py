@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from leignn_jax.errors import ConfigError
+from leignn_jax.models.config import ALL_VARIANTS, PRESETS
 from leignn_jax.training.config import dump_config, load_config, make_config
-from leignn_jax.training.strict_yaml import read_yaml
+from leignn_jax.training.strict_yaml import parse_yaml, read_yaml
 
 
 def test_defaults_and_round_trip(tmp_path):
@@ -14,8 +15,22 @@ def test_defaults_and_round_trip(tmp_path):
     )
     assert config.optimizer.learning_rate == 1e-3
     path = tmp_path / "config.yaml"
-    path.write_text(dump_config(config))
-    assert load_config(path) == config
+    text = dump_config(config)
+    path.write_text(text)
+    again = load_config(path)
+    assert (again.optimizer, again.data) == (config.optimizer, config.data)
+    assert again.model_for(("Si",)) == config.model_for(("Si",))
+    assert dump_config(again) == text
+
+
+@pytest.mark.parametrize("variant", [None, *ALL_VARIANTS])
+def test_a_dumped_model_outlives_its_preset(variant, monkeypatch):
+    config = make_config({"model": {"preset": "small"} | ({"variant": variant} if variant else {})})
+    meant, text = config.model_for(("Si", "O")), dump_config(config)
+    monkeypatch.setitem(PRESETS, "small", {"features": 8, "layers": 1, "num_radial": 3})
+    again = make_config(parse_yaml(text))
+    assert again.model_for(("Si", "O")) == meant
+    assert dump_config(again) == text
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def frames():
 
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(partial(train_step, kinds=KINDS))
+    return jax.jit(partial(train_step, kinds=KINDS, algorithm="adam"))
 
 
 def equal(a, b, **tolerance):
@@ -166,7 +166,7 @@ def test_numbers_are_leaves_and_do_not_recompile(frames):
     def counted(state, batch):
         nonlocal count
         count += 1
-        return train_step(state, batch, kinds=KINDS)
+        return train_step(state, batch, kinds=KINDS, algorithm="adam")
 
     step = jax.jit(counted)
     state = make()
@@ -192,7 +192,7 @@ def test_accumulation_averages_gradients(frames):
         )
 
     mean = jax.tree.map(lambda a, b: 0.5 * (a + b), gradient(one), gradient(two))
-    _, out = jax.jit(partial(train_step, kinds=KINDS, accumulate=2))(state, both)
+    _, out = jax.jit(partial(train_step, kinds=KINDS, algorithm="adam", accumulate=2))(state, both)
     assert float(out["gradient_norm"]) == pytest.approx(float(optax.global_norm(mean)), rel=1e-4)
     assert float(out["sums"]["forces"]["count"]) == 72
 
@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_changes_nothing(frames, step):
 
 def test_freeze(frames):
     state = make(freeze=["embedding", "messages_0"], weight_decay=0.5)
-    after, _ = jax.jit(partial(train_step, kinds=KINDS))(state, batch_of(frames))
+    after, _ = jax.jit(partial(train_step, kinds=KINDS, algorithm="adam"))(state, batch_of(frames))
     before, now = state.potential.params, after.potential.params
     equal(before["messages_0"], now["messages_0"])
     equal(before["embedding"], now["embedding"])
@@ -269,7 +269,7 @@ def test_members_of_a_population_are_runs_alone(frames):
     batch = batch_of(frames)
     states = [make(learning_rate=1e-3), make(learning_rate=4e-3, weight_decay=0.1)]
     both = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    one = partial(train_step, kinds=KINDS)
+    one = partial(train_step, kinds=KINDS, algorithm="adam")
     many = jax.jit(jax.vmap(one, in_axes=(0, None)))
     for _ in range(3):
         both, _ = many(both, batch)
