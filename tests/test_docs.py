@@ -43,6 +43,7 @@ SLOW = {
     "docs/howto/molecular_dynamics.md",
     "docs/howto/other_properties.md",
     "docs/howto/relax_phonons_elasticity.md",
+    "docs/howto/sweeps.md",
     "docs/howto/train.md",
 }
 NOT_RUN = {

@@ -240,7 +240,12 @@ def _storage(where: str) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return RDBStorage(where) if "://" in where else JournalStorage(JournalFileBackend(where))
+    if "://" not in where:
+        return JournalStorage(JournalFileBackend(where))
+    from sqlalchemy.pool import NullPool
+
+    # A training asks seldom; between its questions no connection stays open.
+    return RDBStorage(where, engine_kwargs={"poolclass": NullPool})
 
 
 @contextlib.contextmanager
@@ -260,6 +265,8 @@ def _reachable(where: str) -> Iterator[None]:
     else:
         return
     reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    if isinstance(problem.__cause__, ModuleNotFoundError):
+        reason = f"{problem.__cause__.name} is not installed: pip install '{problem.__cause__.name}[binary]'"
     raise TrainingError(
         f"{where}: the search's storage can't be used ({reason}). Give a file on a disk that every worker sees, or a "
         "database's URL; the same command goes on from the last checkpoint."

@@ -3,7 +3,12 @@
 import csv
 import json
 import os
+import shutil
 import signal
+import subprocess
+import tempfile
+from glob import glob
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -242,9 +247,53 @@ def test_members_that_diverge_give_way(data, tmp_path):
 # ------------------------------------------------------------------------------------------------------- several workers
 
 
-def test_two_workers_share_a_storage(data, tmp_path):
+@pytest.fixture(scope="module")
+def server():
+    """Folder of a PostgreSQL server's socket, and a call of its programs; skips where there is no server to start."""
+    pytest.importorskip("psycopg")
+    found = shutil.which("initdb") or next(iter(sorted(glob("/usr/lib/postgresql/*/bin/initdb"))), None)
+    if found is None:
+        pytest.skip("no PostgreSQL on this machine")
+    # It refuses to run as root.
+    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path has to be short
+    if user:
+        shutil.chown(folder, "postgres")
+
+    def call(program, *words):
+        command = [*user, str(Path(found).resolve().with_name(program)), *words]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    call("initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "postgres")
+    call(
+        "pg_ctl",
+        "-D",
+        f"{folder}/data",
+        "-o",
+        f"-k {folder} -c listen_addresses=''",
+        "-l",
+        f"{folder}/log",
+        "-w",
+        "start",
+    )
+    yield folder, call
+    call("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def where(request, tmp_path):
+    """An empty storage of each kind."""
+    if request.param == "journal":
+        return str(tmp_path / "trials.log")
+    folder, call = request.getfixturevalue("server")
+    call("createdb", "-h", str(folder), "-U", "postgres", tmp_path.name)
+    return f"postgresql://postgres@/{tmp_path.name}?host={folder}"
+
+
+def test_two_workers_share_a_storage(data, tmp_path, where):
     """Each trains its own trials, and all together there are as many as asked for."""
-    asked = study(data, tmp_path / "none", samples=5, storage=str(tmp_path / "trials.log"))
+    asked = study(data, tmp_path / "none", samples=5, storage=where)
     workers = [Trials(make_study(asked), tmp_path / name) for name in "ab"]
     found = [workers[i % 2].ask(i // 2, {}) for i in range(6)]
     assert [trial.number for trial in found[:5]] == list(range(5))
@@ -254,8 +303,8 @@ def test_two_workers_share_a_storage(data, tmp_path):
     assert len({trial.settings["optimizer.learning_rate"] for trial in found[:5]}) == 5
 
 
-def test_a_dead_workers_trials_are_asked_again_and_none_counts_twice(data, tmp_path):
-    asked = study(data, tmp_path / "none", samples=3, storage=str(tmp_path / "trials.log"), patience_minutes=1e-6)
+def test_a_dead_workers_trials_are_asked_again_and_none_counts_twice(data, tmp_path, where):
+    asked = study(data, tmp_path / "none", samples=3, storage=where, patience_minutes=1e-6)
     dead = Trials(make_study(asked), tmp_path / "dead")
     lost = [dead.ask(0, {}), dead.ask(1, {})]
     dead.report(lost[0].number, 1, 0.5)
@@ -284,8 +333,7 @@ def test_a_lost_trial_is_asked_again_where_its_shape_is_trained(data, tmp_path):
     assert alive.ask(2, {"model.features": 4}).settings != lost.settings
 
 
-def test_a_worker_that_comes_too_late_has_nothing_to_do(data, tmp_path):
-    where = str(tmp_path / "trials.log")
+def test_a_worker_that_comes_too_late_has_nothing_to_do(data, tmp_path, where):
     values = study(data, tmp_path / "a", samples=2, halving=None, storage=where)
     values["base"]["run"]["epochs"] = 1
     assert len(leignn.sweep(values, progress=False).rows) == 2
@@ -299,7 +347,12 @@ def test_a_worker_that_comes_too_late_has_nothing_to_do(data, tmp_path):
 
 
 def test_a_storage_that_cannot_be_used_is_told(data, tmp_path):
-    for where in (str(tmp_path / "no" / "such" / "folder.log"), "sqlite:////no/such/folder/trials.db", "nonsense://x"):
+    for where in (
+        str(tmp_path / "no" / "such" / "folder.log"),
+        "sqlite:////no/such/folder/trials.db",
+        "nonsense://x",
+        "postgresql://nobody@/none?host=/no/such/folder",
+    ):
         with pytest.raises(TrainingError, match="the search's storage can't be used"):
             leignn.sweep(study(data, tmp_path / where.replace("/", "_"), storage=where), progress=False)
 
