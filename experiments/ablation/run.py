@@ -95,7 +95,7 @@ def compiled_step(system: str, variant: str):
     state = start_state(prepared.potential, config.hyperparameters(prepared.steps_per_epoch), algorithm)
     _, batch = next(train_batches(prepared, config, 0, 0))
     compiled = (
-        jax.jit(partial(train_step, kinds=config.loss.kinds(), algorithm=algorithm)).lower(state, batch).compile()
+        jax.jit(partial(train_step, kinds=prepared.kinds(config), algorithm=algorithm)).lower(state, batch).compile()
     )
     return lambda: jax.block_until_ready(compiled(state, batch)), prepared.steps_per_epoch
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
 from sets import SETS
 
 HERE = Path(__file__).resolve().parent
@@ -47,12 +48,15 @@ def train_and_judge(name: str, preset: str, minutes: float, keep: str | None) ->
     from leignn_jax.bench import bench
 
     with tempfile.TemporaryDirectory() as folder:
-        first = leignn.train(settings(name, preset, 2, f"{folder}/timed", test=False), progress=False)
-        epoch = first.history[-1]["seconds"]
-        epochs = max(1, round(60 * minutes / epoch))
-        out = f"{folder}/run" if keep is None else f"{keep}/{name}"
-        result = leignn.train(settings(name, preset, epochs, out), progress=False)
-        took = result.metrics["run"]["training_seconds"]
+        out = Path(folder, "run") if keep is None else Path(keep, name)
+        begun = out / "config.yaml"
+        if begun.exists():
+            epochs = yaml.safe_load(begun.read_text())["run"]["epochs"]
+        else:
+            first = leignn.train(settings(name, preset, 2, f"{folder}/timed", test=False), progress=False)
+            epochs = max(1, round(60 * minutes / first.history[-1]["seconds"]))
+        result = leignn.train(settings(name, preset, epochs, str(out)), progress=False)
+        took = json.loads((out / "metrics.json").read_text())["run"]["training_seconds"]
     tests = {
         test: result.metrics["test"]
         if test == "test"
@@ -66,7 +70,6 @@ def train_and_judge(name: str, preset: str, minutes: float, keep: str | None) ->
         "set": name,
         "preset": preset,
         "minutes": minutes,
-        "epoch_s": epoch,
         "epochs": epochs,
         "seconds": took,
         "validation": result.metrics["validation"],
@@ -173,7 +176,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0, help="of training for each set (default 40)")
     parser.add_argument("--preset", default="small", choices=("small", "medium", "large"))
     parser.add_argument("--only", nargs="+", choices=list(SETS), metavar="SET", help=", ".join(SETS))
-    parser.add_argument("--keep", metavar="FOLDER", help="keep each set's run in a folder of its name in this one")
+    parser.add_argument(
+        "--keep", metavar="FOLDER", help="keep each set's run in a folder of its name in this one, where it goes on"
+    )
     parser.add_argument("--report", action="store_true", help="only write table and figure")
     parser.add_argument("--one", choices=list(SETS), metavar="SET", help="one set in this process; prints its row")
     options = parser.parse_args()

@@ -110,7 +110,9 @@ def step_times(group: str, name: str, changes: dict[str, dict]) -> dict[str, tup
         state = start_state(prepared.potential, config.hyperparameters(prepared.steps_per_epoch), algorithm)
         _, batch = next(train_batches(prepared, config, 0, 0))
         step = (
-            jax.jit(partial(train_step, kinds=config.loss.kinds(), algorithm=algorithm)).lower(state, batch).compile()
+            jax.jit(partial(train_step, kinds=prepared.kinds(config), algorithm=algorithm))
+            .lower(state, batch)
+            .compile()
         )
         one = jax.device_put(batch.graph.unbatch()[0].pad_to_bucket())
         forces = (

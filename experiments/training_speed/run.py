@@ -71,7 +71,7 @@ def time_leignn(case: str, warm: int, steps: int) -> dict:
     per_epoch = len(epoch_order(len(frames), size, 0, 0))
     examples = training_set(labelled, CUTOFF, references, config.data, (warm + steps) // per_epoch + 1)
     state = start_state(potential, config.hyperparameters(per_epoch), config.optimizer.algorithm)
-    advance = partial(train_step, kinds=config.loss.kinds(), algorithm=config.optimizer.algorithm)
+    advance = partial(train_step, kinds=config.loss.kinds(stressed=False), algorithm=config.optimizer.algorithm)
     step = CountedCompiles(advance, len(examples.plan.shapes), "The train step", donate=(0,))
 
     def batches():

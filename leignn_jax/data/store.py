@@ -324,7 +324,8 @@ class Store(Sequence[Batch]):
         a = self._arrays
         energy = np.where(a["present"][:, 0], a["energy"], np.nan)
         columns = {key: np.asarray(a[key]) for key in ("kind", "counts", "forces_square", "fingerprint")}
-        return FrameTable(elements=tuple(self._meta["elements"]), energy=energy, **columns)
+        stressed = np.asarray(a["present"][:, 2]).astype(bool)
+        return FrameTable(elements=tuple(self._meta["elements"]), energy=energy, stressed=stressed, **columns)
 
     def with_references(self, references: Mapping[str, float]) -> Store:
         """The same store with other reference energies."""

@@ -25,6 +25,7 @@ class FrameTable(NamedTuple):
     elements: symbols of the columns of ``counts``, by atomic number.
     energy: ``[frames]`` float64, eV, NaN where there is none.
     forces_square: ``[frames]`` float64, eV^2/Å^2, sum of the squares of all force components, NaN where there are none.
+    stressed: ``[frames]`` bool, whether it has a stress.
     fingerprint: ``[frames, 32]`` uint8, see :func:`fingerprint`.
     """
 
@@ -33,6 +34,7 @@ class FrameTable(NamedTuple):
     elements: tuple[str, ...]
     energy: np.ndarray
     forces_square: np.ndarray
+    stressed: np.ndarray
     fingerprint: np.ndarray
 
     @property
@@ -47,6 +49,7 @@ class FrameTable(NamedTuple):
             kind=np.asarray(self.kind[i]),
             energy=np.asarray(self.energy[i]),
             forces_square=np.asarray(self.forces_square[i]),
+            stressed=np.asarray(self.stressed[i]),
             fingerprint=np.asarray(self.fingerprint[i]),
         )
 
@@ -107,11 +110,12 @@ def forces_square(labels: Labels) -> float:
 def tabulate(frames: Iterable[tuple[ase.Atoms, Labels]]) -> FrameTable:
     """The table of labelled frames."""
     compositions = Compositions()
-    kinds, energies, squares, prints = [], [], [], []
+    kinds, energies, squares, stressed, prints = [], [], [], [], []
     for atoms, labels in frames:
         kinds.append(compositions.kind_of(atoms.numbers))
         energies.append(np.nan if labels.energy is None else labels.energy)
         squares.append(forces_square(labels))
+        stressed.append(labels.stress is not None)
         prints.append(fingerprint(atoms))
     elements, counts = compositions.table()
     return FrameTable(
@@ -120,5 +124,6 @@ def tabulate(frames: Iterable[tuple[ase.Atoms, Labels]]) -> FrameTable:
         elements=elements,
         energy=np.array(energies, np.float64),
         forces_square=np.array(squares, np.float64),
+        stressed=np.array(stressed, bool),
         fingerprint=np.frombuffer(b"".join(prints), np.uint8).reshape(-1, 32),
     )

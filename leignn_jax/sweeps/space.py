@@ -324,4 +324,4 @@ def group_key(config: TrainConfig) -> str:
     values = in_full(config)
     for section, names in NUMBERS.items():
         values[section] = {k: v for k, v in values[section].items() if k not in names}
-    return yaml.safe_dump({**values, "with_stress": config.loss.kinds().with_stress}, sort_keys=True)
+    return yaml.safe_dump({**values, "with_stress": config.loss.kinds(stressed=True).with_stress}, sort_keys=True)

@@ -88,6 +88,7 @@ class DataSettings(Section):
 class LossSettings(Section):
     """Kinds and weights of the loss, see :mod:`leignn_jax.training.loss`; ``final_*`` None keeps the weight.
 
+    stress_weight: where frames of train have a stress; 0 with direct forces, which give none.
     ramp: the weights turn into the final ones between these fractions of the training.
     """
 
@@ -97,16 +98,16 @@ class LossSettings(Section):
     force_source: Literal["gradient", "direct"] = "gradient"
     energy_weight: NotNegative = 1.0
     forces_weight: NotNegative = 1.0
-    stress_weight: NotNegative = 0.0
+    stress_weight: NotNegative = 1.0
     final_energy_weight: NotNegative | None = None
     final_forces_weight: NotNegative | None = None
     final_stress_weight: NotNegative | None = None
     ramp: tuple[Fraction, Fraction] = (0.5, 0.75)
     huber_delta: Positive = 0.01
 
-    def kinds(self) -> LossKinds:
-        """The static part."""
-        with_stress = self.stress_weight > 0 or bool(self.final_stress_weight)
+    def kinds(self, stressed: bool) -> LossKinds:
+        """The static part, where frames of train have a stress or none has."""
+        with_stress = stressed and (self.stress_weight > 0 or bool(self.final_stress_weight))
         return LossKinds(self.energy, self.forces, self.stress, self.force_source, with_stress)
 
 
@@ -238,6 +239,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "force_source": "direct",
             "energy_weight": 0.001,
             "forces_weight": 0.999,
+            "stress_weight": 0.0,
         },
         "optimizer": {
             "algorithm": "amsgrad",
@@ -284,7 +286,7 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = (), kind: 
     _check_model(config)
     if config.data.reference_energies == "keep" and config.run.start_from is None:
         raise ConfigError('data.reference_energies: "keep" needs run.start_from, a potential to keep them of.')
-    if config.loss.force_source == "direct" and config.loss.kinds().with_stress:
+    if config.loss.force_source == "direct" and config.loss.kinds(stressed=True).with_stress:
         raise ConfigError("loss: direct forces give no stress; set loss.stress_weight to 0.")
     return config
 

@@ -198,9 +198,10 @@ def _heed(findings: Sequence[Finding], names: Names, data: DataSettings, with_st
     if refused:
         said = " ".join(f"{one.text(names)}." for one in refused[:3])
         labels = ",".join(sorted({one.label for one in refused}))
+        without = ", leave the stress out (loss.stress_weight=0)" if "stress" in labels else ""
         raise DataError(
-            f"{said} Say what the units are (data.units), mend the file or take the frames out, or overrule this by "
-            f"data.allow=[{labels}]."
+            f"{said} Say what the units are (data.units), mend the file or take the frames out{without}, or overrule this "
+            f"by data.allow=[{labels}]."
         )
     for one in findings:
         log.warning("%s. Is it right?", one.text(names))

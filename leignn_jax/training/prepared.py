@@ -27,6 +27,7 @@ from leignn_jax.training.dataset import (
     shortest_of,
     training_set,
 )
+from leignn_jax.training.loss import LossKinds
 from leignn_jax.training.parallel import DATA, own_parts, place_batch
 from leignn_jax.training.resident import ResidentFrames, join_frames, resident_bytes
 
@@ -43,6 +44,10 @@ class Prepared(NamedTuple):
     splits: Splits
     steps_per_epoch: int
 
+    def kinds(self, config: TrainConfig) -> LossKinds:
+        """What the loss is of: of stress only where frames of train have one."""
+        return config.loss.kinds(stressed=bool(self.splits.train.table.stressed.any()))
+
     def order(self, config: TrainConfig, epoch: int) -> np.ndarray:
         """Frame numbers of the batches of an epoch, ``[batches, frames]``."""
         return epoch_order(len(self.train.examples), self.train.batch_size, config.data.order_seed, epoch)
@@ -56,7 +61,7 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
     data = config.data
     given = None if config.run.start_from is None else load_potential(config.run.start_from)
     cutoff = config.cutoff() if given is None else given.cutoff
-    splits = load_splits(data, cutoff, progress, with_stress=config.loss.kinds().with_stress)
+    splits = load_splits(data, cutoff, progress, with_stress=config.loss.kinds(stressed=True).with_stress)
     elements = splits.train.table.present()
     if given is not None:
         potential = given

@@ -90,7 +90,7 @@ class Programs(NamedTuple):
 
 def make_programs(config: TrainConfig, prepared: Prepared, mesh: Mesh | None, many: bool) -> Programs:
     """The programs of this config on the devices of ``mesh`` (None: one device); ``many`` have a leading axis of members."""
-    kinds, algorithm = config.loss.kinds(), config.optimizer.algorithm
+    kinds, algorithm = prepared.kinds(config), config.optimizer.algorithm
     axis = None if mesh is None else DATA
     step = partial(train_step, kinds=kinds, algorithm=algorithm, accumulate=config.data.accumulate, axis=axis)
     stepping: Callable = partial(advance, step=step, many=many, sweep=None if mesh is None else SWEEP)
@@ -203,7 +203,7 @@ def no_sums(state: TrainState, prepared: Prepared, config: TrainConfig):
     if config.data.accumulate > 1:
         batch = jax.tree.map(lambda x: x[0], batch)
     # A step's sums are those of an evaluation, which is traced in a third of the time.
-    evaluate = partial(evaluate_step, kinds=config.loss.kinds())
+    evaluate = partial(evaluate_step, kinds=prepared.kinds(config))
     sums = jax.eval_shape(evaluate, state.potential, batch, state.hyper.final_weights)["sums"]
     sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
     last = {name: jnp.zeros(()) for name in ("gradient_norm", "learning_rate")}

@@ -90,7 +90,7 @@ def test_published_recipe():
     config = make_config({"recipe": "published", "optimizer": {"clip_norm": 5.0}})
     hyper = config.hyperparameters(10)
     assert config.optimizer.algorithm == "amsgrad"
-    assert config.loss.kinds().source == "direct"
+    assert config.loss.kinds(stressed=False).source == "direct"
     assert (hyper.learning_rate, hyper.clip_norm, hyper.plateau_patience) == (5e-4, 5.0, 5.0)
     assert np.isinf(hyper.decay_steps)
     assert hyper.weights.forces == 0.999
@@ -142,3 +142,16 @@ def test_aliases_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("\ufeffa: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n", encoding="utf-8")
     assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+
+
+def test_a_stress_is_learnt_where_there_is_one():
+    config = make_config({})
+    assert config.loss.kinds(stressed=True).with_stress
+    assert not config.loss.kinds(stressed=False).with_stress
+    assert config.hyperparameters(1).weights.stress == config.hyperparameters(1).final_weights.stress == 1.0
+    assert not make_config({"loss": {"stress_weight": 0}}).loss.kinds(stressed=True).with_stress
+    assert make_config({"loss": {"stress_weight": 0, "final_stress_weight": 1}}).loss.kinds(stressed=True).with_stress
+    # A head of forces gives no stress, as the published model has it.
+    assert not make_config({"recipe": "published"}).loss.kinds(stressed=True).with_stress
+    with pytest.raises(ConfigError, match=r"loss\.stress_weight"):
+        make_config({"recipe": "published", "loss": {"final_stress_weight": 1.0}})

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("fast_compiles")
 # Direct forces: one gradient less to compile.
 MODEL = {"preset": "small", "features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0}
 MODEL |= {"repulsion": False, "global_nodes": False}
-DIRECT = {"model": {**MODEL, "direct_forces": True}, "loss": {"force_source": "direct"}}
+DIRECT = {"model": {**MODEL, "direct_forces": True}, "loss": {"force_source": "direct", "stress_weight": 0}}
 
 
 def settings(out="whole", **run):
