@@ -64,7 +64,7 @@ def models():
         return params * jnp.sqrt(1e-3 + (weights / (1 + (vectors**2).sum(-1))).sum())
 
     return {
-        "leignn": network(),
+        "leignn": network(tensor_features=8),
         "vanilla, repulsion": network("vanilla", repulsion=True),
         "remat, direct": network(remat=True, direct_forces=True),
         "argon": ARGON,

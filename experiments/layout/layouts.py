@@ -188,7 +188,7 @@ def energy(config: LEIGNNConfig, params, layout, positions, species):
         x, dv = (x + dx) / math.sqrt(2), dv / math.sqrt(config.features)
         v = dv if v is None else v + dv
         update = LocalUpdate(config.update, config.matmul_precision)
-        x, v = update.apply({"params": params[f"update_{layer}"]}, x, v, None, layer == config.layers - 1)
+        x, v, _ = update.apply({"params": params[f"update_{layer}"]}, x, v, None, layer == config.layers - 1)
     return linear(params["energy"], activation(linear(params["energy_hidden"], x))).sum()
 
 

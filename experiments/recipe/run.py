@@ -1,4 +1,4 @@
-"""What pays at equal training time on six sets: optimiser and learning rate, the batch, the model, decay and stress.
+"""What pays at equal training time on six sets: optimiser and learning rate, the batch, the model, decay, stress.
 
     python experiments/recipe/run.py recipes --budget 90     # about an hour on one CPU core
     python experiments/recipe/run.py models --budget 90      # as long, or longer; so is `batches`
@@ -52,10 +52,14 @@ CHOICES = {
         "higher order 1": {"model": {"variant": "higher_order", "degree": 1}},
         "higher order 2": {"model": {"variant": "higher_order", "degree": 2}},
     },
-    "decays": {
-        "no decay": {},
-        "decay 0.03": {"optimizer": {"weight_decay": 0.03}},
-        "decay 0.1": {"optimizer": {"weight_decay": 0.1}},
+    # None is of the model before, in commit 09504b4, whose atoms did not pass their tensors on.
+    "tensors": {
+        "summed": None,
+        "summed, decay 0.03": None,
+        "summed, decay 0.1": None,
+        "exchanged": {},
+        "exchanged, decay 0.01": {"optimizer": {"weight_decay": 0.01}},
+        "exchanged, decay 0.03": {"optimizer": {"weight_decay": 0.03}},
     },
     "stresses": {
         "hardly any stress": {"loss": {"stress_weight": 1e-9}},
@@ -67,7 +71,7 @@ TITLES = {
     "recipes": "Optimiser and learning rate",
     "batches": "Frames of a step",
     "models": "Models",
-    "decays": "Weight decay",
+    "tensors": "Tensors exchanged or only summed, and weight decay",
     "stresses": "Weight of the stress",
 }
 # The model of the groups in which it was not the default yet.
@@ -206,10 +210,11 @@ def main() -> None:
     options = parser.parse_args()
     path = HERE / "results.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    changes = CHOICES.get(options.group, {})
+    changes = {choice: change for choice, change in CHOICES.get(options.group, {}).items() if change is not None}
     changes = {choice: changes[choice] for choice in options.choices or changes}
     for name in options.only if changes and not options.report else []:
-        done = {row["choice"] for row in rows if (row["set"], row["seed"]) == (name, options.seed)}
+        ours = (name, options.seed, options.budget)
+        done = {row["choice"] for row in rows if (row["set"], row["seed"], row["budget_s"]) == ours}
         left = {choice: change for choice, change in changes.items() if choice not in done}
         if not left:
             continue

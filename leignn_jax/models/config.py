@@ -119,7 +119,7 @@ class LEIGNNConfig(ModelConfig):
     message_dtype: "float32", or "bfloat16" for the arrays [pairs, features] and what is gathered from them; geometry
         and sums stay in the positions' dtype.
     remat: recompute filters in the backward pass instead of keeping them: less memory, one more filter product.
-    tensor_features: width of the traceless symmetric tensors that each layer sums over neighbours
+    tensor_features: width of the traceless symmetric tensors that atoms have beside scalars and vectors, and exchange
         (:mod:`leignn_jax.models.tensors`); 0, as published, is none. :func:`preset` gives half of ``features``.
     """
 
@@ -204,7 +204,7 @@ def preset(name: str, *, variant: AnyVariant | None = None, **settings: Any) -> 
 
     Args:
         name: "published" (512 x 4 with 128 Gaussians, arXiv:2311.02869), "large", "medium" or "small".
-        variant: "tensor", LEIGNN with half as many sums of tensors as features and without global nodes, is the most
+        variant: "tensor", LEIGNN with half as many tensors as features and without global nodes, is the most
             accurate at equal training time (``experiments/recipe``) and what None is, but for "published"; "leignn",
             "vanilla_nmu" (no global nodes) and "vanilla" (no global nodes, PaiNN's update) are the paper's models;
             "higher_order" has features up to ``degree`` and is there to compare with.

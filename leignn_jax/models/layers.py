@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 from leignn_jax.graph import Graph
 from leignn_jax.models.config import LEIGNNConfig, ModelConfig
 from leignn_jax.models.radial import smooth_filters
-from leignn_jax.models.tensors import contracted, quadrupoles
+from leignn_jax.models.tensors import contracted, outer, quadrupoles
 from leignn_jax.pair_ops import AnyArray, pair_sum
 
 
@@ -105,7 +105,8 @@ class LocalMessages(nn.Module):
     h = C2 sigma(C1 x), f = D phi, (m1, m2, m3)_ij = h_j f_ij / sqrt(3);
     dx_i = sum_j m3, dV_i = sum_j (m1 V_j + m2 u_ij) / sqrt(features).
 
-    With ``tensor_features`` a fourth message m4 gives T_i = sum_j m4 (u_ij u_ij - 1/3), which the update reads.
+    With ``tensor_features`` two more messages give dT_i = sum_j (m4 (u_ij u_ij - 1/3) + m5 T_j), T_j as the vectors from
+    the second layer on.
     """
 
     config: LEIGNNConfig
@@ -119,9 +120,10 @@ class LocalMessages(nn.Module):
         directions: Float[Array, "pairs 3"],
         scalars: Float[Array, "nodes features"],
         vectors: Float[Array, "nodes 3 features"] | None,
+        tensors: Float[Array, "nodes 5 size"] | None = None,
         species: Int[Array, "atoms"] | None = None,
     ):
-        """Changes of scalars ``[atoms, F]`` and vectors ``[atoms, 3, F]``, and tensors ``[atoms, 5, size]`` or None.
+        """Changes of scalars ``[atoms, F]``, vectors ``[atoms, 3, F]``, and tensors ``[atoms, 5, size]`` or None.
 
         ``species`` says that nodes are elements and not atoms, as in the first layer, and which element each atom is.
         """
@@ -145,16 +147,20 @@ class LocalMessages(nn.Module):
             filters = stored(self._dot(radial, kernel))
             return pair_sum(graph.lists, filters, stored(sent)[:, None], coefficients, odd=odd)
 
+        def carried(name, values):
+            message, kernel = parts(name, values.shape[-1])
+            return pair_sum(graph.lists, stored(self._dot(radial, kernel)), stored(message[:, None] * values))
+
         d_vectors = summed(*parts("directional", features), directions[..., None], odd=True)
         d_scalars = summed(*parts("scalar", features))[:, 0]
         if vectors is not None:
-            message, kernel = parts("vector", features)
-            carried = stored(message[:, None] * vectors)
-            d_vectors += pair_sum(graph.lists, stored(self._dot(radial, kernel)), carried)
-        tensors = None
+            d_vectors += carried("vector", vectors)
+        d_tensors = None
         if size := self.config.tensor_features:
-            tensors = summed(*parts("tensor", size), quadrupoles(directions)[..., None])
-        return d_scalars, d_vectors / math.sqrt(features), tensors
+            d_tensors = summed(*parts("tensor", size), quadrupoles(directions)[..., None])
+            if tensors is not None:
+                d_tensors += carried("tensor_carried", BRANCH * tensors)
+        return d_scalars, d_vectors / math.sqrt(features), d_tensors
 
     def _dot(self, x, kernel):
         return jnp.dot(x, kernel.astype(x.dtype), precision=self.precision)
@@ -197,8 +203,8 @@ class LocalUpdate(nn.Module):
     - gated (LEIGNN): dx = a2 / sqrt(2) + x tanh(a3), dV = a1 V1;
     - painn: dx = (a1 + a2 (V1 . V2) / sqrt(features)) / sqrt(2), dV = a3 V1.
 
-    With tensors T, of which T1 and T2 are mixtures, and V3 one of V of their width, Q1 reads ``|T1|`` and ``V3 . T2 V3``
-    too, and dV gains a4 C T2 V3.
+    With tensors T, of which T1, T2 and T3 are mixtures, and V3 and V4 two of V of their width, Q1 reads ``|T1|`` and
+    ``V3 . T2 V3`` too, dV gains a4 C T2 V3, and dT = a5 T3 + a6 (V3 V4 - V3 . V4 / 3).
     """
 
     kind: str
@@ -212,8 +218,10 @@ class LocalUpdate(nn.Module):
         vectors: Float[Array, "atoms 3 features"],
         tensors: Float[Array, "atoms 5 size"] | None,
         last: bool,
+        direct: bool = False,
     ):
-        """The new scalars and vectors; with ``last`` the vectors are not needed any more and None."""
+        """The new scalars, vectors and tensors; after the ``last`` layer the tensors are None, and the vectors where no
+        ``direct`` forces are read from them."""
         features, precision = scalars.shape[-1], self.precision
         right = linear(features, "vectors_right", precision=precision)(vectors)
         norm = jnp.sqrt((right**2).sum(1) + self.floor)
@@ -231,10 +239,10 @@ class LocalUpdate(nn.Module):
             hidden += linear(features, "hidden_inner", math.sqrt(0.5), precision=precision)((turned * few).sum(1))
         hidden = activation(hidden)
 
-        def head(name):
-            return linear(features, name, BRANCH, bias=True, precision=precision)(hidden)
+        def head(name, width=features):
+            return linear(width, name, BRANCH, bias=True, precision=precision)(hidden)
 
-        if last and self.kind == "gated":
+        if last and not direct and self.kind == "gated":
             left = vectors  # not read
         else:
             left = linear(features, "vectors_left", precision=precision)(vectors)
@@ -243,13 +251,21 @@ class LocalUpdate(nn.Module):
         else:
             inner = (left * right).sum(1) / math.sqrt(features)
             change = (head("add") + head("inner") * inner) / math.sqrt(2)
+        scalars = scalars + change
+        if last and not direct:
+            return scalars, None, None
         if last:
-            return scalars + change, None
+            tensors = None
+        elif tensors is not None:
+            other = linear(size, "vectors_outer", math.sqrt(features), precision=precision)(vectors)
+            kept = linear(size, "tensors_kept", precision=precision)(tensors)
+            tensors = tensors + head("tensors_gate", size)[:, None] * kept
+            tensors += head("outer_gate", size)[:, None] * outer(few, other)
         vectors = vectors + head("vectors_gate")[:, None] * left
         if turned is not None:
             back = linear(features, "vectors_turned", 1 / math.sqrt(features), precision=precision)(turned)
             vectors = vectors + head("turned_gate")[:, None] * back
-        return scalars + change, vectors
+        return scalars, vectors, tensors
 
 
 class LocalToGlobal(nn.Module):

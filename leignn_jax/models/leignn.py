@@ -55,13 +55,13 @@ class LEIGNN(nn.Module):
         species = species_index(config, graph.numbers)
 
         # Before the first message passing an atom is its element and nothing more, and all global nodes are one: what
-        # they become is computed once per element. Vectors are zero, which None says.
+        # they become is computed once per element. Vectors and tensors are zero, which None says.
         scalars = self.param("embedding", embedding_init, (len(config.elements), config.features), jnp.float32)
         scalars = jnp.asarray(scalars, distances.dtype)
         per_element = len(config.elements) <= graph.numbers.shape[0]
         if not per_element:
             scalars = rows(scalars, graph.own(species))
-        vectors = received = global_scalars = global_vectors = None
+        vectors = tensors = received = global_scalars = global_vectors = None
         if config.global_nodes:
             global_scalars = self.param("global_embedding", nn.initializers.normal(1.0), (1, config.features))
             global_scalars = jnp.asarray(global_scalars, distances.dtype)
@@ -77,19 +77,19 @@ class LEIGNN(nn.Module):
             message = messages(config, precision, name=f"messages_{layer}")
             elements = species if first and per_element else None
             sent = scalars if elements is not None else graph.around(scalars)
-            changes = message(
-                graph, radial, directions, sent, None if vectors is None else graph.around(vectors), elements
-            )
+            near_vectors, near_tensors = (None if x is None else graph.around(x) for x in (vectors, tensors))
+            changes = message(graph, radial, directions, sent, near_vectors, near_tensors, elements)
             d_scalars, d_vectors = map(graph.own, changes[:2])
-            tensors = None if changes[2] is None else graph.own(changes[2])
+            d_tensors = None if changes[2] is None else graph.own(changes[2])
             if elements is not None:
                 scalars = rows(scalars, graph.own(species))
             scalars = (scalars + d_scalars) / math.sqrt(2)
             vectors = d_vectors if vectors is None else vectors + d_vectors
+            tensors = d_tensors if tensors is None else tensors + d_tensors
 
             update = LocalUpdate(config.update, precision, config.norm_floor, name=f"update_{layer}")
             received = vectors
-            scalars, vectors = update(scalars, vectors, tensors, last and not config.direct_forces)
+            scalars, vectors, tensors = update(scalars, vectors, tensors, last, config.direct_forces)
 
             if config.global_nodes and not last:
                 atoms = jnp.maximum(graph.sum_atoms(graph.atom_mask.astype(distances.dtype)), 1)

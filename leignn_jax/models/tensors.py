@@ -1,7 +1,7 @@
 r"""Traceless symmetric tensors of rank 2, five numbers each, in the basis E_m that makes their product a dot product.
 
 What a sum of directions u over neighbours is to dipoles, a sum of u u^T - 1/3 is to quadrupoles: with it an atom tells a
-square from a tetrahedron around it, which scalars and vectors of one layer can't.
+square from a tetrahedron around it, which scalars and vectors of one layer can't; and it passes that on.
 """
 
 from __future__ import annotations
@@ -38,3 +38,19 @@ def contracted(
     e = e / math.sqrt(3)
     rows = ((d - e) * x + a * y + c * z, a * x - (d + e) * y + b * z, c * x + b * y + 2 * e * z)
     return _S * jnp.stack(rows, axis=1)
+
+
+def outer(a: Float[Array, "atoms 3 features"], b: Float[Array, "atoms 3 features"]) -> Float[Array, "atoms 5 features"]:
+    """The traceless symmetric part of a b^T, feature by feature."""
+    x, y, z = (a[:, i] for i in range(3))
+    p, q, r = (b[:, i] for i in range(3))
+    return jnp.stack(
+        [
+            _S * (x * q + y * p),
+            _S * (y * r + z * q),
+            _S * (x * r + z * p),
+            _S * (x * p - y * q),
+            (2 * z * r - x * p - y * q) / math.sqrt(6),
+        ],
+        axis=1,
+    )

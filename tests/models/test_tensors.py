@@ -12,7 +12,7 @@ from leignn_jax import testing
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.models import layers
-from leignn_jax.models.tensors import BASIS, contracted, quadrupoles
+from leignn_jax.models.tensors import BASIS, contracted, outer, quadrupoles
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
 
@@ -44,6 +44,14 @@ def test_contraction_is_the_product_of_matrix_and_vector():
     with jax.enable_x64(True):
         found = contracted(jnp.asarray(tensors), jnp.asarray(vectors))
     np.testing.assert_allclose(found, np.einsum("amf,mij,ajf->aif", tensors, BASIS, vectors), rtol=1e-12)
+
+
+def test_the_outer_product_is_symmetric_and_traceless():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 4, 3, 6))
+    with jax.enable_x64(True):
+        found = outer(jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_allclose(found, np.einsum("aif,ajf,mij->amf", a, b, BASIS), atol=1e-14)
 
 
 # Of the default, with tensors, tests/test_testing.py.
