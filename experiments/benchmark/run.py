@@ -152,7 +152,7 @@ def figure(rows: list[dict]) -> None:
         one = SETS[row["set"]]
         best = min(one.published.values())
         ours = row["tests"]["test"][f"forces_{one.error}_mev_per_angstrom"] / best
-        axis.plot(ours, place, "kD", ms=7, label=None if "ours" in told else f"ours, {row['minutes']:g} min on a CPU")
+        axis.plot(ours, place, "kD", ms=7, label=None if "ours" in told else "ours, on one core of a CPU")
         told.add("ours")
         if (beside := painn_beside(row)) is not None:
             error = beside[f"forces_{one.error}_mev_per_angstrom"] / best
@@ -161,7 +161,7 @@ def figure(rows: list[dict]) -> None:
         for model, value in one.published.items():
             axis.plot(value / best, place, "o", color=colours[model], label=None if model in told else model)
             told.add(model)
-    axis.set_yticks(range(len(rows)), [row["set"] for row in rows])
+    axis.set_yticks(range(len(rows)), [f"{row['set']}, {row['minutes']:g} min" for row in rows])
     axis.set(xscale="log", xlabel="force error over the best published one (no unit)")
     axis.grid(axis="x", which="both", alpha=0.3)
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
