@@ -434,7 +434,7 @@ class Potential:
             f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>{html.escape(v)}</td></tr>"
             for k, v in self.summary().items()
         )
-        return f"<table><caption>LEIGNN potential</caption>{rows}</table>"
+        return f"<table><caption>Potential</caption>{rows}</table>"
 
 
 def _in_words(value: Any) -> str:
