@@ -234,7 +234,7 @@ def main() -> None:
             row |= {"stress": found["stress_mae_mev_per_angstrom3"]}
             rows.append(row)
             order = [choice for group in CHOICES.values() for choice in group]
-            rows.sort(key=lambda r: (list(SETS).index(r["set"]), r["seed"], order.index(r["choice"])))
+            rows.sort(key=lambda r: (list(SETS).index(r["set"]), r["seed"], order.index(r["choice"]), r["budget_s"]))
             path.write_text(json.dumps(rows, indent=1) + "\n")
             print(name, choice, epochs, f"{row['energy']:.3g} meV/atom, {row['forces']:.3g} meV/Å", flush=True)
     (HERE / "results.md").write_text(report(rows))

@@ -185,10 +185,12 @@ AnyTarget = Annotated[
 
 
 class FitOptimizer(OptimizerSettings):
-    """As of a training, but by Adam: Muon makes the noise of a sampled gradient as large as what it is the noise of."""
+    """As of a training, but by Adam: Muon makes the noise of a sampled gradient as large as what it is the noise of; and
+    without decay, which would pull at what was trained before."""
 
     algorithm: Literal["adam", "amsgrad", "muon"] = "adam"
     learning_rate: Positive = 2e-3
+    weight_decay: NotNegative = 0.0
 
 
 class FitConfig(TrainConfig):

@@ -119,6 +119,7 @@ class OptimizerSettings(Section):
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
     warmup_epochs: may be a fraction of an epoch; None: two, or a tenth of the training where that is less.
     plateau_patience: epochs; None never.
+    weight_decay: without it a long training learns few frames by heart (``experiments/recipe``).
     freeze: patterns of parameters that are not trained.
     """
 
@@ -132,7 +133,7 @@ class OptimizerSettings(Section):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     epsilon: Positive = 1e-8
-    weight_decay: NotNegative = 0.0
+    weight_decay: NotNegative = 0.01
     clip_norm: Positive = 10.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     freeze: list[str] = []

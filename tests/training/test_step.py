@@ -29,7 +29,10 @@ def make(kinds=KINDS, freeze=(), **settings):
     model = LEIGNNConfig(**{**MODEL, "direct_forces": kinds.source == "direct"})
     potential = Potential.create(model, jax.random.key(0), reference_energies={"Cu": -1.0}, scale=0.5)
     config = make_config(
-        {"optimizer": {"algorithm": "adam", "warmup_epochs": 0, **settings}, "loss": {"stress_weight": 0.5}}
+        {
+            "optimizer": {"algorithm": "adam", "warmup_epochs": 0, "weight_decay": 0, **settings},
+            "loss": {"stress_weight": 0.5},
+        }
     )
     return start_state(potential, config.hyperparameters(10), config.optimizer.algorithm, freeze)
 
