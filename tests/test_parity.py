@@ -125,7 +125,7 @@ def test_layer_by_layer(reference, variant):
             d_scalars, d_vectors, _ = got[f"messages_{layer}"]
             assert deviation((data[f"x_in_{layer}"] + d_scalars) / np.sqrt(2), data[f"x_mid_{layer}"]) < 1e-12
             assert deviation(data[f"vec_in_{layer}"] + d_vectors, data[f"vec_mid_{layer}"]) < 1e-12
-            scalars, vectors = got[f"update_{layer}"]
+            scalars, vectors, _ = got[f"update_{layer}"]
             assert deviation(scalars, data[f"x_{layer}"]) < 1e-12
             assert deviation(vectors, data[f"vec_{layer}"]) < 1e-12
             if variant == "leignn" and not last:

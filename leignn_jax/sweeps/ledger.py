@@ -138,7 +138,7 @@ class Ledger:
         self.members.append(Member(number, settings, config, _hash(f"{_key(config)} {trial}"), 0, trial))
         if self.mine:
             said = [{"key": m.key, "settings": m.settings, "generation": 0, "trial": m.trial} for m in self.members]
-            write_atomically(self._folder / "members.json", json.dumps({"members": said}, indent=1).encode())
+            self._write_members(said)
 
     def write_population(self, first: int, end: int = -1) -> None:
         """A population of a search begins with member ``first``, or is over and ``end`` is the next one's first."""
@@ -196,21 +196,19 @@ class Ledger:
             raise TrainingError(f"{file}: it is missing. Bring it back, or choose another run.out.")
         else:
             old = []
-        if points is None:
-            write_atomically(self.out / "study.yaml", yaml.safe_dump(asked, sort_keys=False).encode())
-            write_atomically(file, json.dumps({"members": old}, indent=1).encode())
-            return [
-                Member(i, m["settings"], config_of(study, m["settings"]), m["key"], 0, m["trial"])
-                for i, m in enumerate(old)
-            ]
         known = {m["key"]: i for i, m in enumerate(old)}
         generation = 1 + max((m["generation"] for m in old), default=-1)
-        for (settings, _), key in zip(points, keys, strict=True):
+        for (settings, _), key in zip(points or [], keys, strict=True):
             if key not in known:
                 known[key] = len(old)
                 old.append({"key": key, "settings": settings, "generation": generation})
         write_atomically(self.out / "study.yaml", yaml.safe_dump(asked, sort_keys=False).encode())
-        write_atomically(file, json.dumps({"members": old}, indent=1).encode())
+        self._write_members(old)
+        if points is None:
+            return [
+                Member(i, m["settings"], config_of(study, m["settings"]), m["key"], 0, m["trial"])
+                for i, m in enumerate(old)
+            ]
         found = {
             known[key]: Member(known[key], settings, config, key, old[known[key]]["generation"])
             for (settings, config), key in zip(points, keys, strict=True)
@@ -218,6 +216,9 @@ class Ledger:
         if len(found) < len(points):
             log.warning("%d members are the same as others, and trained once.", len(points) - len(found))
         return [found[number] for number in sorted(found)]
+
+    def _write_members(self, members: Sequence[Mapping[str, Any]]) -> None:
+        write_atomically(self._folder / "members.json", json.dumps({"members": members}, indent=1).encode())
 
     def _read_ended(self) -> dict[str, dict[str, Any]]:
         """What the ledger says of every member that has ended, by its key."""
