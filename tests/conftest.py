@@ -24,6 +24,31 @@ install_import_hook(
 )
 
 
+# Files that take longest, by name. Workers take whole files: a long one that is begun last leaves the others idle.
+LONGEST = (
+    "test_docs.py",
+    "test_ensembles.py",
+    "test_engine.py",
+    "test_domains.py",
+    "test_potential.py",
+    "test_loop.py",
+    "test_processes.py",
+    "test_jax_md.py",
+    "test_committee.py",
+    "test_whole_numbers.py",
+    "test_lowering.py",
+    "test_study.py",
+    "test_ledger.py",
+    "test_search.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_file():
     """Drop compiled programs after each file: on CPU each keeps several memory mappings, of which Linux grants a process

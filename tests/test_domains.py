@@ -73,8 +73,8 @@ def models():
     }
 
 
-CASES = [("leignn", "slab", 8), ("leignn", "skewed", 8), ("atoms", "bar", 3)]
-MORE = [("leignn", what, 8) for what in ("cube", "bar", "drop", "tiny")]
+CASES = [("leignn", "slab", 8), ("atoms", "bar", 3)]
+MORE = [("leignn", what, 8) for what in ("skewed", "cube", "bar", "drop", "tiny")]
 MORE += [(name, "bar", 3) for name in ("leignn", "vanilla, repulsion", "remat, direct", "argon", "sum")]
 
 
