@@ -259,8 +259,8 @@ class LocalUpdate(nn.Module):
         elif tensors is not None:
             other = linear(size, "vectors_outer", math.sqrt(features), precision=precision)(vectors)
             kept = linear(size, "tensors_kept", precision=precision)(tensors)
-            tensors = tensors + head("tensors_gate", size)[:, None] * kept
-            tensors += head("outer_gate", size)[:, None] * outer(few, other)
+            made = head("outer_gate", size)[:, None] * outer(few, other)
+            tensors = tensors + head("tensors_gate", size)[:, None] * kept + made
         vectors = vectors + head("vectors_gate")[:, None] * left
         if turned is not None:
             back = linear(features, "vectors_turned", 1 / math.sqrt(features), precision=precision)(turned)

@@ -80,12 +80,13 @@ class LEIGNN(nn.Module):
             near_vectors, near_tensors = (None if x is None else graph.around(x) for x in (vectors, tensors))
             changes = message(graph, radial, directions, sent, near_vectors, near_tensors, elements)
             d_scalars, d_vectors = map(graph.own, changes[:2])
-            d_tensors = None if changes[2] is None else graph.own(changes[2])
             if elements is not None:
                 scalars = rows(scalars, graph.own(species))
             scalars = (scalars + d_scalars) / math.sqrt(2)
             vectors = d_vectors if vectors is None else vectors + d_vectors
-            tensors = d_tensors if tensors is None else tensors + d_tensors
+            if changes[2] is not None:
+                d_tensors = graph.own(changes[2])
+                tensors = d_tensors if tensors is None else tensors + d_tensors
 
             update = LocalUpdate(config.update, precision, config.norm_floor, name=f"update_{layer}")
             received = vectors
