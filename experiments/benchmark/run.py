@@ -49,9 +49,9 @@ def train_and_judge(name: str, preset: str, minutes: float, keep: str | None) ->
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run") if keep is None else Path(keep, name)
-        begun = out / "config.yaml"
-        if begun.exists():
-            epochs = yaml.safe_load(begun.read_text())["run"]["epochs"]
+        begun = (out / "config.yaml").exists()
+        if begun:
+            epochs = yaml.safe_load((out / "config.yaml").read_text())["run"]["epochs"]
         else:
             first = leignn.train(settings(name, preset, 2, f"{folder}/timed", test=False), progress=False)
             epochs = max(1, round(60 * minutes / first.history[-1]["seconds"]))
@@ -76,7 +76,8 @@ def train_and_judge(name: str, preset: str, minutes: float, keep: str | None) ->
         "tests": tests,
         "atoms": len(largest),
         "energy_forces_ms": timed["energy_forces_ms"],
-        "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        # Of a run that went on it is not known what it took before.
+        "peak_MiB": None if begun else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
     }
 
@@ -117,7 +118,8 @@ def report(rows: list[dict]) -> str:
             if not number:
                 if beside := painn_beside(row):
                     painn = ", ".join(shown(beside[f"{kind}_mae_mev_per_{unit}"]) for kind, unit in MAE)
-                last = [f"{row['atoms']}, {row['energy_forces_ms']:.1f}", f"{row['peak_MiB']:.0f}"]
+                peak = "" if row["peak_MiB"] is None else f"{row['peak_MiB']:.0f}"
+                last = [f"{row['atoms']}, {row['energy_forces_ms']:.1f}", peak]
             cells = [
                 row["set"] if not number else "",
                 test,

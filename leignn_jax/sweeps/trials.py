@@ -266,7 +266,7 @@ def _reachable(where: str) -> Iterator[None]:
         return
     reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
     if isinstance(problem.__cause__, ModuleNotFoundError):
-        reason = f"{problem.__cause__.name} is not installed: pip install '{problem.__cause__.name}[binary]'"
+        reason = f"the Python module {problem.__cause__.name}, the driver of such databases, is not installed"
     raise TrainingError(
         f"{where}: the search's storage can't be used ({reason}). Give a file on a disk that every worker sees, or a "
         "database's URL; the same command goes on from the last checkpoint."

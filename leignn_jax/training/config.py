@@ -119,7 +119,7 @@ class OptimizerSettings(Section):
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
     warmup_epochs: may be a fraction of an epoch; None: two, or a tenth of the training where that is less.
     plateau_patience: epochs; None never.
-    weight_decay: without it a long training learns few frames by heart (``experiments/recipe``).
+    weight_decay: of matrices, beside the gradient; where frames are few some of it lowers errors (``experiments/recipe``).
     freeze: patterns of parameters that are not trained.
     """
 
@@ -304,8 +304,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type[Trai
 
 
 def in_full(config: TrainConfig) -> dict[str, Any]:
-    """The config with every value said: of the model too, whose presets may be others in another version."""
+    """The config with every value said: of the model too, whose presets may be others in another version, unless it is that
+    of ``run.start_from``."""
     values = config.model_dump(mode="json")
+    if config.run.start_from is not None:
+        return values
     model = dataclasses.asdict(config.model_for(config.model.get("elements", ("H",))))
     # Where the config names none they are of the data, by which a run is known too.
     del model["elements"]

@@ -249,7 +249,8 @@ def test_members_that_diverge_give_way(data, tmp_path):
 
 @pytest.fixture(scope="module")
 def server():
-    """Folder of a PostgreSQL server's socket, and a call of its programs; skips where there is no server to start."""
+    """Folder of a PostgreSQL server's socket, and a call of its programs. A server is no Python package: where none can be
+    started, its tests are skipped, and run on a journal alone."""
     pytest.importorskip("psycopg")
     found = shutil.which("initdb") or next(iter(sorted(glob("/usr/lib/postgresql/*/bin/initdb"))), None)
     if found is None:
@@ -355,6 +356,11 @@ def test_a_storage_that_cannot_be_used_is_told(data, tmp_path):
     ):
         with pytest.raises(TrainingError, match="the search's storage can't be used"):
             leignn.sweep(study(data, tmp_path / where.replace("/", "_"), storage=where), progress=False)
+
+
+def test_a_driver_that_is_not_installed_is_named(data, tmp_path):
+    with pytest.raises(TrainingError, match=r"module cx_Oracle, .* is not installed"):
+        leignn.sweep(study(data, tmp_path / "out", storage="oracle+cx_oracle://nobody@nowhere/none"), progress=False)
 
 
 def test_another_study_in_the_storage_is_told(data, tmp_path):

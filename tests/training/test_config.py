@@ -23,6 +23,13 @@ def test_defaults_and_round_trip(tmp_path):
     assert dump_config(again) == text
 
 
+def test_a_dumped_fine_tuning_leaves_its_model_to_what_it_starts_from():
+    config = make_config({"run": {"start_from": "pretrained.safetensors"}})
+    again = make_config(parse_yaml(dump_config(config)))
+    assert again == config
+    assert again.model == {}
+
+
 @pytest.mark.parametrize("variant", [None, *ALL_VARIANTS])
 def test_a_dumped_model_outlives_its_preset(variant, monkeypatch):
     config = make_config({"model": {"preset": "small"} | ({"variant": variant} if variant else {})})
