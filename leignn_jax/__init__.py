@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from leignn_jax.sweeps.committee import CommitteeModel as CommitteeModel
     from leignn_jax.sweeps.committee import committee as committee
     from leignn_jax.sweeps.committee import committee_predict as committee_predict
+    from leignn_jax.sweeps.label import label as label
     from leignn_jax.sweeps.select import select as select
     from leignn_jax.sweeps.study import sweep as sweep
     from leignn_jax.training.api import train as train
@@ -61,6 +62,7 @@ _HOME = {
     "evaluate": "training.evaluate",
     "fit": "fitting.api",
     "import_torch_checkpoint": "interop.torch_checkpoint",
+    "label": "sweeps.label",
     "load_exported": "exported",
     "load_potential": "potential_file",
     "neighbor_list": "interop.jax_md",

@@ -216,27 +216,55 @@ def select(
     json_file: JsonFile = None,
 ) -> None:
     """Choose the frames that are worth a DFT calculation: where a committee disagrees, and no two alike."""
-    import io
-
-    import ase.io
-
-    from leignn_jax.files import write_atomically
     from leignn_jax.sweeps.select import select as run
 
     members, frames = _committee(potentials), _structures(pool, ":")
     given = [] if known is None else _structures(known, ":")
     found = run(members, frames, count, known=given, least_doubt=least_doubt)
     indices = [int(i) for i in found.indices]
-    text = io.StringIO()
-    for i in indices:
-        # Without labels: they are to come.
-        bare = frames[i].copy()
-        bare.info |= {"pool_frame": i, "doubt_eV_per_A": float(found.doubts[i])}
-        ase.io.write(text, bare, format="extxyz")
-    write_atomically(out, text.getvalue().encode())
+    # Without labels: they are to come.
+    bare = [frames[i].copy() for i in indices]
+    for i, one in zip(indices, bare, strict=True):
+        one.info |= {"pool_frame": i, "doubt_eV_per_A": float(found.doubts[i])}
+    _write_frames(out, bare)
     said = {"chosen": indices, "doubts_eV_per_A": [float(found.doubts[i]) for i in indices], "pool": len(frames)}
     said |= {"median_doubt_eV_per_A": float(sorted(found.doubts)[len(found.doubts) // 2])}
     _show(said, json_file)
+
+
+@app.command(
+    epilog="Example:  leignn label potential.safetensors --frames train.extxyz --copies 4 --out labelled.extxyz"
+)
+def label(
+    potentials: Annotated[
+        list[Path], typer.Argument(help="A potential's or committee's file, or several files of one.")
+    ],
+    frames: Annotated[Path, typer.Option(help="Structures to label.")],
+    out: Annotated[Path, typer.Option(help="Write them there with energy, forces and stress, extended XYZ.")],
+    copies: Annotated[int, typer.Option(help="Copies of each with displaced atoms, labelled too.")] = 0,
+    displacement: Annotated[float, typer.Option(help="Å, standard deviation of these displacements.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the displacements.")] = 0,
+    most_doubt: Annotated[float | None, typer.Option(help="eV/Å; leave out where a committee doubts more.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+) -> None:
+    """Label structures by a potential or a committee's mean, for a smaller or faster potential to learn from."""
+    from leignn_jax.potential_file import load_potential
+    from leignn_jax.sweeps.label import label as run
+
+    teacher = load_potential(potentials[0]) if len(potentials) == 1 else _committee(potentials)
+    labelled = run(
+        teacher,
+        _structures(frames, ":"),
+        copies=copies,
+        displacement=displacement,
+        seed=seed,
+        most_doubt=most_doubt,
+        dtype=dtype,
+    )
+    if not labelled:
+        _stop(f"--most-doubt {most_doubt:g}: the committee doubts every frame more than that.")
+    _write_frames(out, labelled)
+    typer.echo(f"{len(labelled)} labelled structures: {out}", err=True)
 
 
 @app.command(
@@ -479,6 +507,21 @@ def _structures(path: Path, index: str) -> list[ase.Atoms]:
     if path.is_dir():
         raise FileFormatError(f"{path}: is a folder. Give a file of structures.")
     return read_frames(path, index=index)
+
+
+def _write_frames(path: Path, frames: Sequence[ase.Atoms]) -> None:
+    """Structures into a file, extended XYZ."""
+    import io
+
+    import ase.io
+
+    from leignn_jax.arguments import check_path
+    from leignn_jax.files import write_atomically
+
+    text = io.StringIO()
+    for atoms in frames:
+        ase.io.write(text, atoms, format="extxyz")
+    write_atomically(check_path("--out", path), text.getvalue().encode())
 
 
 def _keys(pairs: list[str] | None) -> dict[str, str]:

@@ -121,6 +121,18 @@ CALLS = {
             "dtype": NAMES,
         },
     ),
+    leignn.label: (
+        {"teacher": leignn.committee([potential, potential]), "frames": [silicon]},
+        {
+            "teacher": MODELS,
+            "frames": STRUCTURES,
+            "copies": COUNTS,
+            "displacement": NUMBERS,
+            "seed": SEEDS,
+            "most_doubt": [*THINGS[1:], True, float("nan"), -1],
+            "dtype": NAMES,
+        },
+    ),
     leignn.neighbor_list: (
         {"potential": potential, "numbers": silicon.numbers},
         {
