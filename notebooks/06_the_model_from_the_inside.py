@@ -12,7 +12,8 @@
 # # 6. The model from the inside
 #
 # LEIGNN (arXiv:2311.02869) gives every atom F scalars x and F vectors V, nothing of higher order, and every structure one
-# global scalar and one global vector. Shapes layer by layer, equivariance, the cutoff, and what the global nodes cost.
+# global scalar and one global vector. The default here has F/2 traceless symmetric matrices T per atom in place of these
+# global nodes. Shapes layer by layer, equivariance, the cutoff, and what global nodes cost.
 
 # %%
 import ase.build
@@ -24,6 +25,7 @@ import numpy as np
 import leignn_jax as leignn
 from leignn_jax import testing
 from leignn_jax.data import bundled_data
+from leignn_jax.models.tensors import BASIS
 
 # %% tags=["parameters"]
 POINTS = 101  # of each curve
@@ -32,8 +34,7 @@ POINTS = 101  # of each curve
 # ## Layer by layer
 #
 # `LEIGNN` is a Flax module that is called on a `Graph`; `Potential` holds its parameters. Flax records what every module
-# returns. Each layer: global to local (g, W to the atoms), messages (neighbours' x, V to an atom), update (x and V of an
-# atom mix), local to global.
+# returns. Each layer: messages (neighbours' x, V, T to an atom), update (x, V and T of an atom mix).
 
 # %%
 potential = leignn.load_potential("ethanol")
@@ -64,14 +65,15 @@ for name, value in inside(graph).items():
     print(f"{name:19}{count:10,}   {', '.join(str(x.shape) for x in jax.tree.leaves(value))}")
 
 # %% [markdown]
-# `(9, 3, 128)` are vectors: atom, direction, feature. In the first layer an atom is its element and nothing more, so
-# that `global_to_local_0` is computed for 3 elements and not for 9 atoms. The last update returns scalars only, since
-# energies are made of them; nothing after the last layer needs a global node.
+# `(9, 3, 64)` are vectors: atom, direction, feature; `(9, 5, 32)` matrices, of which five numbers are free. In the first
+# layer an atom is its element and nothing more, so that messages are made for 3 elements and not for 9 atoms, and there is
+# no V or T to pass on. The last update returns scalars only, since energies are made of them.
 #
 # ## Equivariance
 #
-# Turn the molecule by R: scalars must stay, vectors must turn along, V(R r) = R V(r). Not only at the end, where a test of
-# the energy would look, but inside. The R here reflects too: V are true vectors.
+# Turn the molecule by R: scalars must stay, vectors must turn along, V(R r) = R V(r), matrices on both sides,
+# T(R r) = R T(r) Rᵀ. Not only at the end, where a test of the energy would look, but inside. The R here reflects too: V are
+# true vectors.
 
 # %%
 rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0] @ np.diag([1, 1, -1])
@@ -79,12 +81,18 @@ turned = ethanol.copy()
 turned.positions = ethanol.positions @ rotation.T
 before, after = inside(graph), inside(leignn.Graph.from_ase(turned, potential.cutoff, np.float64))
 
-(x, v), (x_turned, v_turned) = before["update_1"], after["update_1"]
+(x, v, t), (x_turned, v_turned, t_turned) = before["update_0"], after["update_0"]
 v_rotated = jnp.einsum("ij,ajf->aif", rotation, v)
+matrices, matrices_turned = (jnp.einsum("mij,amf->aijf", BASIS, tensor) for tensor in (t, t_turned))
+t_rotated = jnp.einsum("ij,ajkf,lk->ailf", rotation, matrices, rotation)
 print(f"determinant of R {np.linalg.det(rotation):+.0f}")
 print(f"scalars: largest {jnp.abs(x).max():.2f}, largest change {jnp.abs(x_turned - x).max():.1e}")
 print(
     f"vectors: largest {jnp.abs(v).max():.2f}, largest |V(R r) - R V(r)| {jnp.abs(v_turned - v_rotated).max():.1e}"
+)
+print(
+    f"matrices: largest {jnp.abs(matrices).max():.2f}, "
+    f"largest |T(R r) - R T(r) R^T| {jnp.abs(matrices_turned - t_rotated).max():.1e}"
 )
 
 # %%
@@ -94,10 +102,10 @@ left.plot(
     v_rotated.ravel(), v_turned.ravel(), ".", ms=2, color="C0", rasterized=True, label="R V(r)"
 )
 left.set(
-    xlabel="component before (no unit)", ylabel="component of V(R r)", title="vectors after layer 2"
+    xlabel="component before (no unit)", ylabel="component of V(R r)", title="vectors after layer 1"
 )
 right.plot(x.ravel(), x_turned.ravel(), ".", ms=2, color="C0", rasterized=True)
-right.set(xlabel="x(r) (no unit)", ylabel="x(R r)", title="scalars after layer 2")
+right.set(xlabel="x(r) (no unit)", ylabel="x(R r)", title="scalars after layer 1")
 left.legend(markerscale=5)
 for axis in (left, right):
     axis.set_aspect("equal", adjustable="datalim")
@@ -181,10 +189,10 @@ for axis in axes:
 # %% [markdown]
 # ## Global nodes are not local
 #
-# Through the mean over all atoms, every atom hears of every other, however far. Two ethanol molecules, turned differently,
-# 10 to 1000 Å apart: the energy of both less that of each alone should go to zero. It does so at once without global nodes
-# (here an untrained model), and never with them: it goes to a constant. The bundled `ethanol` was trained on
-# single molecules, so a second one is more than its global node has seen.
+# In the published model every atom hears of every other through the mean over all atoms, however far. Two ethanol molecules,
+# turned differently, 10 to 1000 Å apart: the energy of both less that of each alone should go to zero. It does so at once
+# without global nodes, as in the bundled `ethanol`, and never with them (here an untrained model, on the scale of
+# ethanol's forces): it goes to a constant.
 
 
 # %%
@@ -195,13 +203,15 @@ def pair(distance, first=ethanol):
     return first + other
 
 
-local = leignn.Potential.create(
-    leignn.preset("medium", variant="vanilla_nmu", elements=("H", "C", "O")), jax.random.key(0)
+published = leignn.Potential.create(
+    leignn.preset("small", variant="leignn", elements=("H", "C", "O")),
+    jax.random.key(0),
+    scale=float(potential.scale),
 )
 separations = np.geomspace(10, 1000, 9)
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
 for color, (name, one) in zip(
-    ("C3", "C0"), (("global nodes", potential), ("without", local)), strict=True
+    ("C3", "C0"), (("global nodes", published), ("without", potential)), strict=True
 ):
     model = testing.as_model(one)
     both = [
@@ -219,7 +229,7 @@ hydrogens = np.flatnonzero(ethanol.numbers == 1)
 hydrogen = int(hydrogens[ethanol.get_distances(oxygen, hydrogens).argmin()])
 pulls = np.linspace(-0.1, 0.3, 17)
 for color, (name, one) in zip(
-    ("C3", "C0"), (("global nodes", potential), ("without", local)), strict=True
+    ("C3", "C0"), (("global nodes", published), ("without", potential)), strict=True
 ):
     model = testing.as_model(one)
     reference, felt = model(pair(100.0)).forces[9:], []
@@ -235,5 +245,5 @@ for axis in axes:
 
 # %% [markdown]
 # Within one molecule or one periodic cell of fixed size that is what global nodes are for: they see all of it. For
-# dissociation, adsorption, or cells of another size than those of the training, use `variant="vanilla_nmu"`: the same
-# model without them, strictly local within layers × cutoff. The bundled `si` is one.
+# dissociation, adsorption, or cells of another size than those of the training take a model without them, strictly local
+# within layers × cutoff: the default, or `variant="vanilla_nmu"`, the published one less its global nodes.

@@ -152,8 +152,7 @@ def kernels(computations: dict[str, list[Instruction]], device: Device, name: st
     for one in computations[name]:
         called = _called(one)
         if one.opcode == "while":
-            times = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.rest)
-            yield from list(kernels(computations, device, called["body"])) * int(times.group(1) if times else 0)
+            yield from list(kernels(computations, device, called["body"])) * _turns(one, computations)
         elif one.opcode == "conditional":
             branches = [list(kernels(computations, device, branch)) for branch in called.values()]
             yield from min(branches, key=len)
@@ -165,12 +164,24 @@ def kernels(computations: dict[str, list[Instruction]], device: Device, name: st
 
 def body(computations: dict[str, list[Instruction]]) -> str:
     """The computation that matters: of a loop that runs as often as it is told, its body, such as a step of dynamics."""
-    loops = [one for one in computations["ENTRY"] if one.opcode == "while" and "known_trip_count" not in one.rest]
+    loops = [one for one in computations["ENTRY"] if one.opcode == "while" and not _turns(one, computations)]
     return _called(loops[0])["body"] if loops else "ENTRY"
 
 
+def _turns(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """How often a loop runs, as the compiler says or by the constant that its condition compares with; 0: not known."""
+    if times := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(times.group(1))
+    condition = computations.get(_called(loop).get("condition", ""), [])
+    constants = {one.name: int(one.inner) for one in condition if one.opcode == "constant" and one.inner.isdigit()}
+    compared = [one for one in condition if one.opcode == "compare" and "direction=LT" in one.rest]
+    return next((constants[name] for one in compared for name in one.operands if name in constants), 0)
+
+
 def _called(one: Instruction) -> dict[str, str]:
-    found = dict(re.findall(r"\b(body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", one.rest))
+    found = dict(
+        re.findall(r"\b(body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", one.rest)
+    )
     if branches := re.search(r"branch_computations=\{([^}]*)\}", one.rest):
         names = re.findall(r"%?([\w.\-]+)", branches.group(1))
         return {str(k): v for k, v in enumerate(names)}

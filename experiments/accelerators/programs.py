@@ -1,4 +1,5 @@
-"""The programs whose speed matters, with arguments of real sizes: ``PROGRAMS[name]()`` is a function and its arguments."""
+"""The programs whose speed matters, with arguments of real sizes: ``PROGRAMS[name](**settings)`` is a function and its
+arguments, settings those of the model."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def structure(atoms: int) -> ase.Atoms:
 
 
 def potential(preset: str, **settings):
-    model = leignn.preset(preset, variant="leignn", elements=ELEMENTS, **settings)
+    model = leignn.preset(preset, elements=ELEMENTS, **settings)
     return leignn.Potential.create(
         model, jax.random.key(0), reference_energies=dict.fromkeys(ELEMENTS, -1.0), scale=0.5
     )

@@ -27,6 +27,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--label", default="now", help="of the rows in the table")
+    parser.add_argument("--variant", default="leignn", help="of the model (default leignn, of the rows before and now)")
+    parser.add_argument("--precision", default="highest", help="of the model's matrix products")
     parser.add_argument("--targets", nargs="+", default=["h100", "v5e"], choices=sorted(compiled.DEVICES))
     parser.add_argument("--only", nargs="+", default=list(PROGRAMS), choices=list(PROGRAMS), metavar="PROGRAM")
     parser.add_argument("--show", action="store_true", help="the kernels that move most")
@@ -37,7 +39,7 @@ def main() -> None:
         for name, build in PROGRAMS.items():
             if name not in options.only:
                 continue
-            function, arguments = build()
+            function, arguments = build(variant=options.variant, matmul_precision=options.precision)
             begun = time.perf_counter()
             program = compiled.compile_for(target, function, *arguments)
             row = {"s compiling": time.perf_counter() - begun, **compiled.summary(program, target)}
