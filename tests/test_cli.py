@@ -18,6 +18,7 @@ from frames import copper
 
 import leignn_jax.quickstart as tour
 from leignn_jax import cli, files, potential_file
+from leignn_jax.commands.output import plain
 from leignn_jax.data import public
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.interruption import exit_code
@@ -373,7 +374,7 @@ def test_exit_codes_of_signals():
 
 
 def test_numbers_that_json_does_not_have_are_null():
-    assert cli._plain({"a": [float("nan"), 1.0], "b": (float("inf"), "x"), "c": None}) == {
+    assert plain({"a": [float("nan"), 1.0], "b": (float("inf"), "x"), "c": None}) == {
         "a": [None, 1.0],
         "b": [None, "x"],
         "c": None,
