@@ -34,16 +34,32 @@ FRAMES = 5
 BITS = {"tf32": 10, "bf16": 7}
 
 
-def rounded_dot(how: str, a, b, **params):
-    """A product of rounded operands; ``how`` is "tf32", "bf16", or one of these with "3x" after it."""
+def rounded_dot(how: str | None, a, b, **params):
+    """A product of rounded operands; ``how`` is "tf32", "bf16", one of these with "3x" after it, or None."""
+    dot = partial(lax.dot_general_p.bind, **params)
+    if how is None:
+        return dot(a, b)
     name, _, thrice = how.partition(" ")
     keep = partial(lax.reduce_precision, exponent_bits=8, mantissa_bits=BITS[name])
-    dot = partial(lax.dot_general_p.bind, **params)
     if not thrice:
         return dot(keep(a), keep(b))
     high_a, high_b = keep(a), keep(b)
     low_a, low_b = keep(a - high_a), keep(b - high_b)
     return dot(high_a, high_b) + (dot(high_a, low_b) + dot(low_a, high_b))
+
+
+def rounded_products(how: str | None, primitive: str, given, transposed: bool, precision):
+    """What :mod:`leignn_jax.models.products` computes, of rounded operands."""
+
+    def dot(x, w):
+        numbers = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
+        settings = {"precision": None, "preferred_element_type": np.dtype("float32"), "out_sharding": None}
+        return rounded_dot(how, x, w, dimension_numbers=numbers, **settings)
+
+    if primitive == "fan_out":
+        return [dot(given[0], w) for w in given[1:]]
+    many = len(given) // 2
+    return [sum(dot(x, w) for x, w in zip(given[:many], given[many:], strict=True))]
 
 
 def evaluate(jaxpr, constants, values, chosen, path=""):
@@ -57,8 +73,10 @@ def evaluate(jaxpr, constants, values, chosen, path=""):
         given = [read(atom) for atom in equation.invars]
         name = f"{path}/{equation.source_info.name_stack}"
         inner = next((equation.params[key] for key in ("jaxpr", "call_jaxpr") if key in equation.params), None)
-        if equation.primitive is lax.dot_general_p and (how := chosen(name)) is not None:
-            found = rounded_dot(how, *given, **equation.params)
+        if equation.primitive is lax.dot_general_p:
+            found = rounded_dot(chosen(name), *given, **equation.params)
+        elif equation.primitive.name in ("fan_out", "fan_in"):
+            found = rounded_products(chosen(name), equation.primitive.name, given, **equation.params)
         elif inner is not None and equation.primitive.name in (
             "jit",
             "pjit",
@@ -88,7 +106,7 @@ def forces_of(potential, graph, chosen):
 def part_of(name: str) -> str:
     """Which part of the model a product belongs to, by the names of modules that it was made in."""
     if "messages_" in name:
-        return "filters of pairs" if "._dot" in name else "messages of atoms"
+        return "filters of pairs" if "filters" in name else "messages of atoms"
     return "updates of atoms" if "update_" in name else "other"
 
 

@@ -20,7 +20,7 @@ never computed and none is cut out of a wider array.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from leignn_jax.graph import Graph
 from leignn_jax.models.config import LEIGNNConfig, ModelConfig
+from leignn_jax.models.products import fan_in, fan_out
 from leignn_jax.models.radial import smooth_filters
 from leignn_jax.models.tensors import contracted, outer, quadrupoles
 from leignn_jax.pair_ops import AnyArray, pair_sum
@@ -46,6 +47,11 @@ BRANCH = 0.3
 _NEIGHBORS_PER_ELEMENT = 4
 
 
+def kernel_init(scale: float) -> Callable[..., Array]:
+    """The start of a linear map's kernel: variance scale^2 / fan_in."""
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
+
+
 def linear(features: int, name: str, scale: float = 1.0, bias: bool = False, precision: str | None = None) -> nn.Dense:
     """A linear map whose kernel starts with variance scale^2 / fan_in; biases start at zero."""
     return nn.Dense(
@@ -53,8 +59,43 @@ def linear(features: int, name: str, scale: float = 1.0, bias: bool = False, pre
         use_bias=bias,
         name=name,
         precision=precision,
-        kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal"),
+        kernel_init=kernel_init(scale),
     )
+
+
+class Map(nn.Module):
+    """Kernel and bias of a linear map, started and named as :func:`linear`'s; for those that are computed together."""
+
+    features: int
+    scale: float = 1.0
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Float[AnyArray, "inputs features"], Float[AnyArray, "features"] | None]:
+        kernel = self.param("kernel", kernel_init(self.scale), (inputs, self.features), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
+
+
+def maps_of(
+    x: Float[Array, "... inputs"], maps: Sequence[Map], precision: str | None
+) -> dict[str, Float[Array, "... outputs"]]:
+    """Linear maps of one array, by their names."""
+    found = {str(one.name): one(x.shape[-1]) for one in maps}
+    products = fan_out(x, [kernel.astype(x.dtype) for kernel, _ in found.values()], precision)
+    return {
+        name: y if bias is None else y + bias.astype(y.dtype)
+        for y, (name, (_, bias)) in zip(products, found.items(), strict=True)
+    }
+
+
+def sum_of_maps(pairs: Sequence[tuple[Float[Array, "..."], Map]], precision: str | None) -> Float[Array, "..."]:
+    """The sum of linear maps of several arrays."""
+    arrays = [x for x, _ in pairs]
+    found = [one(x.shape[-1]) for x, one in pairs]
+    total = fan_in(arrays, [kernel.astype(x.dtype) for x, (kernel, _) in zip(arrays, found, strict=True)], precision)
+    for _, bias in found:
+        total = total if bias is None else total + bias.astype(total.dtype)
+    return total
 
 
 def filter_init(config: ModelConfig):
@@ -129,41 +170,51 @@ class LocalMessages(nn.Module):
         """
         features, elements = scalars.shape[-1], scalars.shape[0]
         hidden = activation(linear(features // 2, "hidden", bias=True, precision=self.precision)(scalars))
-        few_elements = species is not None and _NEIGHBORS_PER_ELEMENT * elements < graph.lists.neighbors.shape[1]
+        size = self.config.tensor_features
+        widths = {"directional": features, "scalar": features}
+        widths |= {"vector": features} if vectors is not None else {}
+        widths |= {"tensor": size} if size else {}
+        widths |= {"tensor_carried": size} if tensors is not None else {}
+        maps = [Map(width, bias=True, name=name) for name, width in widths.items()]
+        messages = {name: x / math.sqrt(3) for name, x in maps_of(hidden, maps, self.precision).items()}
+        kernels = {}
+        for name, width in widths.items():
+            shape = (radial.shape[1], width)
+            kernel = self.param(f"filter_{name}", filter_init(self.config), shape, jnp.float32)
+            kernels[name] = kernel.astype(radial.dtype)
 
         def stored(x):
             return x.astype(jnp.bfloat16) if self.config.message_dtype == "bfloat16" else x
 
-        def parts(name, size):
-            """What a message of this name is made of: from the sender's scalars, and the kernel of its filter."""
-            message = linear(size, name, bias=True, precision=self.precision)(hidden) / math.sqrt(3)
-            return message, self.param(f"filter_{name}", filter_init(self.config), (radial.shape[1], size), jnp.float32)
+        few_elements = species is not None and _NEIGHBORS_PER_ELEMENT * elements < graph.lists.neighbors.shape[1]
+        filters = {}
+        if not few_elements:
+            with jax.named_scope("filters"):
+                products = fan_out(radial, list(kernels.values()), self.precision)
+            filters = {name: stored(x) for name, x in zip(kernels, products, strict=True)}
 
-        def summed(message, kernel, coefficients=None, odd=False):
+        def summed(name, coefficients=None, odd=False):
             if few_elements:
                 sums = _element_sums(graph, radial, species, elements, coefficients, odd)
-                return (self._dot(sums, kernel) * message).sum(2)
-            sent = message if species is None else rows(message, species)
-            filters = stored(self._dot(radial, kernel))
-            return pair_sum(graph.lists, filters, stored(sent)[:, None], coefficients, odd=odd)
+                with jax.named_scope("filters"):
+                    filtered = jnp.dot(sums, kernels[name], precision=self.precision)
+                return (filtered * messages[name]).sum(2)
+            sent = messages[name] if species is None else rows(messages[name], species)
+            return pair_sum(graph.lists, filters[name], stored(sent)[:, None], coefficients, odd=odd)
 
         def carried(name, values):
-            message, kernel = parts(name, values.shape[-1])
-            return pair_sum(graph.lists, stored(self._dot(radial, kernel)), stored(message[:, None] * values))
+            return pair_sum(graph.lists, filters[name], stored(messages[name][:, None] * values))
 
-        d_vectors = summed(*parts("directional", features), directions[..., None], odd=True)
-        d_scalars = summed(*parts("scalar", features))[:, 0]
+        d_vectors = summed("directional", directions[..., None], odd=True)
+        d_scalars = summed("scalar")[:, 0]
         if vectors is not None:
             d_vectors += carried("vector", vectors)
         d_tensors = None
-        if size := self.config.tensor_features:
-            d_tensors = summed(*parts("tensor", size), quadrupoles(directions)[..., None])
+        if size:
+            d_tensors = summed("tensor", quadrupoles(directions)[..., None])
             if tensors is not None:
                 d_tensors += carried("tensor_carried", BRANCH * tensors)
         return d_scalars, d_vectors / math.sqrt(features), d_tensors
-
-    def _dot(self, x, kernel):
-        return jnp.dot(x, kernel.astype(x.dtype), precision=self.precision)
 
 
 def _element_sums(graph: Graph, radial, species, elements: int, coefficients, odd: bool):
@@ -223,49 +274,55 @@ class LocalUpdate(nn.Module):
         """The new scalars, vectors and tensors; after the ``last`` layer the tensors are None, and the vectors where no
         ``direct`` forces are read from them."""
         features, precision = scalars.shape[-1], self.precision
-        right = linear(features, "vectors_right", precision=precision)(vectors)
-        norm = jnp.sqrt((right**2).sum(1) + self.floor)
+        size = 0 if tensors is None else tensors.shape[2]
+        maps = [Map(features, name="vectors_right")]
+        if not last or direct or self.kind == "painn":
+            maps.append(Map(features, name="vectors_left"))
+        if size:
+            maps.append(Map(size, math.sqrt(features), name="vectors_tensor"))
+        if size and not last:
+            maps.append(Map(size, math.sqrt(features), name="vectors_outer"))
+        mixed = maps_of(vectors, maps, precision)
+        norm = jnp.sqrt((mixed["vectors_right"] ** 2).sum(1) + self.floor)
         # V starts smaller than x by sqrt(features): its norm's kernel starts larger by as much.
-        hidden = linear(features, "hidden_scalars", math.sqrt(0.5), bias=True, precision=precision)(scalars)
-        hidden += linear(features, "hidden_norm", math.sqrt(0.5 * features), precision=precision)(norm)
+        inputs = [
+            (scalars, Map(features, math.sqrt(0.5), True, name="hidden_scalars")),
+            (norm, Map(features, math.sqrt(0.5 * features), name="hidden_norm")),
+        ]
         turned = None
         if tensors is not None:
-            size = tensors.shape[2]
-            mixed = linear(size, "tensors_right", precision=precision)(tensors)
-            tensor_norm = jnp.sqrt((mixed**2).sum(1) + self.floor)
-            hidden += linear(features, "hidden_tensor", math.sqrt(0.5), precision=precision)(tensor_norm)
-            few = linear(size, "vectors_tensor", math.sqrt(features), precision=precision)(vectors)
-            turned = contracted(linear(size, "tensors_left", precision=precision)(tensors), few)
-            hidden += linear(features, "hidden_inner", math.sqrt(0.5), precision=precision)((turned * few).sum(1))
-        hidden = activation(hidden)
+            names = ["tensors_right", "tensors_left"] + ([] if last else ["tensors_kept"])
+            mixed |= maps_of(tensors, [Map(size, name=name) for name in names], precision)
+            tensor_norm = jnp.sqrt((mixed["tensors_right"] ** 2).sum(1) + self.floor)
+            turned = contracted(mixed["tensors_left"], mixed["vectors_tensor"])
+            inner = (turned * mixed["vectors_tensor"]).sum(1)
+            inputs.append((tensor_norm, Map(features, math.sqrt(0.5), name="hidden_tensor")))
+            inputs.append((inner, Map(features, math.sqrt(0.5), name="hidden_inner")))
+        hidden = activation(sum_of_maps(inputs, precision))
 
-        def head(name, width=features):
-            return linear(width, name, BRANCH, bias=True, precision=precision)(hidden)
+        widths = {"add": features, ("gate" if self.kind == "gated" else "inner"): features}
+        if not last or direct:
+            widths["vectors_gate"] = features
+            widths |= {"turned_gate": features} if size else {}
+        widths |= {"tensors_gate": size, "outer_gate": size} if size and not last else {}
+        head = maps_of(hidden, [Map(width, BRANCH, True, name=name) for name, width in widths.items()], precision)
 
-        if last and not direct and self.kind == "gated":
-            left = vectors  # not read
-        else:
-            left = linear(features, "vectors_left", precision=precision)(vectors)
         if self.kind == "gated":
-            change = head("add") / math.sqrt(2) + scalars * jnp.tanh(head("gate"))
+            change = head["add"] / math.sqrt(2) + scalars * jnp.tanh(head["gate"])
         else:
-            inner = (left * right).sum(1) / math.sqrt(features)
-            change = (head("add") + head("inner") * inner) / math.sqrt(2)
+            products = (mixed["vectors_left"] * mixed["vectors_right"]).sum(1) / math.sqrt(features)
+            change = (head["add"] + head["inner"] * products) / math.sqrt(2)
         scalars = scalars + change
         if last and not direct:
             return scalars, None, None
-        if last:
-            tensors = None
-        elif tensors is not None:
-            other = linear(size, "vectors_outer", math.sqrt(features), precision=precision)(vectors)
-            kept = linear(size, "tensors_kept", precision=precision)(tensors)
-            made = head("outer_gate", size)[:, None] * outer(few, other)
-            tensors = tensors + head("tensors_gate", size)[:, None] * kept + made
-        vectors = vectors + head("vectors_gate")[:, None] * left
+        vectors = vectors + head["vectors_gate"][:, None] * mixed["vectors_left"]
         if turned is not None:
             back = linear(features, "vectors_turned", 1 / math.sqrt(features), precision=precision)(turned)
-            vectors = vectors + head("turned_gate")[:, None] * back
-        return scalars, vectors, tensors
+            vectors = vectors + head["turned_gate"][:, None] * back
+        if last or tensors is None:
+            return scalars, vectors, None
+        made = head["outer_gate"][:, None] * outer(mixed["vectors_tensor"], mixed["vectors_outer"])
+        return scalars, vectors, tensors + head["tensors_gate"][:, None] * mixed["tensors_kept"] + made
 
 
 class LocalToGlobal(nn.Module):
