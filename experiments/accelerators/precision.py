@@ -1,6 +1,6 @@
 """What fewer digits in matrix products cost: force errors of trained potentials, products rounded as accelerators do.
 
-    python experiments/accelerators/precision.py       # precision.md; a minute or two on a CPU, no accelerator needed
+    python experiments/accelerators/precision.py       # precision.md; ten minutes on a CPU, no accelerator needed
 
 Every product of energy and forces, those of the backward pass too, is computed in float32 of operands that were rounded
 before: once to the 10 bits of a TF32's mantissa or the 7 of a bfloat16's, or split into two such numbers, of whose four
@@ -124,21 +124,15 @@ def chosen_by(way: tuple[str | None, str | None], name: str) -> str | None:
     return how if where in (None, part_of(name)) else None
 
 
-def error_of(potential, frames, way) -> float:
-    """RMS of the error of forces over that of forces."""
-    differences, forces = [], []
-    for atoms in frames:
-        exact = potential.predict(atoms, dtype="float64").forces
-        forces.append(exact)
-        differences.append(forces_of(potential, potential.to_graph(atoms), partial(chosen_by, way)) - exact)
-    return float(np.sqrt((np.concatenate(differences) ** 2).mean() / (np.concatenate(forces) ** 2).mean()))
-
-
 def main() -> None:
     columns = []
     for name, folder in SETS.items():
         frames = leignn.read_frames(DATA / folder / "test.extxyz.xz", index=f":{FRAMES}")
-        columns.append([error_of(leignn.load_potential(name), frames, way) for way in WAYS])
+        potential = leignn.load_potential(name)
+        exact = np.concatenate([said.forces for said in potential.predict(frames, dtype="float64")])
+        graph = leignn.Graph.batch([potential.to_graph(atoms) for atoms in frames])
+        errors = (forces_of(potential, graph, partial(chosen_by, way)) - exact for way in WAYS)
+        columns.append([float(np.sqrt((error**2).mean() / (exact**2).mean())) for error in errors])
         print(name, dict(zip(WAYS, columns[-1], strict=True)), flush=True)
     lines = [
         "# Digits of matrix products",
