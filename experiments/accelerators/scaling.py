@@ -56,7 +56,7 @@ def step_of(target: str, preset: str, atoms: Any, devices: int):
     from leignn_jax.simulation.ensembles import NVE
 
     mesh = compiled.mesh_of(target, devices, DEVICES)
-    model, system = potential(preset), make_system([atoms], np.float32)
+    model, system = potential(preset, variant="leignn"), make_system([atoms], np.float32)
     cell, count = np.asarray(atoms.cell), len(atoms)
     sizes = plan_sizes(atoms.positions, cell, atoms.pbc, model.cutoff + 0.5, devices)
     before = blank_list(

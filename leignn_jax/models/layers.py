@@ -14,7 +14,7 @@ u ``[pairs, 3]``               ``directions``, from neighbour to centre
 
 A linear map of a concatenation is written as the sum of two maps, so that the part that is the same for all atoms of a
 structure is computed once per structure; a map with several outputs as one map per output, so that one nobody reads is
-never computed and none is cut out of a wider array.
+never computed; :mod:`leignn_jax.models.products` joins those that are read where that is faster.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def linear(features: int, name: str, scale: float = 1.0, bias: bool = False, pre
 
 
 class Map(nn.Module):
-    """Kernel and bias of a linear map, started and named as :func:`linear`'s; for those that are computed together."""
+    """Kernel ``[inputs, features]`` and bias ``[features]`` (None without) of a linear map, started and named as those of
+    :func:`linear`; for maps that are computed together, by :func:`maps_of` and :func:`sum_of_maps`."""
 
     features: int
     scale: float = 1.0

@@ -22,12 +22,12 @@ from leignn_jax.pair_ops import AnyArray
 
 
 def fan_out(x: AnyArray, matrices: Sequence[AnyArray], precision: str | None = None) -> list[jax.Array]:
-    """``[x @ w for w in matrices]``: ``[..., K]`` times ``[K, N]`` each."""
+    """``[x @ w for w in matrices]``: ``[..., K]`` times ``[K, N]`` each, ``[..., N]``; all of one dtype."""
     return _fan_out.bind(x, *matrices, transposed=False, precision=precision)
 
 
 def fan_in(xs: Sequence[AnyArray], matrices: Sequence[AnyArray], precision: str | None = None) -> jax.Array:
-    """``sum(x @ w)``: ``[..., K]`` times ``[K, N]`` each, all of the same leading axes and N."""
+    """``sum(x @ w)``: ``[..., K]`` times ``[K, N]`` each, all of the same leading axes, N and dtype."""
     return _fan_in.bind(*xs, *matrices, transposed=False, precision=precision)
 
 
@@ -100,7 +100,7 @@ def _register(primitive: Primitive, alone, joined) -> None:
             out = primitive.bind(*rows, *shared, **params)
         return (out, [0] * len(out)) if primitive.multiple_results else (out, 0)
 
-    primitive.def_impl(lambda *operands, **params: jax.jit(partial(primitive.bind, **params))(*operands))
+    primitive.def_impl(alone)
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
     lower = partial(mlir.lower_fun, multiple_results=primitive.multiple_results)
