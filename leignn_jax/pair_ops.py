@@ -26,7 +26,7 @@ products are written out, so they are summed by blocks of atoms.
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -291,7 +291,12 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
         out = primitive.bind(*folded, **params)
         return out.reshape(size, -1, *out.shape[1:]), 0
 
-    primitive.def_impl(lambda *operands, **params: jax.jit(partial(primitive.bind, **params))(*operands))
+    @cache
+    def compiled(**params):
+        # Kept: a function that JAX has not met is compiled anew, at each call outside of jit.
+        return jax.jit(partial(primitive.bind, **params))
+
+    primitive.def_impl(lambda *operands, **params: compiled(**params)(*operands))
     primitive.def_abstract_eval(abstract)
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = batch

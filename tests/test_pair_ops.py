@@ -21,6 +21,8 @@ PAIRS = [(0, 0), (0, 1), (0, 4), (1, 2), (2, 3), (2, 3), (3, 4), (0, 0)]
 def lists(request):
     """Pair lists with two padding pairs and a padding column, in one block of atoms and in several."""
     original = pair_ops._BLOCK_BYTES
+    # Programs of the other number of blocks.
+    jax.clear_caches()
     pair_ops._BLOCK_BYTES = original if request.param == "one block" else 600
     table = pair_lists(*np.array(PAIRS, np.int32).T, ATOMS)
     pad = ((0, 0), (0, 1))
@@ -55,6 +57,18 @@ def test_coupled_sum_equals_a_loop(lists, arrays, odd):
     with jax.enable_x64(True):
         got = jax.jit(lambda *x: pair_sum(lists, *x, odd=odd))(w, y, c)
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_calls_outside_of_jit_compile_once(lists, arrays, caplog):
+    def gradient():
+        return jax.grad(lambda y: pair_sum(lists, arrays["weights"], y, arrays["coefficients"], odd=True).sum())(
+            arrays["scalars"]
+        )
+
+    gradient()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        gradient()
+    assert not [r for r in caplog.records if "compil" in r.getMessage().lower()]
 
 
 def test_sum_equals_a_loop(lists, arrays):
