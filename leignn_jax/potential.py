@@ -225,10 +225,11 @@ class Potential:
     def features(self, graph: Graph):
         """What the network knows of every atom before it gives its energy, an ``e3nn_jax.IrrepsArray`` ``[atoms, irreps]``.
 
-        Of a LEIGNN ``F x 0e + F x 1o``, scalars and vectors; of a model of higher order every degree it has. To build
-        heads on: a dipole is a ``1o``, a polarisability ``0e + 2e`` (docs, "Other properties"). Where an energy alone was
-        trained, no head reads the vectors of the last layer: they are as they came from the neighbours. No unit; dtype of
-        the positions; padding has features too, which mean nothing; of a divided structure those of own atoms. Pure.
+        Scalars and vectors, ``F x 0e + F x 1o``, and ``2e`` of a model with tensors; of one of higher order every degree it
+        has. To build heads on: a dipole is a ``1o``, a polarisability ``0e + 2e`` (docs, "Other properties"). Where an
+        energy alone was trained, no head reads the vectors and tensors of the last layer: they are as they came from the
+        neighbours. No unit; dtype of the positions; padding has features too, which mean nothing; of a divided structure
+        those of own atoms. Pure.
         """
         import e3nn_jax
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +32,7 @@ class Output(NamedTuple):
     atomic_energies: ``[atoms]``.
     direct_forces: ``[atoms, 3]`` or None.
     features: what the energy is read from, by its degree l = 0, 1 ...: ``[atoms, 2 l + 1, F]`` each, the parity that of
-        spherical harmonics; empty where a model has none to give.
+        spherical harmonics and the order that of e3nn; empty where a model has none to give.
     """
 
     atomic_energies: Float[Array, "atoms"]
@@ -61,7 +61,8 @@ class LEIGNN(nn.Module):
         per_element = len(config.elements) <= graph.numbers.shape[0]
         if not per_element:
             scalars = rows(scalars, graph.own(species))
-        vectors = tensors = received = global_scalars = global_vectors = None
+        vectors = tensors = global_scalars = global_vectors = None
+        received: tuple[Array, ...] = ()
         if config.global_nodes:
             global_scalars = self.param("global_embedding", nn.initializers.normal(1.0), (1, config.features))
             global_scalars = jnp.asarray(global_scalars, distances.dtype)
@@ -89,7 +90,7 @@ class LEIGNN(nn.Module):
                 tensors = d_tensors if tensors is None else tensors + d_tensors
 
             update = LocalUpdate(config.update, precision, config.norm_floor, name=f"update_{layer}")
-            received = vectors
+            received = (vectors,) if tensors is None else (vectors, tensors)
             scalars, vectors, tensors = update(scalars, vectors, tensors, last, config.direct_forces)
 
             if config.global_nodes and not last:
@@ -105,10 +106,11 @@ class LEIGNN(nn.Module):
         energies = linear(1, "energy", bias=True, precision=precision)(hidden)[:, 0]
         real = graph.own(graph.atom_mask)
         energies = jnp.where(real, energies, 0.0)
-        features = (scalars[:, None], cast("Array", received if vectors is None else vectors))
+        features = (scalars[:, None], *received)
         if not config.direct_forces:
             return Output(energies, None, features)
         forces = linear(1, "direct_forces", precision=precision)(vectors)[..., 0]
+        features = (scalars[:, None], vectors, *received[1:])
         return Output(energies, jnp.where(real[:, None], forces, 0.0), features)
 
 

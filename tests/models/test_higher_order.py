@@ -77,15 +77,17 @@ def test_molecule_and_lone_atom():
     assert not alone.forces.any()
 
 
-@pytest.mark.parametrize("name", ["leignn", pytest.param("direct", marks=pytest.mark.slow), "higher_order"])
+@pytest.mark.parametrize("name", ["tensor", "leignn", pytest.param("direct", marks=pytest.mark.slow), "higher_order"])
 def test_features_turn_with_the_structure(name):
     if name == "higher_order":
         potential = untrained()
         expected = "4x0e + 4x1o + 4x2e"
     else:
-        config = leignn.preset("small", elements=("Si", "O"), features=4, direct_forces=name == "direct")
+        variant = "leignn" if name == "leignn" else None
+        settings = {"elements": ("Si", "O"), "features": 4, "direct_forces": name == "direct"}
+        config = leignn.preset("small", variant=variant, **settings)
         potential = leignn.Potential.create(config, jax.random.key(0))
-        expected = "4x0e + 4x1o"
+        expected = "4x0e + 4x1o" + ("" if variant else f" + {config.tensor_features}x2e")
     graph = Graph.from_ase(crystal(), potential.cutoff, np.float64)
     with jax.enable_x64(True):
         rotation = np.asarray(-e3nn.rand_matrix(jax.random.key(0), ()), np.float64)  # a reflection too

@@ -1,6 +1,7 @@
 """Traceless symmetric tensors: their basis, their product with a vector, and a LEIGNN that sums them."""
 
 import ase.build
+import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,15 @@ def test_quadrupoles_are_components_of_u_u_minus_a_third():
     np.testing.assert_allclose((found**2).sum(1), 1.0, rtol=1e-14)
     matrices = np.einsum("pm,mij->pij", found, BASIS)
     np.testing.assert_allclose(matrices, np.sqrt(1.5) * (u[:, :, None] * u[:, None] - np.eye(3) / 3), atol=1e-14)
+
+
+def test_quadrupoles_are_e3nns_spherical_harmonics():
+    u = np.random.default_rng(0).normal(size=(20, 3))
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    with jax.enable_x64(True):
+        found = quadrupoles(jnp.asarray(u))
+        expected = e3nn.spherical_harmonics("2e", jnp.asarray(u), normalize=False, normalization="norm").array
+    np.testing.assert_allclose(found, expected, atol=1e-14)
 
 
 def test_contraction_is_the_product_of_matrix_and_vector():
