@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import Any, ClassVar
 
 import ase.io
@@ -29,7 +28,6 @@ from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 pytestmark = pytest.mark.usefixtures("fast_compiles")
 
 MODEL = LennardJones(cutoff=6.0)
-SILICON = Path(__file__).parents[2] / "experiments" / "potentials" / "si" / "potential.safetensors"
 
 
 @jax.jit
@@ -237,9 +235,8 @@ def test_it_is_found_at_the_top():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SILICON.is_file(), reason="the trained potential of silicon is not here")
 def test_silicon_agrees_with_ase():
-    potential = leignn_jax.load_potential(SILICON)
+    potential = leignn_jax.load_potential("si")
     start = bulk("Si", "diamond", a=5.6)
     found = relax(potential, start, cell="full", max_force=1e-3, max_stress=1e-2)
     other = start.copy()
