@@ -218,11 +218,11 @@ def test_a_population_has_one_shape_and_each_shape_one_program(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "search", ["nsga2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qmc", "cmaes"))]
+    "search", ["nsga2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qmc", "cmaes", "gp"))]
 )
 def test_other_samplers(data, tmp_path, search):
-    if search == "cmaes":
-        pytest.importorskip("cmaes")
+    for needed in {"cmaes": ["cmaes"], "gp": ["torch"]}.get(search, []):
+        pytest.importorskip(needed)
     more = {"objectives": TWO} if search == "nsga2" else {}
     values = study(data, tmp_path / "study", search=search, samples=6, halving=None, startup=2, **more)
     values["base"]["run"]["epochs"] = 1
