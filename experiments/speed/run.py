@@ -29,6 +29,7 @@ DEFAULT_MODELS = [
     "matmul",
     *PEERS,
     "leignn-medium",
+    "tensor-medium",
     "leignn-128x3",
     "leignn-published",
 ]

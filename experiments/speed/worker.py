@@ -31,6 +31,8 @@ OURS = {
     "leignn-large": ("large", {"variant": "leignn", "cutoff": CUTOFF}),
     "leignn-medium": ("medium", {"variant": "leignn", "cutoff": CUTOFF}),
     "leignn-small": ("small", {"variant": "leignn", "cutoff": CUTOFF}),
+    "tensor-medium": ("medium", {"variant": "tensor", "cutoff": CUTOFF}),
+    "tensor-small": ("small", {"variant": "tensor", "cutoff": CUTOFF}),
     "leignn-128x3": (
         "medium",
         {"variant": "leignn", "features": 128, "layers": 3, "num_radial": 20, "cutoff": CUTOFF},
@@ -174,11 +176,10 @@ def build_ours(atoms: ase.Atoms, model: str) -> Case:
         len(neighbor_list("i", atoms, config.cutoff)),
         config.cutoff,
         jax.devices()[0].platform,
-        sizes={
-            "features": config.features,
-            "radial": config.num_radial,
-            "layers": config.layers,
-        },
+        # Of what the published formula counts.
+        sizes={}
+        if config.tensor_features
+        else {"features": config.features, "radial": config.num_radial, "layers": config.layers},
     )
 
 

@@ -2,9 +2,10 @@
 
     python experiments/training_speed/run.py               # both, three rounds; writes results.json and results.md
 
-Both models have 128 features, 3 layers, 20 radial functions and a 5 Å cutoff; both take the forces as minus the gradient
-of the energy; a step is loss, gradient and an AdamW update in float32. Ours runs as `leignn train` does, batches being
-built and padded by the loop's own thread while the clock runs. PaiNN gets its batches ready-made, which favours it.
+All models have 128 features, 3 layers, 20 radial functions and a 5 Å cutoff, and take the forces as minus the gradient of
+the energy; a step is loss, gradient and update in float32, AdamW's or, of the default with tensors, Muon's, its default.
+Ours run as `leignn train` does, batches being built and padded by the loop's own thread while the clock runs. PaiNN gets
+its batches ready-made, which favours it.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -23,7 +25,9 @@ CUTOFF, FEATURES, LAYERS, RADIAL = 5.0, 128, 3, 20
 # name: (file, frames per batch)
 CASES = {"ethanol": ("rmd17_ethanol/train.extxyz.xz", 10), "aspirin": ("rmd17_aspirin/train.extxyz.xz", 5)}
 CASES["water"] = ("water/train.extxyz.xz", 1)
-MODELS = ["leignn", "painn"]
+# Ours: variant and algorithm.
+OURS = {"leignn": ("leignn", "adam"), "tensor": ("tensor", "muon")}
+MODELS = [*OURS, "painn"]
 
 
 def frames_and_order(case: str, steps: int):
@@ -40,10 +44,8 @@ def frames_and_order(case: str, steps: int):
     return frames, order[:steps]
 
 
-def time_leignn(case: str, warm: int, steps: int) -> dict:
+def time_ours(name: str, case: str, warm: int, steps: int) -> dict:
     """The loop's own step and batches; the wait for batches is measured as the loop measures it."""
-    from functools import partial
-
     import jax
 
     import leignn_jax as leignn
@@ -55,12 +57,13 @@ def time_leignn(case: str, warm: int, steps: int) -> dict:
 
     frames, order = frames_and_order(case, warm + steps)
     size = CASES[case][1]
-    config = make_config({"data": {"batch_size": size}, "optimizer": {"algorithm": "adam"}})
+    variant, algorithm = OURS[name]
+    config = make_config({"data": {"batch_size": size}, "optimizer": {"algorithm": algorithm}})
     labelled = load_frames(DATA / CASES[case][0], config.data, CUTOFF).take(range(len(frames)))
     references = references_for(labelled, config.data)
     model = leignn.preset(
         "medium",
-        variant="leignn",
+        variant=variant,
         elements=tuple(references),
         features=FEATURES,
         layers=LAYERS,
@@ -188,7 +191,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         model, case = options.worker
-        work = {"leignn": time_leignn, "painn": time_painn}[model]
+        work = partial(time_ours, model) if model in OURS else time_painn
         print(json.dumps(work(case, options.warm, options.steps)))
         return
 
@@ -229,15 +232,13 @@ def table(results: dict) -> str:
     ]
     for case, (_, size) in CASES.items():
         of = {m: [r for r in results["rows"] if r["case"] == case and r["model"] == m] for m in MODELS}
-        pairs = zip(of["painn"], of["leignn"], strict=True)
-        ratios = [theirs["step_ms"] / ours["step_ms"] for theirs, ours in pairs]
         for model in MODELS:
+            pairs = zip(of["painn"], of[model], strict=True)
+            ratios = [theirs["step_ms"] / own["step_ms"] for theirs, own in pairs]
             step = statistics.median(r["step_ms"] for r in of[model])
             wait = statistics.median(r["waited"] / r["seconds"] for r in of[model])
-            waiting = f"{100 * wait:.1f} %" if model == "leignn" else "ready-made"
-            ratio = (
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if model == "leignn" else ""
-            )
+            waiting = f"{100 * wait:.1f} %" if model in OURS else "ready-made"
+            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if model in OURS else ""
             lines.append(f"| {size} {case} | {model} | {step:.1f} | {1e3 * size / step:.1f} | {waiting} | {ratio} |")
     return "\n".join(lines) + "\n"
 
