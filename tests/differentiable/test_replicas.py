@@ -1,14 +1,15 @@
 """Means of gradients over replicas, and their errors."""
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import ase.build
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight_devices import environment_of
 
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError
@@ -70,7 +71,7 @@ def test_one_replica_that_broke_is_seen():
 def test_what_is_divided_among_devices_is_the_same():
     program = f"""
 import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path[:0] = {[str(p) for p in Path(__file__).parents[:2]]!r}
 from test_replicas import *
 assert jax.device_count() == 2
 ensemble = Langevin(40.0, 0.01)
@@ -81,7 +82,7 @@ assert len(two.values.sharding.device_set) == 2
 jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4), one, two)
 print("same")
 """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = environment_of(2)
     out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
     assert out.stdout.strip() == "same", out.stderr
 

@@ -1,12 +1,13 @@
 """Replicas divided among devices: the same simulations, nothing crosses, kill and resume; in processes with 8 devices."""
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import ase.build
 import numpy as np
 import pytest
+from eight_devices import environment_of
 
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError
@@ -22,7 +23,7 @@ from leignn_jax.errors import SimulationError
 from leignn_jax.simulation import Umbrella
 from leignn_jax.simulation.collective_variables import Distance, length, nearest
 from leignn_jax.simulation.ensembles import NVE, CellRescaling, Langevin, NoseHoover
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path[:0] = {[str(p) for p in Path(__file__).parents[:2]]!r}
 from pathlib import Path
 from test_divided import ConfigError, MODEL, argon, leignn, np, same, simulated
 assert jax.device_count() == 8
@@ -30,7 +31,7 @@ assert jax.device_count() == 8
 
 
 def in_eight(program: str) -> None:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = environment_of(8)
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # much is compiled, little computed
     out = subprocess.run(
         [sys.executable, "-c", BEGIN + program], env=environment, capture_output=True, text=True, timeout=600

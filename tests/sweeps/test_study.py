@@ -2,13 +2,13 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from eight_devices import environment_of
 from frames import copper
 
 import leignn_jax as leignn
@@ -185,7 +185,7 @@ else:
 
 
 def on_eight_devices(values):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = environment_of(8)
     done = subprocess.run(
         [sys.executable, "-c", MESH, json.dumps(values)], capture_output=True, text=True, env=environment
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from eight_devices import environment_of
 from frames import copper
 
 import leignn_jax as leignn
@@ -110,7 +110,7 @@ def free_port() -> int:
 
 
 def start(folders, commands):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = environment_of(2)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     return [
         subprocess.Popen([sys.executable, *command], cwd=folder, **pipes)
