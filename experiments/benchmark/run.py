@@ -25,7 +25,8 @@ from sets import SETS
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"
 RESULTS = HERE / "results.json"
-PAINN = HERE / "painn.json"
+# Trained for the same minutes by painn.py and nequip.py: name, marker, and how it is told.
+BESIDE = {"painn": ("ks", "PaiNN of schnetpack, as long"), "nequip": ("k^", "NequIP of mlip (small), as long")}
 MAE = (("energy", "atom"), ("forces", "angstrom"))
 
 
@@ -82,9 +83,10 @@ def train_and_judge(name: str, preset: str, minutes: float, keep: str | None) ->
     }
 
 
-def painn_beside(row: dict) -> dict | None:
-    """What PaiNN came to on the same test file in the same minutes."""
-    rows = json.loads(PAINN.read_text()) if PAINN.exists() else []
+def beside(model: str, row: dict) -> dict | None:
+    """What PaiNN or NequIP came to on the same test file in the same minutes."""
+    file = HERE / f"{model}.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
     same = [r for r in rows if (r["set"], r["minutes"]) == (row["set"], row["minutes"])]
     return same[0]["test"] if same else None
 
@@ -99,9 +101,9 @@ def report(rows: list[dict]) -> str:
         "(READMEs of the sets).",
         "",
         "| set | file | preset | minutes | epochs | energy MAE (meV/atom) | force MAE (meV/Å) | force RMSE (meV/Å) | "
-        "stress MAE (meV/Å³) | PaiNN, same minutes: energy, forces (MAE) | "
+        "stress MAE (meV/Å³) | PaiNN, same minutes: energy, forces (MAE) | NequIP, same | "
         "published forces (meV/Å) | atoms, energy and forces (ms) | peak memory (MiB) |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
 
     def shown(value):
@@ -114,10 +116,13 @@ def report(rows: list[dict]) -> str:
             if published:
                 published += ", ".join(f"{model} {value:g}" for model, value in one.published.items())
             first = [f"{row['seconds'] / 60:.1f}", str(row["epochs"])] if not number else ["", ""]
-            painn, last = "", ["", ""]
+            others, last = ["", ""], ["", ""]
             if not number:
-                if beside := painn_beside(row):
-                    painn = ", ".join(shown(beside[f"{kind}_mae_mev_per_{unit}"]) for kind, unit in MAE)
+                peers = [beside(model, row) for model in BESIDE]
+                others = [
+                    "" if peer is None else ", ".join(shown(peer[f"{kind}_mae_mev_per_{unit}"]) for kind, unit in MAE)
+                    for peer in peers
+                ]
                 peak = "" if row["peak_MiB"] is None else f"{row['peak_MiB']:.0f}"
                 last = [f"{row['atoms']}, {row['energy_forces_ms']:.1f}", peak]
             cells = [
@@ -129,7 +134,7 @@ def report(rows: list[dict]) -> str:
                 shown(found["forces_mae_mev_per_angstrom"]),
                 shown(found["forces_rmse_mev_per_angstrom"]),
                 shown(found["stress_mae_mev_per_angstrom3"]),
-                painn,
+                *others,
                 published,
                 *last,
             ]
@@ -156,10 +161,11 @@ def figure(rows: list[dict]) -> None:
         ours = row["tests"]["test"][f"forces_{one.error}_mev_per_angstrom"] / best
         axis.plot(ours, place, "kD", ms=7, label=None if "ours" in told else "ours, on one core of a CPU")
         told.add("ours")
-        if (beside := painn_beside(row)) is not None:
-            error = beside[f"forces_{one.error}_mev_per_angstrom"] / best
-            axis.plot(error, place, "ks", mfc="none", label=None if "painn" in told else "PaiNN of schnetpack, as long")
-            told.add("painn")
+        for model, (marker, label) in BESIDE.items():
+            if (found := beside(model, row)) is not None:
+                error = found[f"forces_{one.error}_mev_per_angstrom"] / best
+                axis.plot(error, place, marker, mfc="none", label=None if model in told else label)
+                told.add(model)
         for model, value in one.published.items():
             axis.plot(value / best, place, "o", color=colours[model], label=None if model in told else model)
             told.add(model)
