@@ -40,6 +40,7 @@ from leignn_jax.list_sizes import (
     fractional,
     lattice_and_corner,
     plan_sizes,
+    whole_vectors,
 )
 from leignn_jax.neighbors import check_structure
 from leignn_jax.pair_ops import PairLists
@@ -196,7 +197,7 @@ def update_near(
     def anew(before):
         old, _ = before
         lattice = _lattice(old, cell)
-        _, whole = fractional(jnp, positions, inverse(lattice), old.box[3], old.pbc)
+        whole = whole_vectors(jnp, _fractional_once(old, positions, inverse(lattice)), old.pbc)
         # What is no number, or would fill the counter, is of an exploded structure: it stays where it is.
         far = (jnp.abs(whole) > 1) & (jnp.abs(whole) < 2**30)
         images = jnp.where(far, whole, 0).astype(jnp.int32)
@@ -325,9 +326,11 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
 def _binned(neighbors: NeighborList, positions, cell) -> tuple[_Bins, Any]:
     """The atoms by bins, and the bits of what overflowed."""
     sizes, pbc, atoms = neighbors.sizes, neighbors.pbc, neighbors.numbers.shape[0]
-    lattice, corner = _lattice(neighbors, cell), neighbors.box[3]
+    lattice = _lattice(neighbors, cell)
     backward = inverse(lattice)
-    inside, whole = fractional(jnp, positions, backward, corner, pbc)
+    along = _fractional_once(neighbors, positions, backward)
+    whole = whole_vectors(jnp, along, pbc)
+    inside = along - whole
     bins, reach = jnp.array(sizes.bins), jnp.array(sizes.reach)
 
     # A grid too coarse or too fine for the cell that it has become would miss pairs.
@@ -347,6 +350,19 @@ def _binned(neighbors: NeighborList, positions, cell) -> tuple[_Bins, Any]:
     table = jnp.where(slot < filled[:, None], table, -1)
     overflow |= OVERFLOW_BIN * (filled.max() > sizes.bin_atoms)
     return _Bins(positions - transformed(whole, lattice), inside, whole, place, table), overflow
+
+
+def _fractional_once(neighbors: NeighborList, positions, backward):
+    """Coordinates in units of the lattice, computed once: by a loop whose only turn no compiler can foresee.
+
+    Left to itself XLA computes them anew in each kernel that needs them, with roundings of its own; an atom at a face of
+    the cell is then inside for one kernel and a cell farther for another, and its pairs are lost.
+    """
+
+    def turn(_):
+        return jnp.zeros((), bool), fractional(positions, backward, neighbors.box[3])
+
+    return jax.lax.while_loop(lambda both: both[0], turn, (neighbors.cutoff > 0, jnp.zeros_like(positions)))[1]
 
 
 def _keys(neighbors: NeighborList, bins: _Bins, cell, rows, among=None):

@@ -73,7 +73,8 @@ def plan_sizes(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius:
     images = math.prod(2 * int(m) + 1 for m in reach)
     if len(positions) * images >= 2**31:
         raise StructureError(f"{len(positions)} atoms with {images} images are too many for 32-bit indices.")
-    inside = fractional(np, positions, np.linalg.inv(lattice), corner, pbc)[0]
+    along = fractional(positions, np.linalg.inv(lattice), corner)
+    inside = along - whole_vectors(np, along, pbc)
     place = bins_of(np, inside, bins)
     filled = np.bincount(np.ravel_multi_index(tuple(place.T), tuple(bins)), minlength=1)
     alone = int(bins.prod()) == 1
@@ -161,11 +162,14 @@ def lattice_and_corner(positions: np.ndarray, cell: np.ndarray, pbc: Bool[np.nda
     return lattice, corner
 
 
-def fractional(xp, positions, backward, corner, pbc):
-    """Coordinates in units of the lattice, wrapped into [0, 1) where periodic, and the whole vectors taken off."""
-    along = transformed(positions - corner, backward)
-    whole = xp.where(pbc, xp.floor(along), 0.0)
-    return along - whole, whole
+def fractional(positions, backward, corner):
+    """Coordinates in units of the lattice."""
+    return transformed(positions - corner, backward)
+
+
+def whole_vectors(xp, along, pbc):
+    """The whole lattice vectors to be taken off fractional coordinates, so that they are in [0, 1) where periodic."""
+    return xp.where(pbc, xp.floor(along), 0.0)
 
 
 def bins_of(xp, inside, bins):

@@ -1,5 +1,7 @@
 """Lists made on the device: the same pairs as on the host, for any cell, and never a pair too few while atoms move."""
 
+import itertools
+
 import ase.build
 import jax
 import jax.numpy as jnp
@@ -149,6 +151,18 @@ def test_both_ends_see_a_pair_at_the_very_edge(skin):
     atoms = far_away(atoms)
     neighbors = allocate(atoms.positions, atoms.cell, atoms.pbc, atoms.numbers, 4.0, float(skin))
     assert_right(neighbors, atoms.positions, atoms.cell, atoms.pbc, 4.0 + skin, edge=1e-4)
+
+
+def test_atoms_on_the_faces_of_the_cell_keep_their_pairs():
+    """Rounding puts them on either side, in all parts of the program on the same: a compiler must not round them anew."""
+    rng = np.random.default_rng(0)
+    places = np.array(list(itertools.product(range(4), repeat=3))) / 4
+    sizes = ListSizes((2, 2, 2), (1, 1, 1), 24, 64, 64 * 32)
+    for _ in range(8):
+        cell = 9.0 * np.eye(3) + rng.uniform(-1, 1, (3, 3))
+        positions = (places + rng.integers(-2, 3, places.shape)) @ cell
+        neighbors = allocate(positions, cell, np.ones(3, bool), np.full(64, 18), 3.0, 0.5, sizes=sizes)
+        assert_right(neighbors, positions, cell, np.ones(3, bool), 3.5, edge=1e-4)
 
 
 # One atom count and one set of sizes, so that one program serves all examples.
