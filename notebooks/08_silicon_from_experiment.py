@@ -12,7 +12,7 @@
 # # 8. Silicon from experiment
 #
 # A potential that is trained on DFT is at best as good as its DFT. The bundled silicon potential has the
-# lattice constant of PBE, 0.7 % too long, and a $C_{11} - C_{12}$ that is half of what is measured. Where
+# lattice constant of PBE, 0.7 % too long, and PBE's elastic constants, about a tenth too soft. Where
 # measured numbers are at hand, `leignn.fit` trains on DFT frames and on these numbers together.
 #
 # This is the short version: a quarter of the frames, a few epochs, and one measured number, the lattice
@@ -62,7 +62,7 @@ lattice_constant = {
     "structure": str(cell),
     "value": 5.4307,
     "uncertainty": 0.005,
-    "weight": 0.005,
+    "weight": 0.02,
     "period": 3,
 }
 
@@ -142,9 +142,8 @@ for key, name in (
     print(f"{name:34}" + "".join(f"{one[key]:8.2f}" for one in errors))
 
 # %% [markdown]
-# So it is: stress and energies are worse by half. In forces no price is to be seen: they moved by less than a
-# meV/Å, and on the five frames that the fit held out by one and a half the other way. With so few frames
-# that difference is noise.
+# So it is: stress and energies are worse by half. In forces hardly a price is to be seen: they moved by less
+# than a meV/Å, which with so few frames is noise.
 #
 # Second, what else was measured of the crystal. Elastic constants by exact second derivatives of the relaxed
 # cell.
@@ -192,9 +191,9 @@ for name, value, a, b in zip(measured, measured.values(), *spectra, strict=True)
     print(f"{name:12} measured {value:5.2f}, before {a:5.2f}, after {b:5.2f} THz")
 
 # %% [markdown]
-# Where the crystal is shorter its bonds are stiffer, and three of four frequencies come nearer. The elastic
-# constants stay where they were: $C_{11} - C_{12}$, half of what is measured before, is even a little smaller.
-# One number of one structure fits many potentials, wrong ones among them. Whoever wants more must ask for more.
+# Where the crystal is shorter its bonds are stiffer: all elastic constants and three of four frequencies come
+# nearer, though nobody asked for them. The TA mode at X goes the other way, and $C_{44}$ hardly moves. One number
+# of one structure fits many potentials. Whoever wants more must ask for more.
 #
 # ## More targets: the study
 #
@@ -203,7 +202,8 @@ for name, value, a, b in zip(measured, measured.values(), *spectra, strict=True)
 #     {"name": "C12", "observable": "elastic_constant", "component": [1, 2], "value": 64.0,
 #      "uncertainty": 3.0, "structure": ..., "weight": 0.005, "period": 3}
 #
-# all 193 frames and 20 epochs, in 6 to 15 minutes on two CPU cores:
+# all 193 frames and 20 epochs, in 6 to 15 minutes on two CPU cores. It went on from an earlier potential, without
+# tensors, whose $C_{11} - C_{12}$ was half of what is measured:
 #
 # | | measured | before | after |
 # |---|---|---|---|
