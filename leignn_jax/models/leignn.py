@@ -90,8 +90,10 @@ class LEIGNN(nn.Module):
                 tensors = d_tensors if tensors is None else tensors + d_tensors
 
             update = LocalUpdate(config.update, precision, config.norm_floor, name=f"update_{layer}")
-            received = (vectors,) if tensors is None else (vectors, tensors)
+            received = tuple(x for x in (vectors, tensors) if x is not None)
             scalars, vectors, tensors = update(scalars, vectors, tensors, last, config.direct_forces)
+            if vectors is not None:
+                received = (vectors, *received[1:])
 
             if config.global_nodes and not last:
                 atoms = jnp.maximum(graph.sum_atoms(graph.atom_mask.astype(distances.dtype)), 1)
@@ -110,7 +112,6 @@ class LEIGNN(nn.Module):
         if not config.direct_forces:
             return Output(energies, None, features)
         forces = linear(1, "direct_forces", precision=precision)(vectors)[..., 0]
-        features = (scalars[:, None], vectors, *received[1:])
         return Output(energies, jnp.where(real[:, None], forces, 0.0), features)
 
 
