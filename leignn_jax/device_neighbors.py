@@ -362,7 +362,7 @@ def _fractional_once(neighbors: NeighborList, positions, backward):
     def turn(_):
         return jnp.zeros((), bool), fractional(positions, backward, neighbors.box[3])
 
-    return jax.lax.while_loop(lambda both: both[0], turn, (neighbors.cutoff > 0, jnp.zeros_like(positions)))[1]
+    return jax.lax.while_loop(lambda both: both[0], turn, (neighbors.cutoff >= 0, jnp.zeros_like(positions)))[1]
 
 
 def _keys(neighbors: NeighborList, bins: _Bins, cell, rows, among=None):

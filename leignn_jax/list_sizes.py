@@ -163,12 +163,12 @@ def lattice_and_corner(positions: np.ndarray, cell: np.ndarray, pbc: Bool[np.nda
 
 
 def fractional(positions, backward, corner):
-    """Coordinates in units of the lattice."""
+    """Coordinates ``[atoms, 3]`` in units of the lattice, of positions ``[atoms, 3]`` Å by its inverse ``[3, 3]`` 1/Å."""
     return transformed(positions - corner, backward)
 
 
 def whole_vectors(xp, along, pbc):
-    """The whole lattice vectors to be taken off fractional coordinates, so that they are in [0, 1) where periodic."""
+    """The whole lattice vectors ``[atoms, 3]`` that leave of fractional coordinates what is in [0, 1), where periodic."""
     return xp.where(pbc, xp.floor(along), 0.0)
 
 

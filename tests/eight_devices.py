@@ -1,4 +1,4 @@
-"""Functions of a test file run in a process of their own, in which there are eight virtual devices."""
+"""Processes that have virtual devices, and functions of a test file run in one that has eight."""
 
 import os
 import subprocess

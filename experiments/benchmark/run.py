@@ -87,6 +87,8 @@ def beside(model: str, row: dict) -> dict | None:
     """What PaiNN or NequIP came to on the same test file in the same minutes."""
     file = HERE / f"{model}.json"
     rows = json.loads(file.read_text()) if file.exists() else []
+    # NequIP has two sizes; what is told is the small one.
+    rows = [r for r in rows if r.get("size", "small") == "small"]
     same = [r for r in rows if (r["set"], r["minutes"]) == (row["set"], row["minutes"])]
     return same[0]["test"] if same else None
 

@@ -92,6 +92,7 @@ class LEIGNN(nn.Module):
             update = LocalUpdate(config.update, precision, config.norm_floor, name=f"update_{layer}")
             received = tuple(x for x in (vectors, tensors) if x is not None)
             scalars, vectors, tensors = update(scalars, vectors, tensors, last, config.direct_forces)
+            # After the last layer there are vectors where direct forces are read from them.
             if vectors is not None:
                 received = (vectors, *received[1:])
 
