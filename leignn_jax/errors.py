@@ -33,5 +33,9 @@ class SimulationError(LeignnError):
     """A simulation that can't go on: it blew up, the disk is full, its files are another run's."""
 
 
+class ProcessError(LeignnError):
+    """Processes that can't go on together: one of them failed, did not come, or differs from the others."""
+
+
 class DownloadError(LeignnError):
     """A file that can't be downloaded, or that is not the one that was published."""

@@ -1,6 +1,7 @@
-"""Processes that have virtual devices, and functions of a test file run in one that has eight."""
+"""Processes that have virtual devices, functions of a test file run in one that has eight, and pairs on loopback."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -24,3 +25,34 @@ def in_eight(file: str, name: str, *arguments: str) -> None:
     environment = environment_of(8)
     out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=900)
     assert out.stdout.strip().endswith("done"), out.stdout + out.stderr
+
+
+def free_port() -> int:
+    """A port where processes may meet."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start(folders: list, commands: list[list[str]]) -> list[subprocess.Popen]:
+    """Python with each command's words, in a folder of its own, with two virtual devices each."""
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment_of(2),
+        )
+        for folder, command in zip(folders, commands, strict=True)
+    ]
+
+
+def end(processes: list[subprocess.Popen], seconds: float = 300) -> list[tuple[str, str, int]]:
+    """What each printed, on both streams, and its exit code."""
+    try:
+        return [(*process.communicate(timeout=seconds), process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()

@@ -24,7 +24,7 @@ MESHES = ((8, 1), (4, 2), (1, 8))
 WORKER = """
 import json, sys
 number, processes, port, values = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
-from leignn_jax.training.processes import join_processes
+from leignn_jax.processes import join_processes
 if processes > 1:
     join_processes(f"127.0.0.1:{port}", processes, number)
 import leignn_jax as leignn

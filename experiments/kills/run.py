@@ -91,7 +91,7 @@ leignn.sweep({
 
 _PAIR = """
 import os
-from leignn_jax.training.processes import join_processes
+from leignn_jax.processes import join_processes
 join_processes(os.environ["COORDINATOR"], 2, int(os.environ["PROCESS"]))
 """ + _STUDY.replace('"members_at_once": 4,', '"members_at_once": 4, "mesh": [4, 1],')
 

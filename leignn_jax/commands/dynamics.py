@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from leignn_jax.commands.options import JsonFile, read_structures, stop
+from leignn_jax.commands.options import (
+    Coordinator,
+    Distributed,
+    JsonFile,
+    Process,
+    Processes,
+    join,
+    read_structures,
+    stop,
+)
 from leignn_jax.commands.output import interruptible, show
 
 _CELLS: dict[str, Any] = {"held": False, "isotropic": "isotropic", "full": "full"}
@@ -37,21 +46,30 @@ def md(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     extxyz: Annotated[bool, typer.Option("--extxyz", help="Write trajectory.extxyz too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the simulation in the folder.")] = False,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Molecular dynamics; prints a summary as JSON."""
     with interruptible(f"Where {out} holds state.safetensors, the same command with --resume goes on from there."):
+        join(distributed, coordinator, processes, process)
         from leignn_jax.interruption import exit_code
         from leignn_jax.potential_file import load_potential
+        from leignn_jax.processes import connect, is_first, together
         from leignn_jax.simulation.engine import simulate
         from leignn_jax.simulation.trajectory import write_extxyz
         from leignn_jax.sweeps.committee import CommitteeModel, is_committee
 
-        model = load_potential(potential)
+        connect()
+        with together():
+            model = load_potential(potential)
+            (atoms,) = read_structures(structure, "-1:")
         result = simulate(
             CommitteeModel(model) if is_committee(model) else model,
-            read_structures(structure, "-1:")[0],
+            atoms,
             ensemble,
             steps=steps,
             timestep=timestep,
@@ -68,10 +86,11 @@ def md(
             dtype=dtype,
             progress=False if quiet else None,
         )
-        for trajectory in [result.trajectory] if replicas is None else result.trajectory:
-            if extxyz:
-                write_extxyz(trajectory.path.with_suffix(".extxyz"), trajectory)
-    show(result.summary, json_file)
+        if is_first():
+            for trajectory in [result.trajectory] if replicas is None else result.trajectory:
+                if extxyz:
+                    write_extxyz(trajectory.path.with_suffix(".extxyz"), trajectory)
+            show(result.summary, json_file)
     stopped = result.summary["stopped"]
     if stopped if replicas is None else all(stopped):
         raise typer.Exit(1)

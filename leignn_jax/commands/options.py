@@ -18,7 +18,7 @@ KeyNames = Annotated[
     list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="What a label is called, energy=dft_energy.")
 ]
 Distributed = Annotated[
-    bool, typer.Option("--distributed", help="Train with the other processes of this TPU pod, Slurm or MPI job.")
+    bool, typer.Option("--distributed", help="Work with the other processes of this TPU pod, Slurm or MPI job.")
 ]
 Coordinator = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Elsewhere: where process 0 waits for the others;")
@@ -30,7 +30,7 @@ Process = Annotated[int | None, typer.Option(help="the number of this one, from 
 def join(distributed: bool, coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Meet the other processes, where the command line asks for it."""
     if distributed or any(x is not None for x in (coordinator, processes, process)):
-        from leignn_jax.training.processes import join_processes
+        from leignn_jax.processes import join_processes
 
         join_processes(coordinator, processes, process)
 

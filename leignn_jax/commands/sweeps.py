@@ -36,9 +36,9 @@ def sweep(
     """Train many models that differ in settings, as few compiled programs as their shapes allow; prints a CSV table."""
     with interruptible("The same command goes on from the last checkpoint, or starts anew where there is none."):
         from leignn_jax.interruption import exit_code
+        from leignn_jax.processes import is_first
         from leignn_jax.sweeps.space import load_study
         from leignn_jax.sweeps.study import sweep as run
-        from leignn_jax.training.processes import is_first
 
         asked = load_study(study)
         join(distributed, coordinator, processes, process)

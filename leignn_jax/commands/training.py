@@ -67,8 +67,8 @@ def train(
         stop("Give a config file, or --train FILE.")
     with interruptible("The same command goes on from the last checkpoint, or starts anew where there is none."):
         from leignn_jax.interruption import exit_code
+        from leignn_jax.processes import is_first
         from leignn_jax.training.config import load_config, make_config
-        from leignn_jax.training.processes import is_first
         from leignn_jax.training.train import train as run
 
         config = load_config(files[0], overrides) if files else make_config({}, overrides)

@@ -20,6 +20,7 @@ import ase.units
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from leignn_jax.arguments import check_number
 from leignn_jax.cells import inverse, transformed
@@ -27,6 +28,7 @@ from leignn_jax.device_neighbors import lattice_vectors
 from leignn_jax.domains import DEVICES
 from leignn_jax.errors import ConfigError, SimulationError, StructureError
 from leignn_jax.list_sizes import ListSizes, grown
+from leignn_jax.processes import on_host
 from leignn_jax.simulation.divided import (
     check_domains,
     check_memory,
@@ -34,7 +36,7 @@ from leignn_jax.simulation.divided import (
     divided,
     divided_lists,
     evaluate_divided,
-    on_every_device,
+    place,
 )
 from leignn_jax.simulation.dynamics import (
     Origins,
@@ -125,7 +127,7 @@ class Run:
         if self.domains is not None:
             check_domains(model, structures[0], devices)
         if self.mesh is not None:
-            self.model = model = on_every_device(self.mesh, model)
+            self.model = model = place(self.mesh, P(), model)
         self.state, self.origins = start_state(
             model, self.system, structures, ensemble, kelvin, seed, skin, dtype, self.domains
         )
@@ -141,18 +143,21 @@ class Run:
 
     @property
     def listed_at(self) -> tuple[Any, Any]:
-        """Positions and cell, one for each replica, where the lists were made."""
-        neighbors, count = self.state.neighbors, len(self.structures)
-        return neighbors.positions[:count], neighbors.cell[:count]
+        """Positions and cell, one for each replica, where the lists were made; on the host."""
+        positions, cell = self.state.neighbors.positions, self.state.neighbors.cell
+        if self.domains is None:
+            return on_host((positions, cell))
+        # Every domain's lists know where all atoms were; each process has the lists of one domain at least.
+        return np.asarray(positions.addressable_data(0)), np.asarray(cell.addressable_data(0))
 
     def relist(self, sizes: ListSizes, positions, cell) -> None:
         """Lists of these sizes, made anew where they were made before, so that renewals come at the same steps.
 
         Those of stopped replicas are made where these stand: the step that broke them may have made one of no numbers.
         """
-        rest = np.asarray(self.stopped)[:, None, None] > 0
-        positions = np.where(rest, self.state.positions, positions)
-        cell = np.where(rest, self.state.cell, cell)
+        stopped, *here = on_host((self.stopped, self.state.positions, self.state.cell))
+        rest = stopped[:, None, None] > 0
+        positions, cell = (np.where(rest, now, then) for now, then in zip(here, (positions, cell), strict=True))
         system = self.system
         where = (system.numbers, positions, cell, system.pbc, self.model.cutoff, self.skin, self.dtype)
         self.state = self.state.replace(neighbors=_lists(where, sizes, self.domains))
@@ -167,7 +172,7 @@ class Run:
         return self.origins.seen(positions, images, cell), cell
 
     def advance(self, limits: Limits, last_step: int, log_every: int, logs: int, frames: int):
-        """One chunk: its frames and log lines."""
+        """One chunk: its frames and log lines, on the host of every process."""
         shape = {"log_every": log_every, "logs": logs, "frames": frames}
         doomed = np.full(len(self.structures), -1, np.int32)
         chunk = self._chunk(self.stopped, doomed, limits, last_step, shape)
@@ -176,9 +181,10 @@ class Run:
         while len(suspects := self._broken_together(chunk[0], doomed)) > 1:
             fates = {}
             for r in suspects:
-                others = np.arange(len(doomed)) != r
-                alone = jnp.where(others & (self.stopped == 0), 1, self.stopped)
-                _, stopped, stopped_at = self._chunk(alone, doomed, limits, last_step, shape)[0]
+                others, stopped = np.arange(len(doomed)) != r, on_host(self.stopped)
+                alone = jax.device_put(np.where(others & (stopped == 0), np.int32(1), stopped))
+                _, *fate = self._chunk(alone, doomed, limits, last_step, shape)[0]
+                stopped, stopped_at = on_host(fate)
                 if int(stopped[r]) == 1:
                     fates[r] = int(stopped_at[r])
             if not fates:
@@ -186,12 +192,12 @@ class Run:
             doomed[list(fates)] = list(fates.values())
             chunk = self._chunk(self.stopped, doomed, limits, last_step, shape)
         (self.state, self.stopped, self.stopped_at), frame, logged = chunk
-        return jax.device_get((frame, logged))
+        return on_host((frame, logged))
 
     def _broken_together(self, after, doomed) -> list[int]:
         """Replicas that were first, and at the same step, to have a number that is none."""
-        stopped, at = np.asarray(after[1]), np.asarray(after[2])
-        new = (stopped == 1) & (np.asarray(self.stopped) == 0) & (doomed < 0)
+        stopped, at, before = on_host((*after[1:], self.stopped))
+        new = (stopped == 1) & (before == 0) & (doomed < 0)
         return np.flatnonzero(new & (at == at[new].min(initial=np.iinfo(np.int32).max))).tolist()
 
     def arguments(self, stopped, doomed, limits: Limits, last_step: int) -> tuple[Any, ...]:
@@ -212,7 +218,7 @@ class Run:
         for _ in range(_GROWTHS):
             given = self.arguments(stopped, doomed, limits, last_step)
             after, frame, logged = _chunk(*given, mesh=self.mesh, **shape)
-            overflow = int(np.bitwise_or.reduce(np.asarray(after[0].neighbors.overflow)))
+            overflow = _overflow(after[0].neighbors)
             if not overflow:
                 return after, frame, logged
             sizes = grown(self.sizes, overflow, self.system.numbers.shape[1])
@@ -231,6 +237,11 @@ def _lists(where, sizes: ListSizes | None, domains):
     return divided_lists(*where, sizes=sizes, mesh=domains)
 
 
+def _overflow(neighbors) -> int:
+    """Which sizes were too small for any list, of all devices and replicas."""
+    return int(np.bitwise_or.reduce(on_host(neighbors.overflow)))
+
+
 def start_state(
     model, system: System, structures, ensemble, kelvin, seed, skin, dtype, domains=None
 ) -> tuple[State, Origins]:
@@ -246,7 +257,7 @@ def start_state(
     where = (system.numbers, positions, cell, system.pbc, model.cutoff, skin, dtype)
     neighbors = _lists(where, None, domains)
     # The first forces come from these lists: they must hold all pairs.
-    while overflow := int(np.bitwise_or.reduce(np.asarray(neighbors.overflow))):
+    while overflow := _overflow(neighbors):
         neighbors = _lists(where, grown(neighbors.sizes, overflow, size), domains)
     velocities = np.zeros((len(structures), size, 3))
     for r, atoms in enumerate(structures):

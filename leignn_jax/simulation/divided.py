@@ -52,9 +52,15 @@ def device_mesh(devices: int, replicas: int) -> Mesh | None:
     return Mesh(np.array(there[:devices]), (DEVICES,))
 
 
-def on_every_device(mesh: Mesh, tree: Any) -> Any:
-    """Arrays copied once to all devices of a mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+def place(mesh: Mesh, spec: P, tree: Any) -> Any:
+    """Arrays, whole in every process, copied to the devices of a mesh, also those of other processes, as ``spec`` says."""
+    sharding = NamedSharding(mesh, spec)
+
+    def one(x):
+        array = np.asarray(x)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(one, tree)
 
 
 def check_domains(model: Any, atoms: ase.Atoms, devices: int) -> None:
@@ -81,7 +87,7 @@ def divided_lists(
     sizes = sizes or plan_sizes(positions, cell, pbc, cutoff + skin, mesh.size)
     before = blank_list(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
     copies = jax.tree.map(lambda x: np.broadcast_to(x, (mesh.size, *x.shape)), before)
-    return _renew_divided(jax.device_put(copies, NamedSharding(mesh, P(DEVICES))), mesh=mesh)
+    return _renew_divided(place(mesh, P(DEVICES), copies), mesh=mesh)
 
 
 @partial(jax.jit, static_argnames="mesh")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,12 @@ from leignn_jax.arguments import (
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder
 from leignn_jax.interruption import stop_requests
+from leignn_jax.processes import check_devices, check_same, connect, is_first, largest, on_host, together, versions
 from leignn_jax.progress import ProgressBar, is_shown
 from leignn_jax.simulation.chunks import LIMITS, REASONS, SAVED, Limits, Run, check_limits, line_of
-from leignn_jax.simulation.dynamics import EnergyModel, structure_of
+from leignn_jax.simulation.dynamics import EnergyModel, State, structure_of
 from leignn_jax.simulation.ensembles import Ensemble
-from leignn_jax.simulation.folder import SimulationFolder
+from leignn_jax.simulation.folder import SimulationFolder, digest_of, ensemble_numbers, run_settings
 from leignn_jax.simulation.model_sums import has_doubts
 from leignn_jax.simulation.settings import check_ensemble, make_ensemble
 from leignn_jax.simulation.thermo import column, read_thermo
@@ -65,7 +67,7 @@ class Simulation(NamedTuple):
 
     atoms: the last structure, with velocities, and with energy, forces and stress in its calculator.
     trajectory: saved frames: :class:`Frames`, or a :class:`leignn_jax.simulation.trajectory.Trajectory` where it was
-        written to a folder.
+        written to a folder; then None, as ``thermo``, in all processes but the first.
     thermo: arrays by name and unit, one value per logged step: ``step``, ``time_fs``, ``potential_energy_eV``,
         ``kinetic_energy_eV``, ``temperature_K``, ``pressure_GPa``, ``volume_A3``, ``conserved_eV``; of a committee
         ``doubt_eV_per_A``.
@@ -108,6 +110,10 @@ def simulate(
 ) -> Simulation:
     """Molecular dynamics of one structure, of replicas of it, or of several structures side by side.
 
+    With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.processes.join_processes` before) every one
+    makes this call with the same arguments, and ``devices`` counts all their devices. The first one alone reads and writes
+    ``out`` and shows progress.
+
     Args:
         potential: a :class:`leignn_jax.Potential`, or any :class:`leignn_jax.simulation.dynamics.EnergyModel`.
         atoms: one structure or several. Their velocities are taken where they have any, else drawn at ``temperature``.
@@ -143,32 +149,60 @@ def simulate(
         ConfigError: settings that do not fit together.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`.
         SimulationError: the folder can't be used, the disk is full, or lists grow without end.
+        ProcessError: processes differ, or one of them failed.
     """
-    _check_settings(steps, timestep, save_every, log_every, skin, seed, resume, out, checkpoint_minutes)
-    check_dtype(dtype)
-    check_model(potential)
-    check_whole("devices", devices, 1)
-    single = isinstance(atoms, ase.Atoms) and replicas is None
-    structures = _replicated(check_structures(atoms), replicas)
-    ensemble = make_ensemble(ensemble, temperature, pressure)
-    check_ensemble(ensemble, temperature, structures)
-    kelvin = temperature if temperature is not None else getattr(ensemble, "temperature", None)
-    limits = check_limits(max_temperature, max_step, max_distance, max_doubt)
-    if max_doubt != LIMITS.doubt and not has_doubts(potential):
-        raise ConfigError(
-            "max_doubt: it is for a committee (leignn_jax.sweeps.committee.CommitteeModel), whose members may disagree."
-        )
-    if out is not None:
-        make_folder(check_path("out", out), SimulationError)
+    connect()
+    with together():
+        _check_settings(steps, timestep, save_every, log_every, skin, seed, resume, out, checkpoint_minutes)
+        check_dtype(dtype)
+        check_model(potential)
+        check_whole("devices", devices, 1)
+        check_devices(devices, "devices", f"give devices={jax.device_count()}")
+        single = isinstance(atoms, ase.Atoms) and replicas is None
+        structures = _replicated(check_structures(atoms), replicas)
+        ensemble = make_ensemble(ensemble, temperature, pressure)
+        check_ensemble(ensemble, temperature, structures)
+        kelvin = temperature if temperature is not None else getattr(ensemble, "temperature", None)
+        limits = check_limits(max_temperature, max_step, max_distance, max_doubt)
+        if max_doubt != LIMITS.doubt and not has_doubts(potential):
+            raise ConfigError(
+                "max_doubt: it is for a committee (leignn_jax.sweeps.committee.CommitteeModel), whose members may disagree."
+            )
+        if out is not None and is_first():
+            make_folder(check_path("out", out), SimulationError)
+    if jax.process_count() > 1:
+        given = {"temperature": kelvin, "steps": steps, "timestep": timestep, "save_every": save_every, "dtype": dtype}
+        given |= {
+            "log_every": log_every,
+            "skin": skin,
+            "seed": seed,
+            "limits": limits,
+            "out": out is None,
+            "resume": resume,
+        }
+        check_same(_what_processes_share(potential, structures, ensemble, given))
     with jax.enable_x64(dtype == "float64"):
         run = Run(potential, structures, ensemble, timestep, kelvin, seed, skin, np.dtype(dtype), devices)
         limits = jax.device_put(Limits(*(np.asarray(x, dtype) for x in limits)))
-        folder = None if out is None else SimulationFolder(Path(out), run, save_every, log_every, single, resume)
+        settings = {} if out is None else run_settings(run, save_every, log_every)
+        folder = None if out is None else SimulationFolder(Path(out), run, settings, single, resume)
         try:
             return _simulate(run, folder, limits, steps, save_every, log_every, checkpoint_minutes, progress, single)
         finally:
             if folder is not None:
                 folder.close()
+
+
+def _what_processes_share(potential, structures, ensemble, given: dict[str, Any]) -> dict[str, str]:
+    """What must be the same in all processes that simulate together."""
+    arrays = [(a.numbers, a.positions, a.cell.array, a.pbc, a.get_velocities(), a.get_masses()) for a in structures]
+    return {
+        **versions(),
+        "the structure": f"sha256 {digest_of(arrays)}",
+        "the potential": f"sha256 {digest_of(potential, repr(potential.cutoff))}",
+        "the ensemble": f"{type(ensemble).__name__} {json.dumps(ensemble_numbers(ensemble))}",
+        **{name: str(value) for name, value in given.items()},
+    }
 
 
 def _replicated(given: list[ase.Atoms], replicas: int | None) -> list[ase.Atoms]:
@@ -216,61 +250,78 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
         if folder is not None:
             # Killed at any moment from here on it can go on.
             folder.checkpoint(run)
-    with stop_requests() as stop, ProgressBar("simulating", steps, is_shown(progress), done=first) as bar:
-        while int(run.state.step) < steps and not (np.asarray(run.stopped) > 0).all() and not stop.is_set():
+    shown = is_first() and is_shown(progress)
+    with stop_requests() as stop, ProgressBar("simulating", steps, shown, done=first) as bar:
+        asked = 0
+        while int(run.state.step) < steps and not (on_host(run.stopped) > 0).all() and not asked:
             frame, line = run.advance(limits, steps, log_every, save_every // log_every, frames)
             _store(run, folder, kept, lines, frame, line)
             if bar.visible:
-                bar.update(int(run.state.step), _facts(run, bar.rate))
+                bar.update(int(run.state.step), _facts(run, float(frame["energy"][-1].mean()), bar.rate))
             if measured is None:
                 measured = (clock.monotonic(), int(run.state.step))
-            if folder is not None and clock.monotonic() - saved > 60 * checkpoint_minutes:
+            # What any process wishes all do.
+            asked, due = largest(stop.is_set(), clock.monotonic() - saved > 60 * checkpoint_minutes)
+            if folder is not None and due:
                 folder.checkpoint(run)
                 saved = clock.monotonic()
         interrupted = stop.signal
     done = int(run.state.step)
     summary = _summary(run, done, steps, first, began, measured, interrupted)
-    if interrupted is not None and done < steps:
+    if asked and done < steps and is_first():
         remedy = "" if folder is None else "; resume (--resume) goes on from there"
         log.warning("Stopped by a signal at step %d of %d%s.", done, steps, remedy)
-    for words in run.ensemble.at_end(run.state):
+    state = on_host(run.state.replace(neighbors=None))
+    for words in run.ensemble.at_end(state):
         log.warning(words)
-    final, bath = _final_atoms(run), jax.device_get(run.state.bath)
+    final = _final_atoms(run, state)
+    trajectory: list[Any]
+    numbers: list[Any]
     if folder is not None:
         folder.finish(run, summary, final)
-        trajectory = [read_trajectory(p / "trajectory.h5") for p in folder.parts]
-        numbers: list[Any] = [read_thermo(p / "thermo.csv") for p in folder.parts]
+        trajectory = [read_trajectory(p / "trajectory.h5") if is_first() else None for p in folder.parts]
+        numbers = [read_thermo(p / "thermo.csv") if is_first() else None for p in folder.parts]
     else:
         trajectory = [Frames(**{k: np.concatenate([p[k] for p in parts]) for k in Frames._fields}) for parts in kept]
         numbers = [{column(k): np.concatenate([p[k] for p in parts]) for k in parts[0]} for parts in lines]
     if single:
-        return Simulation(final[0], trajectory[0], numbers[0], summary, bath)
-    return Simulation(final, trajectory, numbers, summary, bath)
+        return Simulation(final[0], trajectory[0], numbers[0], summary, state.bath)
+    return Simulation(final, trajectory, numbers, summary, state.bath)
 
 
-def _facts(run: Run, rate: float | None) -> str:
-    """What stands beside the progress bar; ``rate`` in steps per second."""
+def _facts(run: Run, energy: float, rate: float | None) -> str:
+    """What stands beside the progress bar: ``energy`` eV, ``rate`` in steps per second."""
     speed = "" if rate is None else f"{rate * float(run.timestep) * 86400e-6:.3g} ns/day, "
-    return f"{speed}{float(np.mean(np.asarray(run.state.energy))):.6g} eV"
+    return f"{speed}{energy:.6g} eV"
 
 
 def _present(run: Run):
     """The state as a chunk of one frame."""
     state = run.state
     saved = {name: getattr(state, name) for name in SAVED}
-    one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(saved))
+    one = jax.tree.map(lambda x: np.asarray(x)[None], on_host(saved))
     return {**one, "moved": np.ones(1, bool), "stopped": np.zeros((1, len(run.structures)), np.int32)}
 
 
 def _present_line(run: Run):
     numbers = jax.jit(line_of)(run.model, run.ensemble, run.system, run.state, run.timestep)
-    one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(numbers))
+    one = jax.tree.map(lambda x: np.asarray(x)[None], on_host(numbers))
     stopped = np.zeros((1, len(run.structures)), np.int32)
     return {**one, "step": np.zeros(1, np.int32), "moved": np.ones(1, bool), "stopped": stopped}
 
 
 def _store(run: Run, folder, kept, lines, frame, line) -> None:
     """Give frames and lines that are new, of replicas that have not stopped, to the folder or to memory."""
+    if folder is None:
+        for r, (one, row) in enumerate(_new(run, frame, line)):
+            kept[r].append(one)
+            lines[r].append(row)
+    else:
+        folder.append(_new(run, frame, line))
+
+
+def _new(run: Run, frame, line) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Of each replica its new frames and log lines."""
     dt = float(run.timestep)
     positions, cell = run.seen(frame["positions"], frame["images"], frame["cell"])
     for r, atoms in enumerate(run.structures):
@@ -294,15 +345,12 @@ def _store(run: Run, folder, kept, lines, frame, line) -> None:
             row["doubt"] = line["doubt"][chosen, r].astype(np.float64)
         for name in ("potential_energy", "conserved"):
             row[name] = row[name] + run.references[r]
-        if folder is None:
-            kept[r].append(one)
-            lines[r].append(row)
-        else:
-            folder.append(r, one, row)
+        yield one, row
 
 
-def _final_atoms(run: Run) -> list[ase.Atoms]:
-    state, final = jax.device_get(run.state.replace(neighbors=None, key=None, bath=())), []
+def _final_atoms(run: Run, state: State) -> list[ase.Atoms]:
+    """The last structures; ``state`` is the run's on the host."""
+    final = []
     positions, _ = run.seen(state.positions, state.images, state.cell)
     for r, start in enumerate(run.structures):
         count, constant = len(start), float(run.references[r])
@@ -316,7 +364,7 @@ def _summary(run: Run, done, steps, first, began, measured, interrupted) -> dict
     seconds = clock.monotonic() - began
     stopped = [
         None if not code else f"step {int(at)}: {REASONS[int(code)]}"
-        for code, at in zip(np.asarray(run.stopped), np.asarray(run.stopped_at), strict=True)
+        for code, at in zip(*on_host((run.stopped, run.stopped_at)), strict=True)
     ]
     for r, why in enumerate(stopped):
         if why is not None:
@@ -337,7 +385,7 @@ def _summary(run: Run, done, steps, first, began, measured, interrupted) -> dict
         "seconds": round(seconds, 3),
         "steps_per_second": None if speed is None else round(speed, 3),
         "ns_per_day": None if speed is None else round(speed * float(run.timestep) * 86400e-6, 4),
-        "list_renewals": int(np.asarray(run.state.neighbors.renewals).max()),
+        "list_renewals": int(on_host(run.state.neighbors.renewals).max()),
         "list_sizes": run.sizes._asdict(),
         "resumed_at": first or None,
     }

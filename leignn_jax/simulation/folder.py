@@ -1,4 +1,7 @@
-"""The files of a simulation: trajectories, logs, the state to go on from, and what is written at its end."""
+"""The files of a simulation: trajectories, logs, the state to go on from, and what is written at its end.
+
+Of several processes the first alone reads and writes them, and tells the others what it read.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,9 @@ import numpy as np
 from leignn_jax.errors import SimulationError
 from leignn_jax.files import make_folder, why_not_written, write_atomically
 from leignn_jax.list_sizes import ListSizes
+from leignn_jax.processes import arrays_from_first, from_first, is_first, on_host, together
 from leignn_jax.simulation.chunks import Run
-from leignn_jax.simulation.dynamics import ACCELERATION, EnergyModel, System
+from leignn_jax.simulation.dynamics import ACCELERATION, System
 from leignn_jax.simulation.ensembles import Ensemble, Ramp
 from leignn_jax.simulation.state import load_state, save_state
 from leignn_jax.simulation.thermo import ThermoLog
@@ -27,49 +32,65 @@ from leignn_jax.simulation.trajectory import TrajectoryWriter
 
 
 class SimulationFolder:
-    """The files of a simulation."""
+    """The files of a simulation; all processes must make it, and call what it does.
 
-    def __init__(self, path: Path, run: Run, save_every: int, log_every: int, single: bool, resume: bool):
-        self.path, self.resumed = path, resume
-        names = [path] if single else [path / f"replica_{r:03d}" for r in range(len(run.structures))]
-        for part in names:
-            make_folder(part, SimulationError)
-        self.parts = names
+    settings: of :func:`run_settings`; a simulation that is resumed must have the same.
+    """
+
+    def __init__(self, path: Path, run: Run, settings: dict[str, Any], single: bool, resume: bool):
+        self.path, self.resumed, self.settings = path, resume, settings
+        self.parts = [path] if single else [path / f"replica_{r:03d}" for r in range(len(run.structures))]
         self.writers: list[TrajectoryWriter] = []
         self.logs: list[ThermoLog] = []
         self._state_file = path / "state.safetensors"
-        settings = _settings(run, save_every, log_every)
-        step = None
-        if resume:
-            step = self._load(run, settings)
-        elif any((path / name).exists() for name in ("state.safetensors", "state.previous.safetensors")):
-            raise SimulationError(f"{path}: holds a simulation already. Resume it, or choose another folder.")
+        with together():
+            if is_first():
+                self._prepare(resume)
+        step = self._load(run) if resume else None
         try:
-            for atoms, part in zip(run.structures, names, strict=True):
-                self.writers.append(TrajectoryWriter(part / "trajectory.h5", atoms, resume_step=step))
-                self.logs.append(ThermoLog(part / "thermo.csv", resume_step=step))
+            with together():
+                if is_first():
+                    for atoms, part in zip(run.structures, self.parts, strict=True):
+                        self.writers.append(TrajectoryWriter(part / "trajectory.h5", atoms, resume_step=step))
+                        self.logs.append(ThermoLog(part / "thermo.csv", resume_step=step))
         except BaseException:
             self.close()
             raise
-        self._settings = settings
 
-    def append(self, r: int, frame: dict[str, np.ndarray], row: dict[str, np.ndarray]) -> None:
-        """Frames and log lines of replica ``r``."""
-        if len(frame["step"]):
-            self.writers[r].append(**frame)
-        if len(row["step"]):
-            self.logs[r].append(row)
+    def append(self, new: Iterable[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]) -> None:
+        """Frames and log lines of each replica."""
+        with together():
+            if is_first():
+                for writer, log, (frame, row) in zip(self.writers, self.logs, new, strict=True):
+                    if len(frame["step"]):
+                        writer.append(**frame)
+                    if len(row["step"]):
+                        log.append(row)
 
     def checkpoint(self, run: Run) -> None:
         """A state from which the simulation can go on, after all frames before it."""
-        for writer in self.writers:
-            writer.flush()
-        save_state(self._state_file, _restartable(run), {**self._settings, "sizes": run.sizes._asdict()})
+        tree = on_host(_restartable(run))
+        with together():
+            if is_first():
+                for writer in self.writers:
+                    writer.flush()
+                save_state(self._state_file, tree, {**self.settings, "sizes": run.sizes._asdict()})
 
     def finish(self, run: Run, summary: dict[str, Any], final: list[ase.Atoms]) -> None:
         """The last state, summary and structures."""
         self.checkpoint(run)
-        self.close()
+        with together():
+            self.close()
+            if is_first():
+                self._write_end(summary, final)
+
+    def _prepare(self, resume: bool) -> None:
+        for part in self.parts:
+            make_folder(part, SimulationError)
+        if not resume and any((self.path / f"state{name}.safetensors").exists() for name in ("", ".previous")):
+            raise SimulationError(f"{self.path}: holds a simulation already. Resume it, or choose another folder.")
+
+    def _write_end(self, summary: dict[str, Any], final: list[ase.Atoms]) -> None:
         try:
             for atoms, part in zip(final, self.parts, strict=True):
                 text = io.StringIO()
@@ -89,18 +110,13 @@ class SimulationFolder:
                 stack.callback(writer.close)
             self.writers = []
 
-    def _load(self, run: Run, settings: dict[str, Any]) -> int:
-        try:
-            tree, meta = load_state(self._state_file, _restartable(run))
-        except FileNotFoundError:
-            raise SimulationError(f"{self.path}: there is no state to resume from. Start without resume.") from None
-        for name, value in settings.items():
-            # Folders of older versions do not say on how many devices; there was one.
-            before = meta.get(name, 1 if name == "devices" else None)
-            if before != value:
-                raise SimulationError(
-                    f"{self.path}: was run with {name} = {before}, not {value}. Resume with the same settings."
-                )
+    def _load(self, run: Run) -> int:
+        """Put the run where the last state is; the number of its step."""
+        tree, meta = _restartable(run), {}
+        with together():
+            if is_first():
+                tree, meta = self._read(tree)
+        tree, meta = arrays_from_first(tree), from_first(meta)
         # The user's coordinates may need more digits than the simulation's.
         run.origins = tree.pop("origins")
         tree = jax.tree.map(jnp.asarray, tree)
@@ -111,6 +127,21 @@ class SimulationFolder:
         run.center = tree["center"]
         run.relist(sizes, tree["list_positions"], tree["list_cell"])
         return int(run.state.step)
+
+    def _read(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The last state, and what was noted with it; SimulationError where it is of a simulation with other settings."""
+        try:
+            tree, meta = load_state(self._state_file, like)
+        except FileNotFoundError:
+            raise SimulationError(f"{self.path}: there is no state to resume from. Start without resume.") from None
+        for name, value in self.settings.items():
+            # Folders of older versions do not say on how many devices; there was one.
+            before = meta.get(name, 1 if name == "devices" else None)
+            if before != value:
+                raise SimulationError(
+                    f"{self.path}: was run with {name} = {before}, not {value}. Resume with the same settings."
+                )
+        return tree, meta
 
 
 def _restartable(run: Run) -> dict[str, Any]:
@@ -127,11 +158,11 @@ def _restartable(run: Run) -> dict[str, Any]:
     }
 
 
-def _settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
+def run_settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
     """What a resumed simulation must have in common with its start."""
     return {
         "ensemble": type(run.ensemble).__name__,
-        "ensemble_numbers": json.loads(json.dumps(_numbers(run.ensemble))),
+        "ensemble_numbers": json.loads(json.dumps(ensemble_numbers(run.ensemble))),
         "timestep": float(run.timestep),
         "save_every": save_every,
         "log_every": log_every,
@@ -141,15 +172,16 @@ def _settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
         "held_atoms": _held(run.system),
         "atomic_numbers": np.asarray(run.system.numbers).tolist() if run.system.numbers.size < 10000 else None,
         "acceleration": ACCELERATION,
-        "potential (sha256 of its numbers)": _digest(run.model),
+        "potential (sha256 of its numbers)": digest_of(run.model, repr(run.model.cutoff)),
     }
 
 
-def _numbers(ensemble: Ensemble) -> dict[str, Any]:
+def ensemble_numbers(ensemble: Ensemble) -> dict[str, Any]:
+    """What an ensemble was made with, as plain JSON."""
     numbers = {name: jax.tree.map(lambda x: np.asarray(x).tolist(), v) for name, v in ensemble.settings().items()}
     numbers = {name: vars(v) if isinstance(v, Ramp) else v for name, v in numbers.items()}
     inside = ensemble.wrapped
-    return numbers if inside is None else numbers | {"around": {type(inside).__name__: _numbers(inside)}}
+    return numbers if inside is None else numbers | {"around": {type(inside).__name__: ensemble_numbers(inside)}}
 
 
 def _held(system: System) -> list[list[int]]:
@@ -158,9 +190,10 @@ def _held(system: System) -> list[list[int]]:
     return np.argwhere(real & (np.asarray(system.mobile) == 0)).tolist()
 
 
-def _digest(model: EnergyModel) -> str:
-    digest = hashlib.sha256(repr(model.cutoff).encode())
-    for leaf in jax.tree.leaves(model):
+def digest_of(tree: Any, text: str = "") -> str:
+    """sha256 of the arrays of a pytree, after that of a text."""
+    digest = hashlib.sha256(text.encode())
+    for leaf in jax.tree.leaves(tree):
         array = np.asarray(leaf)
         digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return digest.hexdigest()

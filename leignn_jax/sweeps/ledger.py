@@ -31,11 +31,11 @@ import yaml
 from leignn_jax.errors import TrainingError
 from leignn_jax.files import lock_folder, make_folder, remove_leftovers, write_atomically
 from leignn_jax.potential import Potential
+from leignn_jax.processes import from_first, is_first
 from leignn_jax.sweeps.report import REPORTS
 from leignn_jax.sweeps.space import StudyConfig, config_of, group_key
 from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
 from leignn_jax.training.config import TrainConfig, in_full
-from leignn_jax.training.processes import from_first, is_first
 from leignn_jax.training.standing import Trained
 
 log = logging.getLogger("leignn_jax")

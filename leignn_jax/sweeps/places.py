@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from leignn_jax.processes import from_first, together
 from leignn_jax.sweeps.ledger import Ledger, Member
 from leignn_jax.sweeps.space import COST, Range, StudyConfig, config_of, is_number
 from leignn_jax.sweeps.trials import Trials
 from leignn_jax.training.config import TrainConfig
-from leignn_jax.training.processes import from_first, together
 from leignn_jax.training.protocols import Change
 from leignn_jax.training.standing import Standing, Trained
 

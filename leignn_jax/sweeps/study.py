@@ -27,6 +27,16 @@ from leignn_jax.arguments import check_flag, check_whole
 from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
+from leignn_jax.processes import (
+    bytes_from_first,
+    check_devices,
+    check_same,
+    connect,
+    from_first,
+    is_first,
+    together,
+    versions,
+)
 from leignn_jax.sweeps.committee import committee
 from leignn_jax.sweeps.cost import microseconds_per_atom
 from leignn_jax.sweeps.ledger import Ledger, Member
@@ -38,16 +48,6 @@ from leignn_jax.training.config import TrainConfig, make_config
 from leignn_jax.training.loop import Loop
 from leignn_jax.training.parallel import make_mesh
 from leignn_jax.training.prepared import Prepared, files_of, prepare
-from leignn_jax.training.processes import (
-    bytes_from_first,
-    check_devices,
-    check_same,
-    connect,
-    from_first,
-    is_first,
-    together,
-    versions,
-)
 from leignn_jax.training.programs import Programs, make_programs
 
 log = logging.getLogger("leignn_jax")
@@ -110,7 +110,7 @@ def sweep(
     is reported, while the rest go on. The same call with the same study goes on where an earlier one stopped, however it
     did, and ends as if it had not been.
 
-    With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.training.processes.join_processes` before)
+    With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.processes.join_processes` before)
     every one makes this call, with the same study and data, and ``mesh`` counts all their devices. The first one alone
     reads and writes the folder and shows progress; all return the same result.
 
@@ -124,7 +124,8 @@ def sweep(
     Raises:
         ConfigError, DataError: see the study and the data.
         TrainingError: the study's folder can't be made, holds another study or is worked on by another process, the data
-            have changed, the disk is full, or processes differ or one of them failed.
+            have changed, or the disk is full.
+        ProcessError: processes differ, or one of them failed.
     """
     check_flag("resume", resume)
     check_flag("extend", extend)

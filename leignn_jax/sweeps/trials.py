@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from leignn_jax.errors import ConfigError, TrainingError
+from leignn_jax.errors import ConfigError, LeignnError, TrainingError
 from leignn_jax.sweeps.space import Range, StudyConfig
 
 log = logging.getLogger("leignn_jax")
@@ -253,7 +253,7 @@ def _reachable(where: str) -> Iterator[None]:
     """TrainingError where a storage can't be used."""
     try:
         yield
-    except (ConfigError, TrainingError):
+    except LeignnError:
         raise
     except (OSError, ImportError, RuntimeError, ValueError, KeyError) as error:
         problem: Exception = error

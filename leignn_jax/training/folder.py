@@ -11,10 +11,10 @@ from leignn_jax.errors import TrainingError
 from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
+from leignn_jax.processes import is_first
 from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
 from leignn_jax.training.config import TrainConfig, dump_config
 from leignn_jax.training.logs import History, open_loggers
-from leignn_jax.training.processes import is_first
 
 
 class RunFolder:

@@ -23,13 +23,13 @@ from jax.sharding import Mesh
 from leignn_jax.data.batches import prefetch
 from leignn_jax.interruption import stop_requests
 from leignn_jax.potential import Potential
+from leignn_jax.processes import arrays_from_first, from_first, on_host, together
 from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.logs import TrainingProgress
 from leignn_jax.training.loss import metrics
 from leignn_jax.training.members import first_state, first_states
-from leignn_jax.training.parallel import DATA, on_host, on_own_device, place_answers, place_state
+from leignn_jax.training.parallel import DATA, on_own_device, place_answers, place_state
 from leignn_jax.training.prepared import Prepared, failure_of_step, resident_frames, step_frames, train_batches
-from leignn_jax.training.processes import arrays_from_first, from_first, together
 from leignn_jax.training.programs import CountedCompiles, Programs, evaluate, no_sums, train_row
 from leignn_jax.training.protocols import Change, Keeper, MoreTerms, Tuner
 from leignn_jax.training.standing import Standing, Trained

@@ -67,20 +67,6 @@ def place_answers(mesh: Mesh, answer: int) -> jax.Array:
     return jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.full(1, answer, np.int32))
 
 
-def on_host(tree: Any) -> Any:
-    """Arrays on the host, whole in every process; where they are divided among processes, all must call it."""
-
-    def one(x):
-        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
-            return x
-        from jax.experimental.multihost_utils import process_allgather
-
-        # One after the other: no device must have room for all.
-        return process_allgather(x, tiled=True)
-
-    return jax.device_get(jax.tree.map(one, tree))
-
-
 def on_own_device(tree: Any) -> Any:
     """What is whole on every device of a mesh, as it lies on this process's first one; nothing is copied."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)

@@ -18,12 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from leignn_jax.potential import Potential
-from leignn_jax.training.config import TrainConfig, dump_config
-from leignn_jax.training.folder import RunFolder
-from leignn_jax.training.loop import Loop
-from leignn_jax.training.parallel import make_mesh
-from leignn_jax.training.prepared import Prepared, files_of, prepare
-from leignn_jax.training.processes import (
+from leignn_jax.processes import (
     arrays_from_first,
     check_devices,
     check_same,
@@ -32,6 +27,11 @@ from leignn_jax.training.processes import (
     together,
     versions,
 )
+from leignn_jax.training.config import TrainConfig, dump_config
+from leignn_jax.training.folder import RunFolder
+from leignn_jax.training.loop import Loop
+from leignn_jax.training.parallel import make_mesh
+from leignn_jax.training.prepared import Prepared, files_of, prepare
 from leignn_jax.training.programs import make_programs
 from leignn_jax.training.protocols import MoreTerms
 
@@ -66,7 +66,7 @@ def train(
 ) -> TrainResult:
     """Train a potential; the same call with the same config goes on where an earlier one stopped.
 
-    With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.training.processes.join_processes` before)
+    With several processes (``jax.distributed.initialize`` or :func:`leignn_jax.processes.join_processes` before)
     every one makes this call, with the same config and data, and ``run.devices`` counts all their devices. The first one
     alone reads and writes the run folder and shows progress; all return the same result.
 
@@ -79,7 +79,8 @@ def train(
     Raises:
         ConfigError, DataError, ElementError, FileFormatError: see the config and the data.
         TrainingError: the loss became no number (the last good state is kept), the disk is full, the run folder
-            belongs to another config or other data, or processes differ or one of them failed.
+            belongs to another config or other data.
+        ProcessError: processes differ, or one of them failed.
     """
     connect()
     with together():

@@ -188,9 +188,10 @@ def test_sigterm_ends_with_a_folder_to_resume(tmp_path, monkeypatch, caplog):
     handler = signal.getsignal(signal.SIGTERM)
     append = folder.SimulationFolder.append
 
-    def asked(folder, r, frame, row):
-        append(folder, r, frame, row)
-        if frame["step"][-1] > 0:
+    def asked(folder, new):
+        new = list(new)
+        append(folder, new)
+        if new[0][0]["step"][-1] > 0:
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "leignn_jax"):
@@ -209,9 +210,9 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     append = folder.SimulationFolder.append
 
-    def full(folder, r, frame, row):
+    def full(folder, new):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-        append(folder, r, frame, row)
+        append(folder, new)
 
     with monkeypatch.context() as patch:
         patch.setattr(folder.SimulationFolder, "append", full)

@@ -2,23 +2,20 @@
 
 import hashlib
 import json
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from eight_devices import environment_of
+from eight_devices import end, free_port, start
 from frames import copper
 
 import leignn_jax as leignn
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import ConfigError
 from leignn_jax.files import digest
+from leignn_jax.processes import arrays_from_first, from_first, gather, join_processes
 from leignn_jax.training.checkpoint import named_leaves
 from leignn_jax.training.parallel import make_mesh, own_parts
-from leignn_jax.training.processes import arrays_from_first, from_first, gather, join_processes
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
 
@@ -45,7 +42,7 @@ import numpy as np
 import jax
 number, port, tasks = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 import leignn_jax
-from leignn_jax.training.processes import arrays_from_first, connect, from_first, gather, join_processes
+from leignn_jax.processes import arrays_from_first, connect, from_first, gather, join_processes
 
 # Both ways to meet.
 meet = join_processes if number else jax.distributed.initialize
@@ -101,29 +98,6 @@ for task in tasks:
     report.append(found)
 print(json.dumps(report))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def start(folders, commands):
-    environment = environment_of(2)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return [
-        subprocess.Popen([sys.executable, *command], cwd=folder, **pipes)
-        for folder, command in zip(folders, commands, strict=True)
-    ]
-
-
-def end(processes, seconds=300):
-    try:
-        return [(*process.communicate(timeout=seconds), process.returncode) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
 
 
 def run_pair(folders, tasks):
@@ -248,20 +222,20 @@ def test_differences_are_refused_by_both(pair):
     hashes = [hashlib.sha256((folder / "other.h5").read_bytes()).hexdigest() for folder in folders]
     for report in reports:
         expected = f"Process 1 differs from process 0 in the train file: sha256 {hashes[1]}, not sha256 {hashes[0]}"
-        assert report[DATA]["error"].startswith(f"TrainingError: {expected}")
+        assert report[DATA]["error"].startswith(f"ProcessError: {expected}")
         assert "process 0 in the config: learning_rate: 0.02, not learning_rate: 0.01." in report[CONFIG]["error"]
         assert "set run.devices=4" in report[DEVICES]["error"]
-        assert "mesh 2 x 1 is 2, but 2 processes with 4 devices train together: make mesh" in report[MESH]["error"]
+        assert "mesh 2 x 1 is 2, but 2 processes with 4 devices run together: make mesh" in report[MESH]["error"]
     assert not (folders[0] / "refused").exists()
 
 
 def test_an_error_in_one_ends_both(pair):
     _, (first, second) = pair
     assert second[MISSING]["error"].startswith("FileNotFoundError: mine.h5")
-    assert first[MISSING]["error"].startswith("TrainingError: Process 1 failed, so all stop; on ")
+    assert first[MISSING]["error"].startswith("ProcessError: Process 1 failed, so all stop; on ")
     assert "FileNotFoundError: mine.h5" in first[MISSING]["error"]
     assert first[FULL]["error"] == "TrainingError: the disk is full"
-    assert second[FULL]["error"].startswith("TrainingError: Process 0 failed, so all stop; on ")
+    assert second[FULL]["error"].startswith("ProcessError: Process 0 failed, so all stop; on ")
 
 
 def test_two_processes_train_a_study_as_one(pair, tmp_path, monkeypatch):
@@ -348,7 +322,7 @@ import numpy as np
 number, port, late = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
 from leignn_jax.training.parallel import DATA, make_mesh, place_batch, place_state, shard_step
-from leignn_jax.training.processes import connect, from_first, gather
+from leignn_jax.processes import connect, from_first, gather
 
 time.sleep(late * number)
 connect()

@@ -1,7 +1,7 @@
-"""Several processes, one per host, that train one model: how they meet and agree.
+"""Several processes, one per host, that train or simulate together: how they meet and agree.
 
-Every process runs the same program on the same data. The first one alone reads and writes the run folder and tells the
-others what it finds. With one process everything here is free and changes nothing.
+Every process runs the same program on the same data. The first one alone reads and writes the folder and tells the others
+what it finds. With one process everything here is free and changes nothing.
 
 A process that is killed, or raises amid an epoch's steps, can't tell the others: they wait until JAX's coordination
 service ends them, minutes later, and the run goes on from its last checkpoint.
@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from leignn_jax.errors import ConfigError, TrainingError
-from leignn_jax.training.parallel import DATA, make_mesh, own_parts, place_batch
+from leignn_jax.errors import ConfigError, ProcessError
 
 # Texts are padded to a power of two at least this long, so that few programs are compiled to send them.
 _SHORTEST = 1024
@@ -53,7 +54,7 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"The processes of the training did not meet: {reason} Where no cluster is found, give coordinator (the "
+            f"The processes did not meet: {reason} Where no cluster is found, give coordinator (the "
             "first process's HOST:PORT), processes (how many) and process (this one's number, from 0)."
         ) from error
 
@@ -61,12 +62,12 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
 def connect() -> None:
     """Connect all devices while the processes are at the same place; all must call it, before anything else here.
 
-    On CPU the devices that talk to each other for the first time must all come within 30 s, or JAX ends the training.
+    On CPU the devices that talk to each other for the first time must all come within 30 s, or JAX ends the program.
     Processes that have just read data or compiled a step, which take each its own time, may be further apart. Once
     connected, one waits for the others as long as it takes.
 
     Raises:
-        TrainingError: a process did not come within half an hour.
+        ProcessError: a process did not come within half an hour.
     """
     if jax.process_count() == 1:
         return
@@ -77,17 +78,18 @@ def connect() -> None:
         try:
             get_barrier_sync_fn()(key="leignn_jax: connect", timeout_ms=60_000 * _PATIENCE)
         except RuntimeError as error:
-            raise TrainingError(f"The processes did not all begin within {_PATIENCE} minutes: {error}") from error
+            raise ProcessError(f"The processes did not all begin within {_PATIENCE} minutes: {error}") from error
     # The groups of devices that the functions below use, and that of a step.
     gather("")
     from_first(None)
-    mesh = make_mesh(1, jax.device_count())
-    total = jax.shard_map(lambda x: jax.lax.psum(x, DATA), mesh=mesh, in_specs=P(DATA), out_specs=P())
-    jax.block_until_ready(jax.jit(total)(place_batch(mesh, np.zeros(len(own_parts(mesh)), np.float32))))
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    total = jax.shard_map(lambda x: jax.lax.psum(x, "all"), mesh=mesh, in_specs=P("all"), out_specs=P())
+    ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, P("all")), lambda _: np.ones(1, np.float32))
+    jax.block_until_ready(jax.jit(total)(ones))
 
 
 def is_first() -> bool:
-    """Whether this process writes the run folder."""
+    """Whether this process writes the folder and shows progress."""
     return jax.process_index() == 0
 
 
@@ -96,7 +98,7 @@ def check_devices(devices: int, name: str, remedy: str) -> None:
     and the remedy."""
     if jax.process_count() > 1 and devices != jax.device_count():
         raise ConfigError(
-            f"{name} is {devices}, but {jax.process_count()} processes with {jax.device_count()} devices train together: "
+            f"{name} is {devices}, but {jax.process_count()} processes with {jax.device_count()} devices run together: "
             f"{remedy}."
         )
 
@@ -120,15 +122,45 @@ def bytes_from_first(content: bytes) -> bytes:
 
 
 def arrays_from_first(tree: Any) -> Any:
-    """The first process's arrays, bit for bit and on the host, in every process; all must call it with like trees."""
+    """The first process's arrays, bit for bit and on the host, in every process; all must call it with like trees.
+
+    Random keys (``jax.random.key``) stay jax's.
+    """
     if jax.process_count() == 1:
         return tree
-    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    given, structure = jax.tree.flatten(tree)
+    leaves = [np.asarray(_numbers(leaf)) for leaf in given]
     sizes = [leaf.nbytes for leaf in leaves]
     content = _broadcast(np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8))
     parts = np.split(content, np.cumsum(sizes)[:-1])
     leaves = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.unflatten(structure, [_with_numbers(*pair) for pair in zip(given, leaves, strict=True)])
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays on the host, whole in every process; where they are divided among processes, all must call it.
+
+    Random keys (``jax.random.key``) stay jax's.
+    """
+
+    def one(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        from jax.experimental.multihost_utils import process_allgather
+
+        # One after the other: no device must have room for all.
+        return _with_numbers(x, process_allgather(_numbers(x), tiled=True))
+
+    return jax.device_get(jax.tree.map(one, tree))
+
+
+def largest(*values: int) -> list[int]:
+    """Of each whole number the largest that any process gives; all must call it."""
+    if jax.process_count() == 1:
+        return list(values)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(np.array(values, np.int32)).max(0).tolist()
 
 
 def gather(text: str) -> list[str]:
@@ -149,7 +181,7 @@ def gather(text: str) -> list[str]:
 def together() -> Iterator[None]:
     """Work that every process does by itself, after which all raise if it failed in one of them.
 
-    The process that failed raises its own error, the others a TrainingError that quotes it. Nothing inside may wait for
+    The process that failed raises its own error, the others a ProcessError that quotes it. Nothing inside may wait for
     another process.
     """
     failure: Exception | None = None
@@ -164,7 +196,7 @@ def together() -> Iterator[None]:
         raise failure
     for number, text in enumerate(told):
         if text:
-            raise TrainingError(f"Process {number} failed, so all stop; {text}")
+            raise ProcessError(f"Process {number} failed, so all stop; {text}")
 
 
 def versions() -> dict[str, str]:
@@ -175,7 +207,7 @@ def versions() -> dict[str, str]:
 
 
 def check_same(facts: Mapping[str, str]) -> None:
-    """TrainingError in every process where one differs from the first in a fact; it names both.
+    """ProcessError in every process where one differs from the first in a fact; it names both.
 
     Args:
         facts: by their names, such as the config or a file's hash.
@@ -186,7 +218,7 @@ def check_same(facts: Mapping[str, str]) -> None:
     for number, other in enumerate(others, 1):
         for name in first | other:
             if first.get(name) != other.get(name):
-                raise TrainingError(
+                raise ProcessError(
                     f"Process {number} differs from process 0 in {name}: {_difference(first.get(name), other.get(name))}. "
                     "Give every process the same."
                 )
@@ -199,6 +231,20 @@ def _difference(a: str | None, b: str | None) -> str:
         "; ".join(x.strip() for x in p if x not in q)[:200] or "nothing" for p, q in ((mine, others), (others, mine))
     ]
     return f"{only[0]}, not {only[1]}"
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(x: Any) -> Any:
+    """An array, or the numbers that random keys are made of."""
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _with_numbers(x: Any, numbers: Any) -> Any:
+    """Numbers of :func:`_numbers` as what ``x`` is."""
+    return jax.random.wrap_key_data(jnp.asarray(numbers), impl=jax.random.key_impl(x)) if _is_key(x) else numbers
 
 
 def _padded(content: bytes, length: int) -> np.ndarray:
