@@ -137,6 +137,21 @@ def arrays_from_first(tree: Any) -> Any:
     return jax.tree.unflatten(structure, [_with_numbers(*pair) for pair in zip(given, leaves, strict=True)])
 
 
+def place(sharding: NamedSharding, tree: Any) -> Any:
+    """Arrays that are whole in every process, copied to the devices of all as a sharding says; the same all over already
+    are left alone. Random keys (``jax.random.key``) stay keys."""
+
+    def one(x):
+        if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        array = np.asarray(_numbers(x))
+        return _with_numbers(x, jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]))
+
+    return jax.tree.map(one, tree)
+
+
 def on_host(tree: Any) -> Any:
     """Arrays on the host, whole in every process; where they are divided among processes, all must call it.
 

@@ -20,6 +20,7 @@ import ase.units
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from leignn_jax.arguments import check_number
@@ -28,7 +29,7 @@ from leignn_jax.device_neighbors import lattice_vectors
 from leignn_jax.domains import DEVICES
 from leignn_jax.errors import ConfigError, SimulationError, StructureError
 from leignn_jax.list_sizes import ListSizes, grown
-from leignn_jax.processes import on_host
+from leignn_jax.processes import on_host, place
 from leignn_jax.simulation.divided import (
     check_domains,
     check_memory,
@@ -36,7 +37,7 @@ from leignn_jax.simulation.divided import (
     divided,
     divided_lists,
     evaluate_divided,
-    place,
+    placed,
 )
 from leignn_jax.simulation.dynamics import (
     Origins,
@@ -127,13 +128,15 @@ class Run:
         if self.domains is not None:
             check_domains(model, structures[0], devices)
         if self.mesh is not None:
-            self.model = model = place(self.mesh, P(), model)
+            self.model = model = place(NamedSharding(self.mesh, P()), model)
         self.state, self.origins = start_state(
             model, self.system, structures, ensemble, kelvin, seed, skin, dtype, self.domains
         )
         if self.mesh is not None and self.domains is None:
             check_memory(self.state)
         self.center = jax.jit(centers)(self.system, self.state.positions)
+        # What no chunk changes, where chunks want it.
+        self._still = (self.model, self.ensemble, self.system, self.timestep)
         self.stopped = jax.device_put(np.zeros(len(structures), np.int32))
         self.stopped_at = jax.device_put(np.full(len(structures), -1, np.int32))
 
@@ -202,16 +205,16 @@ class Run:
 
     def arguments(self, stopped, doomed, limits: Limits, last_step: int) -> tuple[Any, ...]:
         """What a chunk from the present state is given."""
-        return (
-            self.model,
-            self.ensemble,
-            self.system,
-            (self.state, stopped, self.stopped_at),
-            self.timestep,
-            self.center,
-            limits,
-            *jax.device_put((np.int32(last_step), doomed)),
-        )
+        model, ensemble, system, dt = self._still
+        carry, last = (self.state, stopped, self.stopped_at), jax.device_put((np.int32(last_step), doomed))
+        given = (model, ensemble, system, carry, dt, self.center, limits, *last)
+        if self.mesh is None:
+            return given
+        # Where they lay elsewhere there would be a program for the first chunk, and another for those that follow.
+        given = placed(given, self.mesh)
+        model, ensemble, system, _, dt, *_ = given
+        self._still = (model, ensemble, system, dt)
+        return given
 
     def _chunk(self, stopped, doomed, limits: Limits, last_step: int, shape: dict[str, int]):
         """A chunk from the present state; enlarges lists and runs it again as often as needed."""

@@ -23,6 +23,7 @@ from leignn_jax.domains import DEVICES
 from leignn_jax.errors import ConfigError
 from leignn_jax.list_sizes import ListSizes, plan_sizes
 from leignn_jax.potential import Potential
+from leignn_jax.processes import place
 from leignn_jax.simulation.biases import Bias
 from leignn_jax.simulation.dynamics import State, System, evaluate
 from leignn_jax.simulation.ensembles import Ramp
@@ -52,17 +53,6 @@ def device_mesh(devices: int, replicas: int) -> Mesh | None:
     return Mesh(np.array(there[:devices]), (DEVICES,))
 
 
-def place(mesh: Mesh, spec: P, tree: Any) -> Any:
-    """Arrays, whole in every process, copied to the devices of a mesh, also those of other processes, as ``spec`` says."""
-    sharding = NamedSharding(mesh, spec)
-
-    def one(x):
-        array = np.asarray(x)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-    return jax.tree.map(one, tree)
-
-
 def check_domains(model: Any, atoms: ase.Atoms, devices: int) -> None:
     """ConfigError where one system can't be divided among so many devices, or not with this model."""
     if len(atoms) < devices:
@@ -87,7 +77,7 @@ def divided_lists(
     sizes = sizes or plan_sizes(positions, cell, pbc, cutoff + skin, mesh.size)
     before = blank_list(positions, cell, pbc, numbers, cutoff, skin, sizes=sizes, dtype=dtype)
     copies = jax.tree.map(lambda x: np.broadcast_to(x, (mesh.size, *x.shape)), before)
-    return _renew_divided(place(mesh, P(DEVICES), copies), mesh=mesh)
+    return _renew_divided(place(NamedSharding(mesh, P(DEVICES)), copies), mesh=mesh)
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -119,31 +109,43 @@ def check_memory(state: State) -> None:
 def divided(steps: Callable[..., Any], mesh: Mesh, arguments, saved: Sequence[str], logged: Sequence[str]):
     """A chunk's ``steps`` with its arguments' replicas, or the lists of its one system, divided along the mesh.
 
-    arguments: of the chunk: model, ensemble, system, (state, stopped, stopped_at), dt, center, limits, last_step, doomed.
     saved, logged: names of what frames and log lines hold.
     """
-    model, ensemble, _, (_, stopped, _), *_ = arguments
-    count, each, rows = stopped.shape[0], P(DEVICES), P(None, DEVICES)
+    given, rows, same = _specs(arguments), P(None, DEVICES), {"step": P(), "moved": P()}
+    frames: Any = {**dict.fromkeys(saved, rows), "stopped": rows, **same}
+    lines: Any = {**dict.fromkeys(logged, rows), "stopped": rows, **same}
+    if _count(arguments) == 1:
+        frames = lines = P()
+    _, _, _, carry, *_ = given
+    return jax.shard_map(steps, mesh=mesh, in_specs=given, out_specs=(carry, frames, lines), check_vma=False)
+
+
+def placed(arguments, mesh: Mesh):
+    """A chunk's arguments where :func:`divided` wants them; those that are there already, as a chunk leaves them, stay."""
+
+    def one(spec, tree):
+        return place(NamedSharding(mesh, spec), tree)
+
+    return jax.tree.map(one, _specs(arguments), arguments, is_leaf=lambda x: isinstance(x, P))
+
+
+def _count(arguments) -> int:
+    """Replicas of a chunk's arguments: model, ensemble, system, (state, stopped, stopped_at), dt, center, limits, last_step,
+    doomed."""
+    _, _, _, (_, stopped, _), *_ = arguments
+    return stopped.shape[0]
+
+
+def _specs(arguments):
+    """Of a chunk's arguments what is divided along the mesh; a prefix of them."""
+    model, ensemble, *_ = arguments
+    count, each = _count(arguments), P(DEVICES)
+    fields: dict[str, Any] = dict.fromkeys(State.__dataclass_fields__, P() if count == 1 else each)
     if count == 1:
-        fields = {**dict.fromkeys(State.__dataclass_fields__, P()), "neighbors": each}
-        carry = (State(**fields), P(), P())
-        specs = (*[P()] * 3, carry, *[P()] * 5)
-        return jax.shard_map(steps, mesh=mesh, in_specs=specs, out_specs=(carry, P(), P()), check_vma=False)
+        return (*[P()] * 3, (State(**{**fields, "neighbors": each}), P(), P()), *[P()] * 5)
+    state = State(**{**fields, "step": P()})
     of_model = jax.tree.map(lambda x: _lies(x, count) if _is_bias(x) else P(), model, is_leaf=_is_bias)
-    fields: dict[str, Any] = dict.fromkeys(State.__dataclass_fields__, each)
-    carry = (State(**{**fields, "step": P()}), each, each)
-    same = {"step": P(), "moved": P()}
-    return jax.shard_map(
-        steps,
-        mesh=mesh,
-        in_specs=(of_model, _lies(ensemble, count), each, carry, P(), each, P(), P(), each),
-        out_specs=(
-            carry,
-            {**dict.fromkeys(saved, rows), "stopped": rows, **same},
-            {**dict.fromkeys(logged, rows), "stopped": rows, **same},
-        ),
-        check_vma=False,
-    )
+    return (of_model, _lies(ensemble, count), each, (state, each, each), P(), each, P(), P(), each)
 
 
 def _is_bias(part: Any) -> bool:

@@ -118,16 +118,17 @@ print("done")
     )
 
 
-@pytest.mark.slow
 def test_resumed_on_the_same_devices_to_the_bit(tmp_path):
     in_eight(
         f"""
 tmp_path = Path({str(tmp_path)!r})
+from leignn_jax.simulation import chunks
 whole = simulated("langevin", 4, out=tmp_path / "whole")
 simulated("langevin", 4, out=tmp_path / "parts", steps=20)
 parts = simulated("langevin", 4, out=tmp_path / "parts", resume=True)
 for a, b in zip(whole.trajectory, parts.trajectory, strict=True):
     np.testing.assert_array_equal(a.positions[:], b.positions[:])
+assert chunks._chunk._cache_size() == 1
 try:
     simulated("langevin", 8, out=tmp_path / "parts", resume=True, steps=80)
 except SimulationError as error:
