@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from leignn_jax.errors import ConfigError
+from leignn_jax.processes import place
 
 SWEEP, DATA = "sweep", "data"
 
@@ -34,8 +35,7 @@ def make_mesh(sweep: int = 1, data: int = 1, devices: Sequence[Any] | None = Non
 
 def place_state(mesh: Mesh, state: Any, *, members: bool = False) -> Any:
     """Copy a state to the mesh: its members divided along "sweep", or whole on every device."""
-    sharding = NamedSharding(mesh, P(SWEEP) if members else P())
-    return jax.tree.map(lambda x: _place(sharding, np.asarray(x)), state)
+    return place(NamedSharding(mesh, P(SWEEP) if members else P()), state)
 
 
 def own_parts(mesh: Mesh) -> list[int]:
@@ -70,10 +70,6 @@ def place_answers(mesh: Mesh, answer: int) -> jax.Array:
 def on_own_device(tree: Any) -> Any:
     """What is whole on every device of a mesh, as it lies on this process's first one; nothing is copied."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
-
-
-def _place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def shard_step(step: Callable, mesh: Mesh, *, members: bool = False) -> Callable:
