@@ -21,7 +21,7 @@ from leignn_jax.graph import Graph, bucket
 from leignn_jax.models.config import ModelConfig
 from leignn_jax.models.leignn import pair_geometry, species_index
 from leignn_jax.models.network import init_params, network
-from leignn_jax.models.repulsion import wall_energy, zbl_energy
+from leignn_jax.models.repulsion import seen_share, wall_energy, zbl_energy
 from leignn_jax.pair_ops import pair_sum
 
 if TYPE_CHECKING:
@@ -233,7 +233,9 @@ class Potential:
         """
         import e3nn_jax
 
-        features = network(self.config).apply({"params": self.params}, graph).features
+        vectors = graph.vectors()
+        seen = _seen(graph, vectors, self._begins(graph, vectors.dtype))
+        features = network(self.config).apply({"params": self.params}, graph, seen).features
         irreps = e3nn_jax.Irreps([(x.shape[-1], (degree, (-1) ** degree)) for degree, x in enumerate(features)])
         chunks: list[Array | None] = [jnp.swapaxes(x, 1, 2) for x in features]
         return e3nn_jax.from_chunks(irreps, chunks, features[0].shape[:1], features[0].dtype)
@@ -261,7 +263,8 @@ class Potential:
 
     def _network(self, graph: Graph, vectors):
         """Atomic energies without references, and direct forces, as functions of the pair vectors."""
-        output = network(self.config).apply({"params": self.params}, graph, vectors)
+        begins = self._begins(graph, vectors.dtype)
+        output = network(self.config).apply({"params": self.params}, graph, _seen(graph, vectors, begins))
         scale = jnp.asarray(self.scale, vectors.dtype)
         energies, direct = scale * output.atomic_energies, output.direct_forces
         if self.config.repulsion:
@@ -269,15 +272,21 @@ class Potential:
             lists = graph.lists
             receivers, senders = graph.numbers[lists.receivers], graph.numbers[lists.senders]
             pair = zbl_energy(distances, receivers, senders)
-            if self.walls is not None:
-                # Padding and unknown elements, whose index is the number of elements, get 0.
-                table = jnp.pad(jnp.asarray(self.walls, vectors.dtype), (0, 1))
-                begins = table[species_index(self.config, receivers), species_index(self.config, senders)]
+            if begins is not None:
                 pair = pair + wall_energy(distances, begins)
             pair = jnp.where(graph.pair_mask, pair, 0.0)
             half = jnp.full((graph.numbers.shape[0], 1, 1), 0.5, vectors.dtype)
             energies = energies + graph.own(pair_sum(lists, pair[:, None], half)[:, 0, 0])
         return energies, None if direct is None else scale * direct
+
+    def _begins(self, graph: Graph, dtype):
+        """``[pairs]`` Å where the wall of each pair begins, 0 where it has none; None where no pair has one."""
+        if self.walls is None or not self.config.repulsion:
+            return None
+        # Padding and unknown elements, whose index is the number of elements, get 0.
+        table = jnp.pad(jnp.asarray(self.walls, dtype), (0, 1))
+        ends = graph.lists.receivers, graph.lists.senders
+        return table[tuple(species_index(self.config, graph.numbers[end]) for end in ends)]
 
     def _references(self, graph: Graph):
         dtype = graph.positions.dtype
@@ -436,6 +445,14 @@ class Potential:
             for k, v in self.summary().items()
         )
         return f"<table><caption>Potential</caption>{rows}</table>"
+
+
+def _seen(graph: Graph, vectors, begins):
+    """Pair vectors as the network sees them: as they are down to where walls begin."""
+    if begins is None:
+        return vectors
+    distances, _ = pair_geometry(graph, vectors)
+    return seen_share(distances, begins)[:, None] * vectors
 
 
 def _in_words(value: Any) -> str:

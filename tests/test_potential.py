@@ -1,5 +1,6 @@
 """Potential: constants, files, prediction of many, the ASE calculator, pytree behaviour, bad input."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -193,18 +194,31 @@ def test_repulsion_keeps_atoms_apart(potential):
 
 
 def test_walls_stand_where_data_end(potential, tmp_path):
-    """Nothing changes at the distances of the data; below, a pair pays, in every image, and by nobody else's wall."""
+    """Nothing changes at the distances of the data; below, a pair pays, in every image, and by nobody else's wall, and the
+    network sees no pair nearer than nine tenths of that."""
     walled = potential.with_walls({("H", "H"): 1.3, ("Si", "O"): 1.5, ("C", "C"): 1.2})
     assert walled.wall_distances == {("H", "H"): 1.3, ("O", "Si"): 1.5}
 
-    def added(symbols, distance):
-        atoms = ase.Atoms(symbols, [[0, 0, 0], [0, 0, distance]], cell=[9, 9, 9], pbc=True)
-        return walled.predict(atoms, dtype="float64").energy - potential.predict(atoms, dtype="float64").energy
+    def pair(symbols, distance):
+        return ase.Atoms(symbols, [[0, 0, 0], [0, 0, distance]], cell=[9, 9, 9], pbc=True)
 
-    assert added("H2", 1.17) == pytest.approx(1.0)
-    assert added("H2", 9 - 1.17) == pytest.approx(1.0)
-    assert added("OSi", 1.2) == added("SiO", 1.2) == pytest.approx(8.0)
-    assert added("H2", 1.3) == added("OH", 0.7) == 0.0
+    def network(of, symbols, distance):
+        """Without the repulsion of the nuclei and walls."""
+        bare = of.replace(config=dataclasses.replace(of.config, repulsion=False), walls=None)
+        return bare.predict(pair(symbols, distance), dtype="float64").energy
+
+    def added(symbols, distance, seen):
+        change = network(potential, symbols, seen) - network(potential, symbols, distance)
+        energies = [of.predict(pair(symbols, distance), dtype="float64").energy for of in (walled, potential)]
+        return energies[0] - energies[1] - change
+
+    seen = 1.3 * (1 - 0.1 * 2 ** (-1 / 3))
+    assert added("H2", 1.17, seen) == pytest.approx(1.0)
+    assert added("H2", 9 - 1.17, seen) == pytest.approx(1.0)
+    seen = 1.5 * (1 - 0.2 * 9 ** (-1 / 3))
+    assert added("OSi", 1.2, seen) == pytest.approx(8.0)
+    assert added("SiO", 1.2, seen) == pytest.approx(8.0)
+    assert added("H2", 1.3, 1.3) == added("OH", 0.7, 0.7) == 0.0
 
     atoms = ase.Atoms("H3OSi", [[0, 0, 0], [1.1, 0, 0], [0, 1.2, 0.1], [3, 0, 0], [3, 1.2, 0.5]])
     forces = walled.predict(atoms, dtype="float64").forces

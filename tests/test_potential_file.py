@@ -50,6 +50,22 @@ def test_a_file_of_that_name_comes_first_and_slips_are_told(tmp_path, monkeypatc
         leignn.load_potential("etanol")
 
 
+@pytest.mark.parametrize("name", sorted(FOLDERS))
+def test_atoms_that_come_too_near_repel_each_other(name):
+    """The nearest two atoms of a frame, nearer and nearer: the energy rises all the way."""
+    file = (bundled_data(name) if name in ("ethanol", "si") else DATA / FOLDERS[name]) / "train.extxyz.xz"
+    if not file.is_file():
+        pytest.skip("the data (../shared/data) are not on this machine")
+    atoms = leignn.read_frames(file)[0]
+    apart = atoms.get_all_distances(mic=True) + 1e3 * np.eye(len(atoms))
+    i, j = np.unravel_index(apart.argmin(), apart.shape)
+    pushed = [atoms.copy() for _ in range(12)]
+    for step, one in enumerate(pushed):
+        one.set_distance(i, j, apart[i, j] * (0.95 - 0.05 * step), fix=0, mic=True)
+    energies = np.array([p.energy for p in leignn.load_potential(name).predict(pushed, dtype="float64")])
+    assert (np.diff(energies) > 0).all(), energies - energies[0]
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "si" else pytest.mark.slow) for n in sorted(FOLDERS)]
 )

@@ -204,13 +204,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="*", choices=[*SYSTEMS, []], default=[])
     parser.add_argument("--picoseconds", type=float, default=10.0)
-    parser.add_argument("--table", action="store_true", help="only judge what is there")
+    parser.add_argument("--table", action="store_true", help="only judge the runs that are there")
     options = parser.parse_args()
     for system in [] if options.table else options.systems or SYSTEMS:
         simulate(system, options.picoseconds)
+    results = HERE / "results.json"
+    found = {row["system"]: row for row in (json.loads(results.read_text()) if results.exists() else [])}
     there = [s for s in SYSTEMS if (HERE / "runs" / s / "summary.json").exists()]
-    rows = [judge(system) for system in there]
-    (HERE / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    found |= {system: judge(system) for system in there}
+    rows = [found[system] for system in SYSTEMS if system in found]
+    results.write_text(json.dumps(rows, indent=1) + "\n")
     (HERE / "results.md").write_text(table(rows))
 
 

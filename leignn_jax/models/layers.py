@@ -115,6 +115,11 @@ def embedding_init(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
 
 
+def bounded(vectors: Float[Array, "atoms 3 features"]) -> Float[Array, "atoms 3 features"]:
+    """V / sqrt(1 + |V|^2), feature by feature: vectors shorter than 1, nearly themselves where they are short."""
+    return vectors / jnp.sqrt(1 + (vectors**2).sum(1, keepdims=True))
+
+
 class GlobalToLocal(nn.Module):
     """Global message distributing: x <- x + sigma(A2 sigma(A1 [x, g])), V <- V + B (V + W)."""
 
@@ -255,8 +260,11 @@ class LocalUpdate(nn.Module):
     - gated (LEIGNN): dx = a2 / sqrt(2) + x tanh(a3), dV = a1 V1;
     - painn: dx = (a1 + a2 (V1 . V2) / sqrt(features)) / sqrt(2), dV = a3 V1.
 
-    With tensors T, of which T1, T2 and T3 are mixtures, and V3 and V4 two of V of their width, Q1 reads ``|T1|`` and
-    ``V3 . T2 V3`` too, dV gains a4 C T2 V3, and dT = a5 T3 + a6 (V3 V4 - V3 . V4 / 3).
+    With tensors T, of which T1, T2 and T3 are mixtures, and V3 and V4 two of V of their width, :func:`bounded`, Q1 reads
+    ``|T1|`` and ``V3 . T2 V3`` too, dV gains a4 C T2 V3, and dT = a5 T3 + a6 (V3 V4 - V3 . V4 / 3).
+
+    Without the bound a layer's products were of the fifth degree in what it is given, and the energy of two of about the
+    twentieth: at the nearest distance of the data a bond was an ordinary one, and at 0.7 of it -18 keV.
     """
 
     kind: str
@@ -280,7 +288,7 @@ class LocalUpdate(nn.Module):
         if not last or direct or self.kind == "painn":
             maps.append(Map(features, name="vectors_left"))
         if size:
-            maps.append(Map(size, math.sqrt(features), name="vectors_tensor"))
+            maps.append(Map(size, math.sqrt(features), name="vectors_inner"))
         if size and not last:
             maps.append(Map(size, math.sqrt(features), name="vectors_outer"))
         mixed = maps_of(vectors, maps, precision)
@@ -295,8 +303,9 @@ class LocalUpdate(nn.Module):
             names = ["tensors_right", "tensors_left"] + ([] if last else ["tensors_kept"])
             mixed |= maps_of(tensors, [Map(size, name=name) for name in names], precision)
             tensor_norm = jnp.sqrt((mixed["tensors_right"] ** 2).sum(1) + self.floor)
-            turned = contracted(mixed["tensors_left"], mixed["vectors_tensor"])
-            inner = (turned * mixed["vectors_tensor"]).sum(1)
+            near = bounded(mixed["vectors_inner"])
+            turned = contracted(mixed["tensors_left"], near)
+            inner = (turned * near).sum(1)
             inputs.append((tensor_norm, Map(features, math.sqrt(0.5), name="hidden_tensor")))
             inputs.append((inner, Map(features, math.sqrt(0.5), name="hidden_inner")))
         hidden = activation(sum_of_maps(inputs, precision))
@@ -322,7 +331,7 @@ class LocalUpdate(nn.Module):
             vectors = vectors + head["turned_gate"][:, None] * back
         if last or tensors is None:
             return scalars, vectors, None
-        made = head["outer_gate"][:, None] * outer(mixed["vectors_tensor"], mixed["vectors_outer"])
+        made = head["outer_gate"][:, None] * outer(near, bounded(mixed["vectors_outer"]))
         return scalars, vectors, tensors + head["tensors_gate"][:, None] * mixed["tensors_kept"] + made
 
 

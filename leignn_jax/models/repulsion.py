@@ -1,7 +1,8 @@
 """Repulsion of two atoms where there are no data, so that no trained potential lets them fall into each other.
 
 Nuclei repel by Ziegler, Biersack and Littmark's universal potential, which ends where bonds begin. Between that and the
-shortest distance of the training data a network is free to invent a minimum; there stands a wall.
+shortest distance of the training data a network is free to invent a minimum; there stands a wall, and a tenth beyond it the
+network sees no further.
 """
 
 from __future__ import annotations
@@ -44,6 +45,22 @@ def zbl_energy(
     for amplitude, decay in _SCREENING:
         screening += amplitude * jnp.exp(-decay * distances / length)
     return screening * (COULOMB * z1 * z2 / distances) * polynomial_envelope(distances / reach, 6)
+
+
+def seen_share(distances: Float[Array, "pairs"], begins: Float[Array, "pairs"]) -> Float[Array, "pairs"]:
+    """What a network sees of each distance, as a share of it: 1 down to ``begins``, and below it what keeps the distance
+    that is seen above 0.9 ``begins``, which it nears smoothly.
+
+    Sums of products of messages grow as high powers: whatever they come to where no data say so outgrows any wall.
+
+    Args:
+        distances: Å, positive.
+        begins: Å, where the wall of this pair begins; 0 is none.
+    """
+    reach = WALL_DEPTH * jnp.where(begins > 0, begins, 1.0)
+    depth = jnp.maximum(begins - distances, 0.0) / reach
+    seen = begins - reach * depth * (1 + depth**3) ** (-1 / 3)
+    return jnp.where(depth > 0, seen / distances, 1.0)
 
 
 def wall_energy(distances: Float[Array, "pairs"], begins: Float[Array, "pairs"]) -> Float[Array, "pairs"]:

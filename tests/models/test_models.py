@@ -12,7 +12,7 @@ import pytest
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.radial import bessel_basis, envelope, radial_basis
-from leignn_jax.models.repulsion import wall_energy, zbl_energy
+from leignn_jax.models.repulsion import seen_share, wall_energy, zbl_energy
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
 
@@ -119,6 +119,27 @@ def test_a_wall_begins_smoothly_where_data_end(x64):
     assert float(slope(jnp.array(0.9 * begins))) == pytest.approx(-3 / (0.1 * begins))
     # No wall, no number that isn't one.
     assert float(energy(jnp.array(0.1), 0.0)) == float(jax.grad(energy)(jnp.array(0.1), 0.0)) == 0.0
+
+
+def test_what_is_seen_beyond_a_wall(x64):
+    """All of the distance down to the wall, smoothly; never less than nine tenths of where it begins."""
+    begins = jnp.array([1.3])
+
+    def seen(distance):
+        return distance * seen_share(distance[None], begins)[0]
+
+    slope, bend = jax.grad(seen), jax.grad(jax.grad(seen))
+    for distance in (1.3, 1.30001, 4.0):
+        assert float(seen_share(jnp.array([distance]), begins)[0]) == 1.0
+    near = jnp.array(1.3 - 1e-5)
+    assert float(seen(near)) == pytest.approx(1.3 - 1e-5, abs=1e-12)
+    assert float(slope(near)) == pytest.approx(1.0, abs=1e-8)
+    assert abs(float(bend(near))) < 1e-4
+    ways = jax.vmap(seen)(jnp.linspace(0.01, 1.3, 50))
+    assert (jnp.diff(ways) > 0).all()
+    assert 0.9 * 1.3 < float(ways[0]) < 0.9 * 1.3 + 1e-3
+    # No wall.
+    assert float(seen_share(jnp.array([0.01]), jnp.array([0.0]))[0]) == 1.0
 
 
 def mostly_slow(cases, quick):

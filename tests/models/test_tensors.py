@@ -64,6 +64,29 @@ def test_the_outer_product_is_symmetric_and_traceless():
     np.testing.assert_allclose(found, np.einsum("aif,ajf,mij->amf", a, b, BASIS), atol=1e-14)
 
 
+def test_what_is_large_grows_as_its_square_at_most():
+    """Products of the fifth degree in each layer made -18 keV of a bond that was compressed by a third."""
+    update = layers.LocalUpdate("gated")
+    rng = np.random.default_rng(0)
+    one = [jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32) for shape in ((8,), (3, 8), (5, 6))]
+    variables = update.init(jax.random.key(0), *one, last=False)
+
+    def made(scale):
+        return update.apply(variables, *[scale * x for x in one], last=False)
+
+    for far, near in zip(made(1e5), made(1e4), strict=True):
+        assert jnp.abs(far).max() < 101 * jnp.abs(near).max()
+
+
+def test_bounded_vectors():
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3, 4)) * np.geomspace(1e-3, 1e6, 20)[:, None, None])
+    length = jnp.linalg.norm(layers.bounded(vectors), axis=1)
+    assert (length < 1 + 1e-6).all()
+    np.testing.assert_allclose(length[0], jnp.linalg.norm(vectors[0], axis=0), rtol=1e-4)
+    slope = jax.grad(lambda v: layers.bounded(v)[0, 0, 0])(jnp.zeros((1, 3, 1)))
+    np.testing.assert_array_equal(slope[0, :, 0], [1, 0, 0])
+
+
 # Of the default, with tensors, tests/test_testing.py.
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"update": "painn"}, {"direct_forces": True, "layers": 1}], ids=str)
