@@ -105,6 +105,8 @@ def figure(found: dict):
                 axis.plot(SHARES, rows[name]["bonds"], ".-", color=color, label=label)
                 axis.set_title(f"{name}: {rows[name]['bond']}", fontsize=9)
         axis.set_yscale("symlog", linthresh=1.0)
+        # Below, lines fall to -1e28 eV.
+        axis.set_ylim(-200, 400)
         axis.set_xlabel("share of the bond's length (no unit)")
         axis.set_ylabel("energy above the frame's (eV)")
         axis.grid(alpha=0.3)
