@@ -263,8 +263,8 @@ class LocalUpdate(nn.Module):
     With tensors T, of which T1, T2 and T3 are mixtures, and V3 and V4 two of V of their width, :func:`bounded`, Q1 reads
     ``|T1|`` and ``V3 . T2 V3`` too, dV gains a4 C T2 V3, and dT = a5 T3 + a6 (V3 V4 - V3 . V4 / 3).
 
-    Without the bound a layer's products were of the fifth degree in what it is given, and the energy of two of about the
-    twentieth: at the nearest distance of the data a bond was an ordinary one, and at 0.7 of it -18 keV.
+    Without the bound a layer's products are of the fifth degree in what it is given, and the energy of two layers of about
+    the twentieth: where no data are it runs away (experiments/extrapolation).
     """
 
     kind: str
