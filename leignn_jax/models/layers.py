@@ -116,7 +116,7 @@ def embedding_init(key, shape, dtype):
 
 
 def bounded(vectors: Float[Array, "atoms 3 features"]) -> Float[Array, "atoms 3 features"]:
-    """V / sqrt(1 + |V|^2), feature by feature: vectors shorter than 1, nearly themselves where they are short."""
+    """``V / sqrt(1 + |V|^2)``, feature by feature: vectors shorter than 1, nearly themselves where they are short."""
     return vectors / jnp.sqrt(1 + (vectors**2).sum(1, keepdims=True))
 
 
