@@ -138,8 +138,10 @@ def arrays_from_first(tree: Any) -> Any:
 
 
 def place(sharding: NamedSharding, tree: Any) -> Any:
-    """Arrays that are whole in every process, copied to the devices of all as a sharding says; the same all over already
-    are left alone. Random keys (``jax.random.key``) stay keys."""
+    """Arrays that are whole in every process, on the devices of all as a sharding says; those that lie so are not copied.
+
+    Random keys (``jax.random.key``) stay jax's.
+    """
 
     def one(x):
         if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):

@@ -31,6 +31,14 @@ FOLDERS = {
 }
 
 
+def data_of(name, split):
+    """The frames of a bundled potential: the package's own, or those of ../shared, which not every machine has."""
+    file = (bundled_data(name) if name in ("ethanol", "si") else DATA / FOLDERS[name]) / f"{split}.extxyz.xz"
+    if not file.is_file():
+        pytest.skip("the data (../shared/data) are not on this machine")
+    return file
+
+
 def test_every_potential_has_a_card():
     assert set(bundled_potentials()) == set(FOLDERS)
     for name in FOLDERS:
@@ -53,9 +61,7 @@ def test_a_file_of_that_name_comes_first_and_slips_are_told(tmp_path, monkeypatc
 @pytest.mark.parametrize("name", sorted(FOLDERS))
 def test_atoms_that_come_too_near_repel_each_other(name):
     """The nearest two atoms of a frame, nearer and nearer: the energy rises all the way."""
-    file = (bundled_data(name) if name in ("ethanol", "si") else DATA / FOLDERS[name]) / "train.extxyz.xz"
-    if not file.is_file():
-        pytest.skip("the data (../shared/data) are not on this machine")
+    file = data_of(name, "train")
     atoms = leignn.read_frames(file)[0]
     apart = atoms.get_all_distances(mic=True) + 1e3 * np.eye(len(atoms))
     i, j = np.unravel_index(apart.argmin(), apart.shape)
@@ -70,9 +76,7 @@ def test_atoms_that_come_too_near_repel_each_other(name):
     "name", [pytest.param(n, marks=() if n == "si" else pytest.mark.slow) for n in sorted(FOLDERS)]
 )
 def test_stated_errors_are_found_again(name):
-    file = (bundled_data(name) if name in ("ethanol", "si") else DATA / FOLDERS[name]) / "test.extxyz.xz"
-    if not file.is_file():
-        pytest.skip("the data (../shared/data) are not on this machine")
+    file = data_of(name, "test")
     potential = leignn.load_potential(name)
     stated = potential.metadata["test errors"]
     found = leignn.evaluate(potential, file).metrics

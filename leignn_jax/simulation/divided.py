@@ -130,14 +130,16 @@ def placed(arguments, mesh: Mesh):
 
 
 def _count(arguments) -> int:
-    """Replicas of a chunk's arguments: model, ensemble, system, (state, stopped, stopped_at), dt, center, limits, last_step,
-    doomed."""
+    """How many replicas there are in a chunk's arguments."""
     _, _, _, (_, stopped, _), *_ = arguments
     return stopped.shape[0]
 
 
 def _specs(arguments):
-    """Of a chunk's arguments what is divided along the mesh; a prefix of them."""
+    """Of a chunk's arguments what is divided along the mesh; a prefix of them.
+
+    arguments: model, ensemble, system, (state, stopped, stopped_at), dt, center, limits, last_step, doomed.
+    """
     model, ensemble, *_ = arguments
     count, each = _count(arguments), P(DEVICES)
     fields: dict[str, Any] = dict.fromkeys(State.__dataclass_fields__, P() if count == 1 else each)

@@ -91,7 +91,7 @@ def arrays(found):
 
 
 # Tasks.
-WHOLE, REPLICAS, FILED, STOPPED, RESUMED, LIKEWISE, LATER, DIFFERENT, FULL, FEWER = range(10)
+WHOLE, REPLICAS, FILED, STOPPED, RESUMED, HALF, LATER, DIFFERENT, FULL, FEWER = range(10)
 
 
 @pytest.fixture(scope="module")
