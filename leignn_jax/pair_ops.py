@@ -17,6 +17,12 @@ Each is linear in each of its array arguments and the transpose of one is anothe
 neither forces nor the gradient of a force loss nor a Hessian needs a scatter: all sums run in a fixed order and a
 result is the same bits at every run. Weights and features may be bfloat16: products and sums are float32 at least.
 
+Under ``vmap`` over graphs their tables are joined: a batch of graphs is one larger graph. Under ``vmap`` over what shares a
+graph, the members of a population or the columns of a Hessian, rows become wider: weights ``[pairs, B, F]``, features
+``[atoms, Q, B, F]``, coefficients ``[pairs, M, Q, B]``, without B where members share them. On GPU and TPU an entry of the
+tables is then read once for all members, and what they share is not copied for each; on CPU, where one member's rows stay in
+the cache and those of many do not, members are graphs of a batch.
+
 What bounds them is memory traffic: ``pair_sum`` reads one row of ``w`` and Q rows of ``y`` per directed edge. On CPU it
 goes through the neighbour table column by column, which XLA turns into one fused loop of gather, multiply and add;
 elsewhere XLA fuses the whole expression into one kernel, on a GPU once it is told which axis lies innermost; on a TPU
@@ -26,8 +32,9 @@ products are written out, so they are summed by blocks of atoms.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +106,8 @@ def _tables(lists: PairLists):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What each operation computes. ``rows`` are the entries of the pair lists of one block of atoms or pairs.
+# What each operation computes. ``rows`` are the entries of the pair lists of one block of atoms or pairs. Members are one
+# more axis of all arrays, or of none.
 
 
 def _take(array, index):
@@ -124,22 +132,29 @@ def _sum_rule(arrays, tables, platform):
     dtype = _sum_dtype(weights, features)
 
     def slot(neighbors, pairs, signs):
-        w = _take(weights, pairs).astype(dtype) * _signs(signs, False, dtype)[..., None]
-        return w[..., None, :] * _take(features, neighbors)
+        w = _take(weights, pairs).astype(dtype) * _like(_signs(signs, False, dtype), weights)
+        return jnp.expand_dims(w, signs.ndim) * _take(features, neighbors)
 
-    return _sum_slots(slot, (neighbors, pairs, signs), features.shape[1:], dtype, platform)
+    shape = (features.shape[1], *np.broadcast_shapes(weights.shape[1:], features.shape[2:]))
+    return _sum_slots(slot, (neighbors, pairs, signs), shape, dtype, platform)
 
 
 def _coupled_sum_rule(arrays, tables, platform, odd):
     weights, coefficients, features = arrays
     _, _, neighbors, pairs, signs = tables
+    rows, columns = coefficients.shape[1:3]
 
     def slot(neighbors, pairs, signs):
-        c = _take(coefficients, pairs) * _signs(signs, odd, coefficients.dtype)[..., None, None]
-        w, y = _take(weights, pairs).astype(c.dtype), _take(features, neighbors)
-        return sum(c[..., q, None] * (w * y[..., q, :])[..., None, :] for q in range(features.shape[1]))
+        axis = signs.ndim
+        c = _take(coefficients, pairs) * _like(_signs(signs, odd, coefficients.dtype), coefficients)
+        w, y, c = _take(weights, pairs).astype(c.dtype), _take(features, neighbors), c[..., None]
+        if platform == "cpu" and rows < columns:
+            # Written out as below, the sum over columns takes XLA:CPU seven times as long.
+            return jnp.expand_dims(w, axis) * (c * jnp.expand_dims(y, axis)).sum(axis + 1)
+        terms = ((_at(c, axis + 1, q), w * _at(y, axis, q)) for q in range(columns))
+        return sum(c * jnp.expand_dims(wy, axis) for c, wy in terms)
 
-    shape = (coefficients.shape[1], features.shape[2])
+    shape = (rows, *np.broadcast_shapes(weights.shape[1:], features.shape[2:], (*coefficients.shape[3:], 1)))
     return _sum_slots(slot, (neighbors, pairs, signs), shape, _sum_dtype(weights, features), platform)
 
 
@@ -153,7 +168,7 @@ def _coupled_weight_rule(arrays, tables, platform, odd):
     coefficients, left, right = (x.astype(_sum_dtype(x)) for x in arrays)
     receivers, senders, *_ = tables
     return sum(
-        coefficients[:, m, q, None] * _products(receivers, senders, left[:, m], right[:, q], odd)
+        coefficients[:, m, q, ..., None] * _products(receivers, senders, left[:, m], right[:, q], odd)
         for m in range(left.shape[1])
         for q in range(right.shape[1])
     )
@@ -165,7 +180,7 @@ def _coefficient_rule(arrays, tables, platform, odd):
     def block(rows):
         receivers, senders, w = rows
         products = _products(receivers, senders, left[:, :, None], right[:, None], odd) * w[:, None, None]
-        if platform != "cpu":
+        if platform not in ("cpu", "tpu"):
             return products.sum(-1)
         # XLA sums a contiguous axis on CPU one number after another; as a matrix product it is vectorised.
         return jnp.dot(products, jnp.ones(products.shape[-1], products.dtype), precision="highest")
@@ -184,9 +199,18 @@ def _divergence_rule(arrays, tables, platform):
     (flow,), (_, _, _, pairs, signs) = arrays, tables
 
     def slot(pairs, signs):
-        return -_take(flow, pairs) * _signs(signs, True, flow.dtype)[..., None]
+        return -_take(flow, pairs) * _like(_signs(signs, True, flow.dtype), flow)
 
     return _sum_slots(slot, (pairs, signs), flow.shape[1:], flow.dtype, platform)
+
+
+def _like(signs, array):
+    """Signs of entries, to be multiplied with their rows of an array."""
+    return jnp.expand_dims(signs, tuple(range(signs.ndim, signs.ndim + array.ndim - 1)))
+
+
+def _at(array, axis: int, index: int):
+    return array[(slice(None),) * axis + (index,)]
 
 
 def _row_bytes(*arrays) -> int:
@@ -248,12 +272,58 @@ def _in_blocks(function, rows, row_bytes: int, block_bytes: int):
 # The primitives: one rule each for JIT, forward mode and vmap, and the table of transposes at the end.
 
 
-def _primitive(name: str, rule, arrays: int) -> Primitive:
-    """A primitive linear in each of its first ``arrays`` operands; the five pair tables follow them."""
+class Kind(NamedTuple):
+    """Of an array: how many axes it has where members share it, and the place of their axis, from the end, where not."""
+
+    axes: int
+    members: int
+
+    @property
+    def rows(self) -> bool:
+        """Whether features follow the members."""
+        return self.members == -2
+
+    def has_members(self, x) -> bool:
+        return x.ndim > self.axes
+
+    def count(self, shape) -> int:
+        return shape[self.members] if len(shape) > self.axes else 1
+
+    def with_members(self, x):
+        return x if self.has_members(x) else jnp.expand_dims(x, x.ndim + 1 + self.members)
+
+
+_WEIGHTS, _FEATURES, _COEFFICIENTS, _VALUES = Kind(2, -2), Kind(3, -2), Kind(3, -1), Kind(2, -1)
+# Of every primitive, the kinds of the operands that it is linear in, and what it computes on a platform.
+_kinds: dict[Primitive, tuple[Kind, ...]] = {}
+_forms: dict[Primitive, Callable[..., jax.Array]] = {}
+
+
+def _primitive(name: str, rule, kinds: tuple[Kind, ...], out_kind: Kind) -> Primitive:
+    """A primitive linear in each of its first operands, of these kinds, which the five pair tables follow."""
     primitive = Primitive(name)
+    arrays = len(kinds)
+    _kinds[primitive] = kinds
 
     def implementation(*operands, platform=None, **params):
-        return rule(operands[:arrays], operands[arrays:], platform, **params)
+        given, tables = operands[:arrays], operands[arrays:]
+        counts = [kind.count(x.shape) for kind, x in zip(kinds, given, strict=True)]
+        members = max(counts)
+        if not any(map(Kind.has_members, kinds, given)):
+            return rule(given, tables, platform, **params)
+        each = list(zip(kinds, given, counts, strict=True))
+        if platform == "cpu":
+            # One member after another: its rows stay in the cache.
+            axes = [kind.members + x.ndim if kind.has_members(x) else None for kind, x, _ in each]
+            joined = one_graph(members, operands, [*axes, *[None] * len(tables)])
+            out = rule(joined[:arrays], joined[arrays:], platform, **params)
+            return jnp.moveaxis(out.reshape(members, -1, *out.shape[1:]), 0, out_kind.members)
+        if out_kind.rows and all(n == (members if kind.rows else 1) for kind, _, n in each):
+            # Members and features are one axis: full lanes.
+            rows = [x.reshape(*x.shape[:-2], -1) if kind.rows else x for kind, x, _ in each]
+            out = rule(rows, tables, platform, **params)
+            return out.reshape(*out.shape[:-1], members, -1)
+        return rule([kind.with_members(x) for kind, x, _ in each], tables, platform, **params)
 
     def abstract(*operands, **params):
         out = jax.eval_shape(
@@ -271,8 +341,14 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
         return out, sum(terms[1:], terms[0])
 
     def batch(operands, axes, **params):
-        # A batch of graphs is one larger graph: fold the new axis into atoms and pairs and shift the indices.
         (size,) = {o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None}
+        if all(axis is None for axis in axes[arrays:]):
+            return side_by_side(size, operands, axes, params)
+        out = primitive.bind(*one_graph(size, operands, axes), **params)
+        return out.reshape(size, -1, *out.shape[1:]), 0
+
+    def one_graph(size, operands, axes):
+        # A batch of graphs is one larger graph: fold the new axis into atoms and pairs and shift the indices.
         operands = [
             jnp.broadcast_to(o, (size, *o.shape)) if a is None else jnp.moveaxis(o, a, 0)
             for o, a in zip(operands, axes, strict=True)
@@ -287,9 +363,33 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
             pairs + pairs_before[:, None, None],
             signs,
         )
-        folded = [x.reshape(-1, *x.shape[2:]) for x in (*operands[:arrays], *tables)]
-        out = primitive.bind(*folded, **params)
-        return out.reshape(size, -1, *out.shape[1:]), 0
+        return [x.reshape(-1, *x.shape[2:]) for x in (*operands[:arrays], *tables)]
+
+    def side_by_side(size, operands, axes, params):
+        # What shares the graph: the new axis is that of members. What is the same for all is not repeated.
+        given = [o if a is None else jnp.moveaxis(o, a, 0) for o, a in zip(operands, axes, strict=True)][:arrays]
+        shapes = [x.shape if a is None else x.shape[1:] for x, a in zip(given, axes, strict=False)]
+        nested = any(len(shape) > kind.axes for kind, shape in zip(kinds, shapes, strict=True))
+        count = max(kind.count(shape) for kind, shape in zip(kinds, shapes, strict=True))
+
+        def widened(x, axis, kind):
+            members = x.ndim - (axis is not None) > kind.axes
+            if axis is None and not members:
+                return x
+            if not nested:
+                return jnp.moveaxis(x, 0, kind.members)
+            # Members of members.
+            x = x if members else jnp.expand_dims(x, x.ndim + 1 + kind.members)
+            shape = [size, *(x.shape if axis is None else x.shape[1:])]
+            shape[kind.members] = count
+            x = jnp.moveaxis(jnp.broadcast_to(x, shape), 0, kind.members - 1)
+            k = x.ndim + kind.members - 1
+            return x.reshape(*x.shape[:k], size * count, *x.shape[k + 2 :])
+
+        wide = [widened(*one) for one in zip(given, axes, kinds, strict=False)]
+        out = primitive.bind(*wide, *operands[arrays:], **params)
+        k = out.ndim + out_kind.members
+        return (out.reshape(*out.shape[:k], size, count, *out.shape[k + 1 :]) if nested else out), k
 
     @cache
     def compiled(**params):
@@ -300,6 +400,7 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
     primitive.def_abstract_eval(abstract)
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = batch
+    _forms[primitive] = implementation
     lower = partial(mlir.lower_fun, multiple_results=False)
     mlir.register_lowering(primitive, lower(implementation))
     for name, kind in (("cpu", "cpu"), ("cuda", "gpu"), ("rocm", "gpu"), ("tpu", "tpu")):
@@ -307,13 +408,15 @@ def _primitive(name: str, rule, arrays: int) -> Primitive:
     return primitive
 
 
-_sum = _primitive("pair_sum", _sum_rule, 2)
-_weight = _primitive("pair_weight", _weight_rule, 2)
-_coupled_sum = _primitive("pair_coupled_sum", _coupled_sum_rule, 3)
-_coupled_weight = _primitive("pair_coupled_weight", _coupled_weight_rule, 3)
-_coefficient = _primitive("pair_coefficient", _coefficient_rule, 3)
-_difference = _primitive("pair_difference", _difference_rule, 1)
-_divergence = _primitive("pair_divergence", _divergence_rule, 1)
+_sum = _primitive("pair_sum", _sum_rule, (_WEIGHTS, _FEATURES), _FEATURES)
+_weight = _primitive("pair_weight", _weight_rule, (_FEATURES, _FEATURES), _WEIGHTS)
+_coupled_sum = _primitive("pair_coupled_sum", _coupled_sum_rule, (_WEIGHTS, _COEFFICIENTS, _FEATURES), _FEATURES)
+_coupled_weight = _primitive(
+    "pair_coupled_weight", _coupled_weight_rule, (_COEFFICIENTS, _FEATURES, _FEATURES), _WEIGHTS
+)
+_coefficient = _primitive("pair_coefficient", _coefficient_rule, (_WEIGHTS, _FEATURES, _FEATURES), _COEFFICIENTS)
+_difference = _primitive("pair_difference", _difference_rule, (_VALUES,), _VALUES)
+_divergence = _primitive("pair_divergence", _divergence_rule, (_VALUES,), _VALUES)
 
 
 def _transposes(primitive: Primitive, *rules) -> None:
@@ -327,7 +430,11 @@ def _transposes(primitive: Primitive, *rules) -> None:
                 if type(cotangent) is ad.Zero:
                     out[k] = ad.Zero(operand.aval)
                 else:
-                    out[k] = rules[k](cotangent, arrays, tables, **params).astype(operand.aval.dtype)
+                    found = rules[k](cotangent, arrays, tables, **params)
+                    # Where members share the operand, their parts are added.
+                    shared = found.ndim > operand.aval.ndim
+                    total = found.sum(_kinds[primitive][k].members) if shared else found
+                    out[k] = total.astype(operand.aval.dtype)
         return out
 
     ad.primitive_transposes[primitive] = transpose

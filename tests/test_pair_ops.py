@@ -1,5 +1,7 @@
 """The sums over neighbours: against loops, and every derivative against finite differences and transposes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,21 +83,45 @@ def test_sum_equals_a_loop(lists, arrays):
         np.testing.assert_allclose(jax.jit(lambda *x: pair_sum(lists, *x))(w, y), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("block_bytes", [1 << 24, 5000])
-def test_what_other_platforms_compute_is_the_same(lists, arrays, block_bytes, monkeypatch):
-    """Their forms of a sum, run here; of a TPU in one block of atoms and in several."""
+@pytest.mark.parametrize(
+    ("members", "block_bytes"),
+    [
+        ("none", 1 << 24),
+        ("none", 5000),
+        ("all", 5000),
+        ("all and their coefficients", 1 << 24),
+        ("weights", 5000),
+        ("features", 1 << 24),
+        ("coefficients", 5000),
+    ],
+)
+def test_what_other_platforms_compute_is_the_same(lists, arrays, members, block_bytes, monkeypatch):
+    """Their forms of every sum, run here; of a TPU in one block of atoms and in several."""
     monkeypatch.setattr(pair_ops, "_TPU_BLOCK_BYTES", block_bytes)
-    w, c, x, y = (arrays[name] for name in ("weights", "coefficients", "scalars", "vectors"))
-    tables = pair_ops._tables(lists)
+    tables, scales = pair_ops._tables(lists), jnp.array([1.0, 2.0, -1.0])
+
+    def given(name, x):
+        if members == name or members == "all and their coefficients" or (members == "all" and name != "coefficients"):
+            axis = x.ndim if name == "coefficients" else x.ndim - 1
+            return jnp.stack([scale * x for scale in scales], axis)
+        return jnp.asarray(x)
+
     with jax.enable_x64(True):
-        w, c, x, y = map(jnp.asarray, (w, c, x, y))
-        for rule, given in (
-            (pair_ops._sum_rule, ((w, y), tables)),
-            (lambda *a: pair_ops._coupled_sum_rule(*a, odd=True), ((w, c, x), tables)),
+        w, c = (given(name, arrays[name]) for name in ("weights", "coefficients"))
+        x, y = (given("features", arrays[name]) for name in ("scalars", "vectors"))
+        for primitive, operands, odd in (
+            (pair_ops._sum, (w, y), {}),
+            (pair_ops._weight, (y, y), {}),
+            (pair_ops._coupled_sum, (w, c, x), {"odd": True}),
+            (pair_ops._coupled_sum, (w, jnp.swapaxes(c, 1, 2), y), {"odd": True}),
+            (pair_ops._coupled_weight, (c, y, x), {"odd": True}),
+            (pair_ops._coefficient, (w, y, x), {"odd": True}),
         ):
-            here = rule(*given, "cpu")
+            form = pair_ops._forms[primitive]
+            here = form(*operands, *tables, platform="cpu", **odd)
             for platform in ("tpu", None):
-                np.testing.assert_allclose(rule(*given, platform), here, rtol=1e-12, atol=1e-12)
+                there = form(*operands, *tables, platform=platform, **odd)
+                np.testing.assert_allclose(there, here, rtol=1e-12, atol=1e-12)
 
 
 def test_difference_and_divergence_are_transposes(lists, arrays):
@@ -124,23 +150,67 @@ def test_derivatives_to_second_order_in_both_modes(lists, arrays, kind):
         check_grads(jax.jit(energy), (w, y, c), order=2, modes=["fwd", "rev"], atol=2e-4, rtol=2e-4)
 
 
-def test_vmap_is_a_batch_of_graphs(lists, arrays):
+@pytest.mark.parametrize("many", [(0,), (2,), (1, 2), (0, 1, 2)])
+def test_members_that_share_a_graph(lists, arrays, many):
+    """Weights, features, coefficients of many members, and what they share; derivatives inside and outside of vmap."""
     mask = arrays["mask"]
-    y, c = arrays["scalars"], arrays["coefficients"]
-    many = np.stack([arrays["weights"], 2 * arrays["weights"], -arrays["weights"]])
+    given = [arrays["weights"], arrays["scalars"], arrays["coefficients"]]
+    scales = np.array([1.0, 2.0, -1.0])
+    wide = [np.multiply.outer(scales, x) if k in many else x for k, x in enumerate(given)]
+    axes = tuple(0 if k in many else None for k in range(3))
 
     def loss(w, y, c):
         return jnp.sin(pair_sum(lists, w * mask, y, c, odd=True)).sum()
 
-    gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
+    def force_loss(w, y, c):
+        return (jax.grad(loss, 2)(w, y, c) ** 2).sum() + (jax.grad(loss, 0)(w, y, c) ** 2).sum()
+
+    gradient = jax.grad(force_loss, (0, 1, 2))
     with jax.enable_x64(True):
-        together = jax.jit(jax.vmap(jax.grad(loss, (0, 1, 2)), (0, None, None)))(many, y, c)
-        outside = jax.jit(jax.grad(lambda m: jax.vmap(lambda w: loss(w, y, c))(m).sum()))(many)
-        for k, w in enumerate(many):
-            alone = gradient(w, y, c)
-            for got, want in zip(together, alone, strict=True):
-                np.testing.assert_allclose(got[k], want, rtol=1e-12, atol=1e-13)
-            np.testing.assert_allclose(outside[k], alone[0], rtol=1e-12, atol=1e-13)
+        inside = jax.jit(jax.vmap(gradient, axes))(*wide)
+        outside = jax.jit(jax.grad(lambda *x: jax.vmap(force_loss, axes)(*x).sum(), (0, 1, 2)))(*wide)
+        alone = [jax.jit(gradient)(*(x[i] if k in many else x for k, x in enumerate(wide))) for i in range(len(scales))]
+    for k in range(3):
+        want = np.stack([one[k] for one in alone])
+        np.testing.assert_allclose(inside[k], want, rtol=1e-12, atol=1e-11)
+        np.testing.assert_allclose(outside[k], want if k in many else want.sum(0), rtol=1e-12, atol=1e-11)
+
+
+def test_members_of_graphs_of_members(lists, arrays):
+    """vmap over graphs and, inside and outside of it, over what shares one."""
+    w, y, c = arrays["weights"], arrays["vectors"], np.swapaxes(arrays["coefficients"], 1, 2)
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=4), rng.normal(size=2)
+    tables = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 3), lists)
+
+    def one(lists, k, a, b):
+        return pair_sum(lists, a * w, jnp.cos(k + y), b * c, odd=True)
+
+    with jax.enable_x64(True):
+        graphs = jax.vmap(one, (0, 0, None, None))
+        both = jax.vmap(jax.vmap(graphs, (None, None, 0, None)), (None, None, None, 0))
+        got = jax.jit(both)(tables, np.arange(3.0), a, b)
+        inner = jax.vmap(jax.vmap(one, (None, None, None, 0)), (None, None, 0, None))
+        again = jax.jit(jax.vmap(inner, (0, 0, None, None)))(tables, np.arange(3.0), a, b)
+        alone = np.stack([jax.jit(one)(lists, float(k), 1.0, 1.0) for k in range(3)])
+    assert got.shape == (2, 4, 3, ATOMS, 1, FEATURES)
+    np.testing.assert_allclose(
+        got, b[:, None, None, None, None, None] * a[:, None, None, None, None] * alone, rtol=1e-12
+    )
+    np.testing.assert_allclose(np.moveaxis(again, (0, 1, 2), (2, 1, 0)), got, rtol=1e-12)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_members_are_not_copies_of_the_graph(lists, arrays, platform):
+    """What a program for many members gathers there: rows of all of them, by the entries of one table."""
+    y, c = arrays["scalars"], arrays["coefficients"]
+    many = np.stack([arrays["weights"]] * 16)
+    program = jax.jit(jax.vmap(lambda w: pair_sum(lists, w, y, c, odd=True)))
+    text = program.trace(many).lower(lowering_platforms=(platform,)).as_text()
+    gathered = re.findall(r"gather.*-> tensor<([0-9x]+)xf32>", text)
+    entries = "x".join(map(str, lists.neighbors.shape))
+    assert f"{entries}x16x{FEATURES}" in gathered
+    assert all(shape.startswith(f"{entries}x") for shape in gathered)
 
 
 def test_no_derivative_needs_a_scatter(lists, arrays):

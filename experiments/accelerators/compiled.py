@@ -84,8 +84,8 @@ def compile_for(target: str, function, *arguments):
 
 
 class Kernel(NamedTuple):
-    """One thing that the device does: bytes ``read`` and ``written``, ``flops`` of matrix products, ``library`` where it is
-    a call, ``cycles`` as the TPU's compiler estimates them."""
+    """One thing that the device does: bytes ``read`` and ``written``, ``flops`` of matrix products, ``rows`` gathered,
+    ``library`` where it is a call, ``cycles`` as the TPU's compiler estimates them (none for gathers)."""
 
     name: str
     opcode: str
@@ -93,6 +93,7 @@ class Kernel(NamedTuple):
     written: float
     flops: float
     precision: str
+    rows: float
     library: str
     cycles: float
 
@@ -208,6 +209,7 @@ def _kernel(one: Instruction, operands: list[str], computations, device: Device)
         written=size(one.shape.split(", s8[")[0] if "cublas" in library else one.shape),  # less its workspace
         flops=flops,
         precision=precision,
+        rows=sum(_rows(x) for x in [*inside, one] if x.opcode == "gather"),
         library=library,
         cycles=float(cycles.group(1)) if cycles else 0.0,
     )
@@ -223,6 +225,12 @@ def _bytes_read(place: int, shape: str, inside: list[Instruction], device: Devic
         return whole
     rows = sum(size(x.shape) for x in taken)
     return min(whole, rows) if whole <= device.cache else rows
+
+
+def _rows(gather: Instruction) -> float:
+    """How many rows a gather takes."""
+    taken = re.search(r"slice_sizes=\{([\d,]*)\}", gather.rest)
+    return _count(_ARRAY.findall(gather.shape)[0][1]) / _count(taken.group(1) if taken else "")
 
 
 def _contracted(shape: str, rest: str) -> int:
@@ -256,6 +264,7 @@ def summary(compiled: Any, target: str) -> dict[str, Any]:
         "ms of products": 1e3 * sum(k.flops / device.rates[k.precision] for k in found),
         "ms of launches": 1e3 * launches,
         "Mcycles": sum(k.cycles for k in found) / 1e6,
+        "Mrows gathered": sum(k.rows for k in found) / 1e6,
     }
 
 

@@ -88,16 +88,19 @@ def _register(primitive: Primitive, alone, joined) -> None:
     def batch(operands, axes, **params):
         shared = operands[1:] if primitive is _fan_out else operands[len(operands) // 2 :]
         if any(axis is not None for axis in axes[len(axes) - len(shared) :]):
-            # Matrices of many models: each has products of its own.
-            out = jax.vmap(partial(alone, **params), in_axes=tuple(axes))(*operands)
-        else:
-            # One more leading axis of rows.
-            (size,) = {o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None}
-            rows = [
-                jnp.broadcast_to(o, (size, *o.shape)) if a is None else jnp.moveaxis(o, a, 0)
-                for o, a in zip(operands[: -len(shared)], axes, strict=False)
-            ]
-            out = primitive.bind(*rows, *shared, **params)
+            # Matrices of many models: each has products of its own. Of rows that the models share they come out side by side
+            # as one product's, and stay there.
+            rows = operands[: -len(shared)]
+            k = rows[0].ndim - 1 if all(axis is None for axis in axes[: len(rows)]) else 0
+            out = jax.vmap(partial(alone, **params), in_axes=tuple(axes), out_axes=k)(*operands)
+            return (out, [k] * len(out)) if primitive.multiple_results else (out, k)
+        # One more leading axis of rows.
+        (size,) = {o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None}
+        rows = [
+            jnp.broadcast_to(o, (size, *o.shape)) if a is None else jnp.moveaxis(o, a, 0)
+            for o, a in zip(operands[: -len(shared)], axes, strict=False)
+        ]
+        out = primitive.bind(*rows, *shared, **params)
         return (out, [0] * len(out)) if primitive.multiple_results else (out, 0)
 
     primitive.def_impl(alone)
