@@ -101,13 +101,13 @@ def plot(found: dict[str, Any], path: Path) -> None:
             if (part, target) == ("products", "v5e"):
                 continue  # convolutions, whose operations are not counted
             values = [max(latest[n][f"ms of {part}"], 1e-4) for n in names]
-            axis.barh([y + 0.27 * (1 - k) for y in range(len(names))], values, 0.27, label=words)
+            axis.barh([y + 0.27 * (1 - k) for y in range(len(names))], values, 0.27, color=f"C{k}", label=words)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
         axis.set_xscale("log")
         axis.set_xlabel("predicted time of an evaluation or a step (ms)")
         axis.set_title(compiled.DEVICES[target].name)
-        axis.legend(loc="lower right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -44,7 +44,11 @@ SPACE = {
 def study(name: str, kind: str, out: Path, samples: int) -> dict:
     base = {
         **SETS[name],
-        "data": {"train": str(bundled_data(name) / "train.extxyz.xz"), "validation_fraction": 0.1, **SETS[name]["data"]},
+        "data": {
+            "train": str(bundled_data(name) / "train.extxyz.xz"),
+            "validation_fraction": 0.1,
+            **SETS[name]["data"],
+        },
         "run": {"out": str(out / f"{name}-{kind}"), "epochs": EPOCHS, "checkpoint_minutes": 2.0},
     }
     goal = {"objectives": ["validation_forces_mae_mev_per_angstrom"]}
