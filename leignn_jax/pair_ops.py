@@ -307,23 +307,22 @@ def _primitive(name: str, rule, kinds: tuple[Kind, ...], out_kind: Kind) -> Prim
 
     def implementation(*operands, platform=None, **params):
         given, tables = operands[:arrays], operands[arrays:]
-        counts = [kind.count(x.shape) for kind, x in zip(kinds, given, strict=True)]
-        members = max(counts)
         if not any(map(Kind.has_members, kinds, given)):
             return rule(given, tables, platform, **params)
-        each = list(zip(kinds, given, counts, strict=True))
+        each = list(zip(kinds, given, strict=True))
+        members = max(kind.count(x.shape) for kind, x in each)
         if platform == "cpu":
             # One member after another: its rows stay in the cache.
-            axes = [kind.members + x.ndim if kind.has_members(x) else None for kind, x, _ in each]
+            axes = [kind.members + x.ndim if kind.has_members(x) else None for kind, x in each]
             joined = one_graph(members, operands, [*axes, *[None] * len(tables)])
             out = rule(joined[:arrays], joined[arrays:], platform, **params)
             return jnp.moveaxis(out.reshape(members, -1, *out.shape[1:]), 0, out_kind.members)
-        if out_kind.rows and all(n == (members if kind.rows else 1) for kind, _, n in each):
+        if out_kind.rows and all(kind.has_members(x) == kind.rows for kind, x in each):
             # Members and features are one axis: full lanes.
-            rows = [x.reshape(*x.shape[:-2], -1) if kind.rows else x for kind, x, _ in each]
+            rows = [x.reshape(*x.shape[:-2], -1) if kind.rows else x for kind, x in each]
             out = rule(rows, tables, platform, **params)
             return out.reshape(*out.shape[:-1], members, -1)
-        return rule([kind.with_members(x) for kind, x, _ in each], tables, platform, **params)
+        return rule([kind.with_members(x) for kind, x in each], tables, platform, **params)
 
     def abstract(*operands, **params):
         out = jax.eval_shape(
