@@ -151,7 +151,8 @@ def _coupled_sum_rule(arrays, tables, platform, odd):
         if platform == "cpu" and rows < columns:
             # Written out as below, the sum over columns takes XLA:CPU seven times as long.
             return jnp.expand_dims(w, axis) * (c * jnp.expand_dims(y, axis)).sum(axis + 1)
-        terms = ((_at(c, axis + 1, q), w * _at(y, axis, q)) for q in range(columns))
+        column = partial(lax.index_in_dim, keepdims=False)
+        terms = ((column(c, q, axis + 1), w * column(y, q, axis)) for q in range(columns))
         return sum(c * jnp.expand_dims(wy, axis) for c, wy in terms)
 
     shape = (rows, *np.broadcast_shapes(weights.shape[1:], features.shape[2:], (*coefficients.shape[3:], 1)))
@@ -207,10 +208,6 @@ def _divergence_rule(arrays, tables, platform):
 def _like(signs, array):
     """Signs of entries, to be multiplied with their rows of an array."""
     return jnp.expand_dims(signs, tuple(range(signs.ndim, signs.ndim + array.ndim - 1)))
-
-
-def _at(array, axis: int, index: int):
-    return array[(slice(None),) * axis + (index,)]
 
 
 def _row_bytes(*arrays) -> int:
@@ -283,14 +280,14 @@ class Kind(NamedTuple):
         """Whether features follow the members."""
         return self.members == -2
 
-    def has_members(self, x) -> bool:
-        return x.ndim > self.axes
+    def has_members(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) > self.axes
 
-    def count(self, shape) -> int:
-        return shape[self.members] if len(shape) > self.axes else 1
+    def count(self, shape: tuple[int, ...]) -> int:
+        return shape[self.members] if self.has_members(shape) else 1
 
     def with_members(self, x):
-        return x if self.has_members(x) else jnp.expand_dims(x, x.ndim + 1 + self.members)
+        return x if self.has_members(x.shape) else jnp.expand_dims(x, x.ndim + 1 + self.members)
 
 
 _WEIGHTS, _FEATURES, _COEFFICIENTS, _VALUES = Kind(2, -2), Kind(3, -2), Kind(3, -1), Kind(2, -1)
@@ -307,17 +304,17 @@ def _primitive(name: str, rule, kinds: tuple[Kind, ...], out_kind: Kind) -> Prim
 
     def implementation(*operands, platform=None, **params):
         given, tables = operands[:arrays], operands[arrays:]
-        if not any(map(Kind.has_members, kinds, given)):
-            return rule(given, tables, platform, **params)
         each = list(zip(kinds, given, strict=True))
+        if not any(kind.has_members(x.shape) for kind, x in each):
+            return rule(given, tables, platform, **params)
         members = max(kind.count(x.shape) for kind, x in each)
         if platform == "cpu":
             # One member after another: its rows stay in the cache.
-            axes = [kind.members + x.ndim if kind.has_members(x) else None for kind, x in each]
+            axes = [kind.members + x.ndim if kind.has_members(x.shape) else None for kind, x in each]
             joined = one_graph(members, operands, [*axes, *[None] * len(tables)])
             out = rule(joined[:arrays], joined[arrays:], platform, **params)
             return jnp.moveaxis(out.reshape(members, -1, *out.shape[1:]), 0, out_kind.members)
-        if out_kind.rows and all(kind.has_members(x) == kind.rows for kind, x in each):
+        if out_kind.rows and all(kind.has_members(x.shape) == kind.rows for kind, x in each):
             # Members and features are one axis: full lanes.
             rows = [x.reshape(*x.shape[:-2], -1) if kind.rows else x for kind, x in each]
             out = rule(rows, tables, platform, **params)
@@ -368,24 +365,24 @@ def _primitive(name: str, rule, kinds: tuple[Kind, ...], out_kind: Kind) -> Prim
         # What shares the graph: the new axis is that of members. What is the same for all is not repeated.
         given = [o if a is None else jnp.moveaxis(o, a, 0) for o, a in zip(operands, axes, strict=True)][:arrays]
         shapes = [x.shape if a is None else x.shape[1:] for x, a in zip(given, axes, strict=False)]
-        nested = any(len(shape) > kind.axes for kind, shape in zip(kinds, shapes, strict=True))
+        nested = any(kind.has_members(shape) for kind, shape in zip(kinds, shapes, strict=True))
         count = max(kind.count(shape) for kind, shape in zip(kinds, shapes, strict=True))
 
-        def widened(x, axis, kind):
-            members = x.ndim - (axis is not None) > kind.axes
+        def widened(x, axis, kind, shape):
+            members = kind.has_members(shape)
             if axis is None and not members:
                 return x
             if not nested:
                 return jnp.moveaxis(x, 0, kind.members)
             # Members of members.
             x = x if members else jnp.expand_dims(x, x.ndim + 1 + kind.members)
-            shape = [size, *(x.shape if axis is None else x.shape[1:])]
-            shape[kind.members] = count
-            x = jnp.moveaxis(jnp.broadcast_to(x, shape), 0, kind.members - 1)
+            whole = [size, *(x.shape if axis is None else x.shape[1:])]
+            whole[kind.members] = count
+            x = jnp.moveaxis(jnp.broadcast_to(x, whole), 0, kind.members - 1)
             k = x.ndim + kind.members - 1
             return x.reshape(*x.shape[:k], size * count, *x.shape[k + 2 :])
 
-        wide = [widened(*one) for one in zip(given, axes, kinds, strict=False)]
+        wide = [widened(*one) for one in zip(given, axes, kinds, shapes, strict=False)]
         out = primitive.bind(*wide, *operands[arrays:], **params)
         k = out.ndim + out_kind.members
         return (out.reshape(*out.shape[:k], size, count, *out.shape[k + 1 :]) if nested else out), k
