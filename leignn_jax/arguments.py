@@ -31,6 +31,7 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     """One of a few values."""
     allowed = list(allowed)
+    value = value.item() if isinstance(value, np.generic) else value
     if not any(type(value) is type(one) and value == one for one in allowed):
         hint = did_you_mean(str(value), [str(one) for one in allowed])
         raise ConfigError(f"{name}: {value!r} is not known{hint} One of {allowed}.")

@@ -27,9 +27,9 @@ app.add_typer(data_app, name="data")
 
 app.command(epilog="Example:  leignn quickstart --out tour")(training.quickstart)
 app.command(
-    epilog="Examples:  leignn train study.yaml optimizer.learning_rate=1e-3   |   "
+    epilog="Examples:  leignn train config.yaml optimizer.learning_rate=1e-3   |   "
     "leignn train --train frames.extxyz --out run data.batch_size=4   |   on every host of a cluster: "
-    "leignn train study.yaml run.devices=16 --distributed"
+    "leignn train config.yaml run.devices=16 --distributed"
 )(training.train)
 app.command(epilog="Example:  leignn fit fit.yaml run.epochs=20")(training.fit)
 app.command(

@@ -6,8 +6,9 @@ bin, and "around" means its images, as many as the radius reaches. One search th
 time and cells smaller than the cutoff, in any mixture of periodic and open directions; a minimum-image list is never
 made. Sizes of bins and lists are static; a list that does not fit says so in ``overflow`` and must not be used.
 
-The rows of the neighbour table are sorted by atom and image, so that sums over neighbours have one order whatever the
-sizes of the arrays, and both sides of a pair find each other by binary search. No gradient passes through a list.
+The rows of the neighbour table are sorted by atom and image, so that sums over neighbours have one order, whatever the
+sizes of the arrays (bits may differ all the same: a model may compute otherwise where a table is wide), and both sides of a
+pair find each other by binary search. No gradient passes through a list.
 What bounds a renewal is reading candidates: atoms x bins around x atoms per bin.
 
 A structure that is divided among devices has one list on each, of the pairs with that device's atoms (``domain``); which
@@ -196,7 +197,7 @@ def update_near(
 
     def anew(before):
         old, _ = before
-        lattice = _lattice(old, cell)
+        lattice = lattice_of(old, cell)
         whole = whole_vectors(jnp, _fractional_once(old, positions, inverse(lattice)), old.pbc)
         # What is no number, or would fill the counter, is of an exploded structure: it stays where it is.
         far = (jnp.abs(whole) > 1) & (jnp.abs(whole) < 2**30)
@@ -214,7 +215,8 @@ def lattice_vectors(images: Int[Array, "... atoms 3"], cell: Float[Array, "... 3
 def within_cutoff(
     neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: Float[Array, "3 3"]
 ) -> NeighborList:
-    """The list's pairs within the cutoff alone, first in their arrays: the same bits from every list that holds them.
+    """The list's pairs within the cutoff alone, first in their arrays: the same bits from every list of these sizes that has
+    them.
 
     Which pairs beyond the cutoff a list has depends on where it was made, and with their places in the arrays the order of
     sums. This one depends on nothing but the positions [Å] and the cell [Å].
@@ -272,8 +274,8 @@ def _when_due(need, renew, before):
 
 
 def _holds(neighbors: NeighborList, positions, cell):
-    old = _lattice(neighbors, neighbors.cell)
-    backward = transformed(inverse(_lattice(neighbors, cell)), old)  # rows: x_old = x_new @ backward
+    old = lattice_of(neighbors, neighbors.cell)
+    backward = transformed(inverse(lattice_of(neighbors, cell)), old)  # rows: x_old = x_new @ backward
     stretch = 1.0 + jnp.sqrt(((backward - jnp.eye(3, dtype=backward.dtype)) ** 2).sum())
     # Where the cell is as it was, no rounding of the inverse may tear the list.
     same = (cell == neighbors.cell).all()
@@ -326,7 +328,7 @@ def renewed(neighbors: NeighborList, positions: Float[Array, "atoms 3"], cell: F
 def _binned(neighbors: NeighborList, positions, cell) -> tuple[_Bins, Any]:
     """The atoms by bins, and the bits of what overflowed."""
     sizes, pbc, atoms = neighbors.sizes, neighbors.pbc, neighbors.numbers.shape[0]
-    lattice = _lattice(neighbors, cell)
+    lattice = lattice_of(neighbors, cell)
     backward = inverse(lattice)
     along = _fractional_once(neighbors, positions, backward)
     whole = whole_vectors(jnp, along, pbc)
@@ -371,7 +373,7 @@ def _keys(neighbors: NeighborList, bins: _Bins, cell, rows, among=None):
     among: ``[atoms]`` bool, which atoms count as neighbours; None for all.
     """
     sizes, pbc, real = neighbors.sizes, neighbors.pbc, neighbors.numbers > 0
-    radius, lattice = neighbors.cutoff + neighbors.skin, _lattice(neighbors, cell)
+    radius, lattice = neighbors.cutoff + neighbors.skin, lattice_of(neighbors, cell)
     grid, reach = jnp.array(sizes.bins), jnp.array(sizes.reach)
     offsets = jnp.array(list(itertools.product(*(range(-m, m + 1) for m in sizes.reach))))
     span, codes = 2 * reach + 1, _codes(sizes)
@@ -515,5 +517,6 @@ def _image_of(code, sizes: ListSizes):
     return jnp.stack([code // (rows * columns), (code // columns) % rows, code % columns], -1) - reach
 
 
-def _lattice(neighbors: NeighborList, cell):
+def lattice_of(neighbors: NeighborList, cell) -> Float[Array, "3 3"]:
+    """``[3, 3]`` Å, the cell with what a list completed it by along open directions."""
     return jnp.where(neighbors.pbc[:, None], cell, neighbors.box[:3])

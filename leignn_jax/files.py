@@ -124,6 +124,27 @@ def lock_folder(folder: Path) -> int | None:
     return handle
 
 
+class FolderLock:
+    """A folder in which this process alone works, until it ends or calls :meth:`close`.
+
+    Args:
+        folder: that is there. error: what is raised where another process has it. work: what they would both be at.
+    """
+
+    def __init__(self, folder: Path, error: type[Exception], work: str):
+        try:
+            self._handle = lock_folder(folder)
+        except BlockingIOError:
+            raise error(
+                f"{folder}: another process is working on the {work} in this folder. Wait for it, or choose another folder."
+            ) from None
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
 def digest(arrays: dict[str, np.ndarray]) -> str:
     """sha256 of names, dtypes, shapes and bytes."""
     total = hashlib.sha256()

@@ -106,7 +106,7 @@ class Potential:
         """A potential with these network parameters; the other arguments as in :meth:`create`."""
         network(config)  # raises ConfigError where it is of no model
         reference_energies = check_mapping("reference_energies", reference_energies)
-        check_number("scale", scale)
+        check_number("scale", scale, least=0)
         check_number("energy_shift", energy_shift)
         for symbol, value in reference_energies.items():
             check_number(f"reference_energies of {symbol}", value)
@@ -181,8 +181,8 @@ class Potential:
         return energies + self._references(graph)
 
     def energy(self, graph: Graph) -> Float[Array, "graphs"]:
-        """Energy of every structure in eV."""
-        return graph.sum_atoms(self.atomic_energies(graph)) + self._shift(graph)
+        """Energy of every structure in eV; NaN where an atom or the cell is nowhere."""
+        return self._of_structures(graph, self.atomic_energies(graph))
 
     def energy_and_forces(self, graph: Graph) -> tuple[Float[Array, "graphs"], Float[Array, "atoms 3"]]:
         """Energies in eV and forces, minus their gradient, in eV/Å."""
@@ -204,7 +204,7 @@ class Potential:
         gradient, (energies, direct) = jax.grad(total, has_aux=True)(vectors)
         energies = energies + self._references(graph)
         return Prediction(
-            energy=graph.sum_atoms(energies) + self._shift(graph),
+            energy=self._of_structures(graph, energies),
             forces=graph.forces(gradient),
             stress=stress_of(graph, vectors, gradient),
             atomic_energies=energies,
@@ -220,7 +220,7 @@ class Potential:
         if not self.config.direct_forces:
             raise ConfigError("This model has no direct forces; create it with direct_forces=True.")
         energies, forces = self._network(graph, graph.vectors())
-        return graph.sum_atoms(energies + self._references(graph)) + self._shift(graph), cast("Array", forces)
+        return self._of_structures(graph, energies + self._references(graph)), cast("Array", forces)
 
     def features(self, graph: Graph):
         """What the network knows of every atom before it gives its energy, an ``e3nn_jax.IrrepsArray`` ``[atoms, irreps]``.
@@ -293,8 +293,17 @@ class Potential:
         table = jnp.append(jnp.asarray(self.reference_energies, dtype), 0.0)
         return table[species_index(self.config, graph.own(graph.numbers))]
 
-    def _shift(self, graph: Graph):
-        return jnp.where(graph.graph_mask, jnp.asarray(self.energy_shift, graph.positions.dtype), 0.0)
+    def _of_structures(self, graph: Graph, energies):
+        """``[graphs]`` eV from those of the atoms.
+
+        An atom that is nowhere has no pairs, by which it would be one by itself. What others of the batch have must not
+        come near a NaN: padding points at the first atom and pair.
+        """
+        nowhere = ~jnp.isfinite(graph.own(graph.positions)).all(-1)
+        sums, lost = jnp.moveaxis(graph.sum_atoms(jnp.stack([energies, nowhere.astype(energies.dtype)], -1)), -1, 0)
+        lost = (lost > 0) | ~jnp.isfinite(graph.cell).all((1, 2))
+        shift = jnp.where(graph.graph_mask, jnp.asarray(self.energy_shift, graph.positions.dtype), 0.0)
+        return jnp.where(lost, jnp.nan, sums + shift)
 
     # --------------------------------------------------------------------------------------------- for people with atoms
 
@@ -372,7 +381,15 @@ class Potential:
 
         Total energies of DFT are large beside their differences: added on the device in float32 they would round the
         network's part away.
+
+        Raises:
+            ConfigError: it is a committee.
         """
+        if np.ndim(self.scale):
+            raise ConfigError(
+                "This potential is a committee of several: leignn_jax.committee_predict asks all of them, and "
+                "CommitteeModel(it) simulates with their mean."
+            )
         references = np.zeros(120)
         references[list(self.config.numbers)] = np.asarray(self.reference_energies, np.float64)
         zero = np.zeros_like(np.asarray(self.reference_energies))

@@ -414,3 +414,12 @@ def test_words_are_completed(monkeypatch):
     monkeypatch.setenv("COMP_WORDS", "leignn md --tem")
     monkeypatch.setenv("COMP_CWORD", "2")
     assert leignn().out.split() == ["--temperature"]
+
+
+def test_a_config_may_lie_in_a_folder_with_an_equals_sign(tmp_path):
+    file = tmp_path / "lr=1e-3" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text("data: {train: absent.extxyz}\n")
+    done = leignn("train", file, "run.epochs=1")
+    assert done.code == 1
+    assert "absent.extxyz" in done.err

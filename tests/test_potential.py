@@ -277,3 +277,53 @@ def test_import_is_quick_and_changes_no_setting():
         "assert not {'jax_md', 'matplotlib', 'e3nn_jax', 'orbax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_atom_that_is_nowhere_has_no_energy(potential, silicon, listed):
+    """Whether lists still have its pairs or not; other structures of the batch are as they were."""
+    good = leignn.Graph.from_ase(silicon, potential.cutoff)
+    positions = np.array(good.positions)
+    positions[3] = np.nan
+    bad = good.replace(positions=positions)
+    if not listed:
+        ends = np.stack([good.lists.receivers, good.lists.senders])
+        bad = bad.replace(pair_mask=np.asarray(good.pair_mask) & (ends != 3).all(0))
+    out = _compute(potential, leignn.Graph.batch([bad, good]))
+    assert np.isnan(out.energy[0])
+    assert float(out.energy[1]) == pytest.approx(float(_compute(potential, good).energy[0]), rel=1e-5)
+    assert np.isfinite(out.forces[8:]).all()
+    stretched = good.replace(cell=np.full_like(good.cell, np.nan))
+    assert np.isnan(_compute(potential, stretched).energy).all()
+
+
+def test_atoms_in_one_place_are_far_from_any_minimum(potential, silicon):
+    graph = leignn.Graph.from_ase(silicon, potential.cutoff)
+    positions = np.array(graph.positions)
+    a, b = int(graph.lists.receivers[0]), int(graph.lists.senders[0])
+    near = positions.copy()
+    shift = np.asarray(graph.vectors()[0])
+    positions[b] -= shift
+    near[b] -= 0.999 * shift
+    there, beside = (_compute(potential, graph.replace(positions=x)) for x in (positions, near))
+    assert a != b
+    assert float(there.energy[0]) > float(beside.energy[0]) > 1e4
+    assert np.isfinite(there.forces).all()
+
+
+def test_a_potential_needs_elements_and_a_scale():
+    with pytest.raises(ConfigError, match="elements: the model needs"):
+        leignn.Potential.create(leignn.preset("small"), jax.random.key(0))
+    with pytest.raises(ConfigError, match="scale must be a number of at least 0"):
+        leignn.Potential.create(leignn.preset("small", elements=("Si",)), jax.random.key(0), scale=-1.0)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    plain = {"features": 8, "layers": 1, "cutoff": 4.0, "smooth_cutoff": True, "radial_basis": "bessel"}
+    values = {name: np.array([value])[0] for name, value in plain.items()} | {"elements": np.array(["Si"]).tolist()}
+    config = leignn.preset("small", **values)
+    assert config == leignn.preset("small", **plain, elements=("Si",))
+    assert [type(x) for x in config.to_dict().values()] == [
+        type(x) for x in leignn.preset("small", **plain, elements=("Si",)).to_dict().values()
+    ]
+    leignn.Potential.create(config, jax.random.key(0)).save(tmp_path / "silicon.safetensors")

@@ -82,10 +82,10 @@ def draw(rows: list[dict]) -> None:
         memory.loglog([r["steps"] for r in mine], [r["mib"] for r in mine], "o-", label=name)
         timed = [r for r in mine if "ratio" in r]
         ratio.semilogx([r["steps"] for r in timed], [r["ratio"] for r in timed], "o-", label=name)
-    memory.axhline(64, color="grey", lw=0.8, ls=":")
+    memory.axhline(64, color="grey", lw=0.8, ls=":", label="wanted at most")
     memory.set(xlabel="steps", ylabel="scratch memory (MiB)")
     memory.legend(fontsize=8)
-    ratio.axhline(5, color="grey", lw=0.8, ls=":")
+    ratio.axhline(5, color="grey", lw=0.8, ls=":", label="wanted at most")
     ratio.set(xlabel="steps", ylabel="time of value and gradient / of the value", ylim=(0, None))
     figure.savefig(HERE / "modes.png", dpi=150)
 

@@ -35,8 +35,7 @@ WAYS = {"on the device": True, "batch by batch": False}
 def config(on_device: bool):
     return make_config({
         "data": {"train": str(bundled_data("ethanol") / "train.extxyz.xz"), "batch_size": BATCH, "on_device": on_device},
-        "model": {"preset": "small", "variant": "leignn"},
-        "optimizer": {"algorithm": "adam"},
+        "model": {"preset": "small"},
         "run": {"epochs": 10},
     })  # fmt: skip
 

@@ -1,6 +1,6 @@
 """What `leignn sweep --plan` says of a study against what then happens: programs, memory, time.
 
-    python experiments/population/plan.py          # three studies on bundled ethanol; about 15 minutes on two CPU cores
+    python experiments/population/plan.py          # three studies on bundled ethanol; seven minutes on two CPU cores
 
 Memory that happens is what the compiled programs of the study take (XLA's own account of them); time is from the call to its
 end. Each study runs in a process of its own, nothing cached. Writes plan.json and plan.md.
@@ -81,7 +81,7 @@ def main() -> None:
     for name, more in STUDIES.items():
         base = {
             "data": {"max_frames": 500, "batch_size": 5, **more["base"].get("data", {})},
-            "model": {"preset": "small", "variant": "leignn"},
+            "model": {"preset": "small"},
             "run": {"out": "study", **more["base"]["run"]},
         }
         values = {**more, "base": base}

@@ -55,8 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = {
             "data": {"train": str(DATA), "batch_size": 5, "validation_fraction": 0.05},
-            "model": {"preset": "small", "variant": "leignn"},
-            "optimizer": {"algorithm": "adam"},
+            "model": {"preset": "small"},
             "run": {"epochs": options.epochs, "out": f"{folder}/study"},
         }
         found, together = run(MANY, {"base": base, "space": {"optimizer.learning_rate": rates}, "search": "grid"})
@@ -64,7 +63,7 @@ def main() -> None:
         for i in range(alone_count):
             values = {
                 **base,
-                "optimizer": {"algorithm": "adam", "learning_rate": rates[i]},
+                "optimizer": {"learning_rate": rates[i]},
                 "run": {**base["run"], "out": f"{folder}/{i}"},
             }
             loss, seconds = run(ONE, values)

@@ -1,8 +1,8 @@
 """Train one potential per system and judge each on its test file.
 
-    python experiments/potentials/run.py                 # all six, 5 to 40 minutes each on one CPU core
+    python experiments/potentials/run.py                 # all six, 1 to 36 minutes each on one CPU core
     python experiments/potentials/run.py ethanol si      # some
-    python experiments/potentials/run.py --table         # results.md from what is there
+    python experiments/potentials/run.py --table         # results.md and cards from what is there
 
 Each system's settings are configs/SYSTEM.yaml: files and epochs; the rest is the default recipe at preset small. Its
 learning curve, parity plots and metrics.json end in SYSTEM/, and the potential, with the card in cards.yaml, in the package:
@@ -69,8 +69,14 @@ def bundle(system: str, file: Path, metrics: dict) -> None:
         "test errors": test,
         "command": f"python experiments/potentials/run.py {system}",
     }
-    target = Path(leignn.__file__).parent / "resources" / "potentials" / f"{system}.safetensors"
-    leignn.load_potential(file).replace(metadata_json=json.dumps(card, ensure_ascii=False)).save(target)
+    leignn.load_potential(file).replace(metadata_json=json.dumps(card, ensure_ascii=False)).save(packaged(system))
+
+
+def packaged(system: str) -> Path:
+    """The potential in the package."""
+    import leignn_jax as leignn
+
+    return Path(leignn.__file__).parent / "resources" / "potentials" / f"{system}.safetensors"
 
 
 def table() -> str:
@@ -110,12 +116,14 @@ def table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="*", choices=[*SYSTEMS, []], default=[])
-    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--table", action="store_true", help="only write the table and the cards")
     options = parser.parse_args()
-    for system in [] if options.table else options.systems or SYSTEMS:
-        train(system)
+    for system in options.systems or SYSTEMS:
+        if options.table:
+            bundle(system, packaged(system), json.loads((HERE / system / "metrics.json").read_text()))
+        else:
+            train(system)
         (HERE / "results.md").write_text(table())
-    (HERE / "results.md").write_text(table())
 
 
 if __name__ == "__main__":

@@ -187,9 +187,8 @@ def pareto(rows: list[dict]) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), "o", color=f"C{number}", label=choice)
         axis.set(title=name, xlabel="energy and forces of one frame (ms)", ylabel="force MAE (meV/Å)")
-        axis.margins(0.25)
-        axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set_xlim(0, 1.15 * max(1e3 * r["forces_s"] for r in rows if r["set"] == name))
+        axis.set_ylim(0, 1.15 * max(r["forces"] for r in rows if r["set"] == name))
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()

@@ -81,14 +81,14 @@ def report(found: dict) -> str:
         f"Preset small with the space's changes, bundled train files, float32, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), seed 0. The price is in trainings of {EPOCHS} epochs.",
         "",
-        "| set | search | trials | price | validation loss | validation forces MAE (meV/Å) | test forces MAE (meV/Å) | "
+        "| set | search | trials | price | validation forces MAE (meV/Å) | test forces MAE (meV/Å) | "
         "test energy MAE (meV/atom) |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for key, one in found.items():
         best, test = one["best"], one["test"]
         lines.append(
-            f"| {' | '.join(key.split())} | {one['trials']} | {one['price']:.1f} | {best['validation_loss']:.4g} | "
+            f"| {' | '.join(key.split())} | {one['trials']} | {one['price']:.1f} | "
             f"{best['validation_forces_mae_mev_per_angstrom']:.1f} | {test['forces_mae_mev_per_angstrom']:.1f} | "
             f"{test['energy_mae_mev_per_atom']:.2f} |"
         )

@@ -30,7 +30,7 @@ from leignn_jax.analysis.trajectory import as_cells, as_frames, as_masses, as_nu
 from leignn_jax.arguments import check_dtype, check_model, check_number, check_whole
 from leignn_jax.errors import ConfigError, DataError, StructureError
 from leignn_jax.graph import Graph
-from leignn_jax.neighbors import Pairs, find_pairs
+from leignn_jax.neighbors import Pairs, find_pairs, near_origin
 from leignn_jax.pair_ops import AnyArray
 from leignn_jax.potential import Potential
 
@@ -115,18 +115,22 @@ def heat_flux(
         model.check_elements(numbers)
         model, _ = model.split_references()
     real = np.dtype(check_dtype(dtype))
-    unfolded, begun = None, (positions[0], cells[0])
+    unfolded = home = None
+    begun = positions[0], cells[0]
     parts = []
     with jax.enable_x64(real == np.float64):
         weights = jnp.asarray(masses / units.fs**2, real)
         for index, (r, v, lattice) in enumerate(zip(positions, velocities, cells, strict=True)):
-            if unfolded is None or _far(r, lattice, *begun, skin):
+            if unfolded is None or home is None or _far(r, lattice, *begun, skin):
                 try:
-                    unfolded = unfold(r, numbers, lattice, pbc, model.cutoff + skin, layers, real)
+                    # Atoms that have wandered far off would lose digits in float32.
+                    home = near_origin(r, lattice, pbc, keep=False)
+                    unfolded = unfold(home.positions, numbers, lattice, pbc, model.cutoff + skin, layers, real)
                 except StructureError as error:
                     raise StructureError(f"Frame {index}: {error}") from error
                 unfolded, begun = _padded(unfolded), (r, lattice)
-            parts.append(_compiled(model, unfolded, *(jnp.asarray(x, real) for x in (r, lattice, v)), weights))
+            here = r - home.offsets(lattice)
+            parts.append(_compiled(model, unfolded, *(jnp.asarray(x, real) for x in (here, lattice, v)), weights))
         potential, convective = (np.asarray(x, np.float64) for x in zip(*parts, strict=True))
     bad = np.flatnonzero(~np.isfinite(potential + convective).all(1))
     if len(bad):

@@ -13,13 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from leignn_jax.analysis.correlation import by_fft
-from leignn_jax.analysis.spectra import cosine_transform, lag_window, wavenumbers
+from leignn_jax.analysis.spectra import MOST_PADDING, cosine_transform, lag_window, wavenumbers
 from leignn_jax.analysis.trajectory import check_timestep
 from leignn_jax.arguments import check_whole
 from leignn_jax.errors import ConfigError, DataError
 from leignn_jax.pair_ops import AnyArray
-
-_MOST_PADDING = 10_000
 
 
 def smooth_density_of_states(
@@ -57,7 +55,7 @@ def smooth_density_of_states(
         raise DataError(f"The masses must be [{atoms}], one for each atom, not {list(masses.shape)}.")
     if check_whole("lags", lags, 2) > frames:
         raise ConfigError(f"lags = {lags} is more than there are frames ({frames}): take fewer, or half of the frames.")
-    padding = check_whole("padding", padding, 1, _MOST_PADDING)
+    padding = check_whole("padding", padding, 1, MOST_PADDING)
     weighted = (velocities * jnp.sqrt(masses)[:, None]).reshape(frames, 3 * atoms)
     windowed = by_fft(weighted, lags, jnp) * lag_window(window, lags)
     spectrum = cosine_transform(windowed.astype(weighted.dtype), padding, jnp)

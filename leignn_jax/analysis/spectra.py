@@ -16,7 +16,7 @@ from leignn_jax.errors import ConfigError, DataError
 THZ_PER_INVERSE_FS = 1000.0
 WAVENUMBER_PER_INVERSE_FS = 1 / 2.99792458e-5  # cm^-1; the speed of light in cm/fs
 
-_MOST_PADDING = 10_000
+MOST_PADDING = 10_000
 # Halves of windows: 1 at x = 0, the first lag, and 0 (or nearly) at x = 1, the last.
 _WINDOWS = {
     "hann": lambda x: 0.5 + 0.5 * np.cos(np.pi * x),
@@ -80,12 +80,14 @@ def vibrational_density_of_states(
     masses = as_masses(masses, atoms, numbers)
     check_choice("window", window, _WINDOWS)
     timestep = check_timestep(timestep)
-    padding = check_whole("padding", padding, 1, _MOST_PADDING)
+    padding = check_whole("padding", padding, 1, MOST_PADDING)
     integral = 3 * atoms if integral is None else check_number("integral", integral, positive=True)
     if max_lag is not None:
         check_number("max_lag", max_lag, least=0.0)
     lags = frames // 2 if max_lag is None else int(np.floor(max_lag / timestep * (1 + 1e-9))) + 1
     if not 2 <= lags <= frames:
+        if max_lag is None:
+            raise ConfigError(f"A trajectory of {frames} frames is too short: at least 4 are needed.")
         raise ConfigError(
             f"max_lag = {max_lag} fs leaves {lags} lags of a trajectory of {frames} frames: at least 2 are needed, and "
             f"{timestep * (frames - 1):g} fs are there."

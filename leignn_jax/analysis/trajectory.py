@@ -77,7 +77,7 @@ def unwrap(positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike) -> np.ndarray:
     pbc = as_pbc(pbc)
     if not pbc.any():
         return positions.copy()
-    lattice = np.stack([completed_lattice(c, pbc) for c in cell])
+    lattice = np.stack([_lattice(c, pbc) for c in cell])
     fractional = np.einsum("tai,tij->taj", positions, np.linalg.inv(lattice))
     jumps = np.where(pbc, np.rint(np.diff(fractional, axis=0)), 0.0)
     fractional[1:] -= np.cumsum(jumps, axis=0)
@@ -172,8 +172,9 @@ def element(symbol: str | int, numbers: np.ndarray) -> int:
     return number
 
 
-def completed_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """The cell with vectors across the others where a direction that is not periodic has none."""
+def _lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """The cell with vectors across the others where a direction that is not periodic has none; one that it has counts, since
+    atoms may move along it. DataError where it can't be inverted."""
     missing = ~pbc & (np.linalg.norm(cell, axis=1) < 1e-9)
     lattice = cell.copy()
     if not np.isfinite(cell).all():

@@ -13,7 +13,7 @@ from leignn_jax.commands.output import interruptible, show
 
 
 def info(
-    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    potential: Annotated[Path, typer.Argument(help="A potential's file, or the name of a bundled one.")],
     json_file: JsonFile = None,
 ) -> None:
     """What a potential is and what it was trained on."""

@@ -25,7 +25,7 @@ _CELLS: dict[str, Any] = {"held": False, "isotropic": "isotropic", "full": "full
 
 
 def md(
-    potential: Annotated[Path, typer.Argument(help="A potential's file, or a committee's.")],
+    potential: Annotated[Path, typer.Argument(help="A potential's or committee's file, or the name of a bundled one.")],
     structure: Annotated[Path, typer.Argument(help="A file that ASE reads; its last structure is taken.")],
     steps: Annotated[int, typer.Option(help="Steps in all.")],
     out: Annotated[Path, typer.Option(help="Folder for trajectory.h5, thermo.csv, summary.json.")],
@@ -99,7 +99,7 @@ def md(
 
 
 def relax(
-    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    potential: Annotated[Path, typer.Argument(help="A potential's file, or the name of a bundled one.")],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads; all of its structures, side by side.")],
     out: Annotated[Path, typer.Option(help="Folder for relaxed.extxyz, history.csv, summary.json.")],
     cell: Annotated[str, typer.Option(help="held, isotropic (volume only) or full (shape too).")] = "held",
@@ -142,7 +142,7 @@ def relax(
 
 
 def bench(
-    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    potential: Annotated[Path, typer.Argument(help="A potential's file, or the name of a bundled one.")],
     structure: Annotated[Path, typer.Argument(help="A file that ASE reads; its last structure is taken.")],
     atoms: Annotated[
         list[int] | None, typer.Option(help="Repeat the structure to so many atoms or more; may be given again.")
@@ -167,9 +167,9 @@ def bench(
         )
     lines = [f"{result['device']} ({result['platform']}), {result['dtype']}, jax {result['jax']}"]
     lines.append(f"{'atoms':>9}  {'energy and forces':>18}  {'step of MD':>12}  {'per atom and step':>18}")
-    lines += [
-        f"{row['atoms']:>9,}  {row['energy_forces_ms']:>15.4g} ms  {row['md_ms_per_step']:>9.4g} ms  "
-        f"{row['microseconds_per_atom_and_step']:>15.4g} µs"
-        for row in result["rows"]
-    ]
+    for row in result["rows"]:
+        step, each = (
+            "?" if x is None else f"{x:.4g}" for x in (row["md_ms_per_step"], row["microseconds_per_atom_and_step"])
+        )
+        lines.append(f"{row['atoms']:>9,}  {row['energy_forces_ms']:>15.4g} ms  {step:>9} ms  {each:>15} µs")
     show(result, json_file, "\n".join(lines))

@@ -57,8 +57,8 @@ def train(
 ) -> None:
     """Train a potential; the same command goes on with a run that was stopped."""
     words = words or []
-    files = [w for w in words if "=" not in w]
-    overrides = [w for w in words if "=" in w]
+    files = [w for w in words if "=" not in w or Path(w).is_file()]
+    overrides = [w for w in words if w not in files]
     if len(files) > 1:
         stop(f"One config file, not {len(files)}: {', '.join(files)}. Settings are written key=value.")
     named = {"data.train": train, "data.validation": val, "data.test": test, "run.out": out}
@@ -104,7 +104,7 @@ def fit(
 
 
 def evaluate(
-    potential: Annotated[Path, typer.Argument(help="A potential's file.")],
+    potential: Annotated[Path, typer.Argument(help="A potential's file, or the name of a bundled one.")],
     data: Annotated[Path, typer.Argument(help="Labelled frames.")],
     json_file: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Write parity plots there, a PNG.")] = None,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import ase
 
-from leignn_jax.data.labels import DEFAULT_KEYS, Keys, Labels, label_names, read_labels
+from leignn_jax.data.labels import DEFAULT_KEYS, Keys, Labels, has_volume, label_names, read_labels
 from leignn_jax.data.readers import iter_frames
 
 log = logging.getLogger("leignn_jax")
@@ -30,11 +30,19 @@ def iter_labelled(
         As these two; errors name the file and the frame.
     """
     names = {label: label for label in DEFAULT_KEYS}
-    smeared = False
+    smeared = dropped = False
     for i, atoms in enumerate(iter_frames(path, units=units, keys=keys)):
         where = f"{path}: frame {i}"
         labels = read_labels(atoms, where, keys)
-        for label, name in label_names(atoms, keys).items():
+        found = label_names(atoms, keys)
+        if not has_volume(atoms) and (name := found.pop("stress", None)) is not None and not dropped:
+            log.warning(
+                "%s: its %s is not taken: a frame that is not periodic in all directions has no volume to have a stress of.",
+                where,
+                name,
+            )
+            dropped = True
+        for label, name in found.items():
             if name != names[label]:
                 log.info("%s: %s is taken from %r.", where, label, name)
                 names[label] = name

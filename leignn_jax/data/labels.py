@@ -61,7 +61,7 @@ class Labels(NamedTuple):
 
     energy: eV, of the whole frame.
     forces: ``[atoms, 3]`` float64, eV/Å.
-    stress: ``[3, 3]`` float64, eV/Å^3, ASE's sign.
+    stress: ``[3, 3]`` float64, eV/Å^3, ASE's sign; None where the frame is not periodic in all directions.
     """
 
     energy: float | None
@@ -87,7 +87,13 @@ def read_labels(atoms: ase.Atoms, name: str = "frame", keys: Keys | None = None)
     """
     if len(atoms) == 0:
         raise DataError(f"{name}: no atoms. Take the frame out of the file.")
-    return Labels(**{label: _read(atoms, name, label, keys or {}) for label in DEFAULT_KEYS})
+    labels = Labels(**{label: _read(atoms, name, label, keys or {}) for label in DEFAULT_KEYS})
+    return labels if has_volume(atoms) else labels._replace(stress=None)
+
+
+def has_volume(atoms: ase.Atoms) -> bool:
+    """Whether a frame can have a stress: periodic in all directions, with a cell."""
+    return bool(atoms.pbc.all()) and atoms.cell.rank == 3
 
 
 def label_names(atoms: ase.Atoms, keys: Keys | None = None) -> dict[str, str]:

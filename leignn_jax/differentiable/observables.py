@@ -17,7 +17,7 @@ from leignn_jax.analysis.thermodynamics import GRAM_PER_CM3
 from leignn_jax.arguments import check_array, check_number
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation import dynamics
-from leignn_jax.simulation.dynamics import GIGAPASCAL, State, System
+from leignn_jax.simulation.dynamics import State, System
 
 
 def potential_energy(system: System, state: State) -> Float[Array, "replicas"]:
@@ -41,10 +41,10 @@ def temperature(system: System, state: State) -> Float[Array, "replicas"]:
 
 
 def pressure(system: System, state: State) -> Float[Array, "replicas"]:
-    """GPa, kinetic part minus a third of the stress's trace; of systems periodic in all directions."""
+    """GPa, kinetic part minus a third of the stress's trace, as a simulation's log has it; of systems periodic in all
+    directions."""
     _check_periodic(system, "pressure")
-    tensor = dynamics.pressure_tensor(system, state, jnp.zeros_like(state.energy))
-    return jnp.trace(tensor, axis1=1, axis2=2) / 3 * GIGAPASCAL
+    return dynamics.pressure(system, state)
 
 
 def volume(system: System, state: State) -> Float[Array, "replicas"]:

@@ -225,8 +225,7 @@ def joined(samples: Sequence[Sample]) -> tuple[Sample, np.ndarray]:
     frames = dict(zip(_FRAMES, everything, strict=True))
     joint = first.replace(**frames, state=first.state.replace(neighbors=lists), model=None)
     # Of models that differ in numbers one program serves all.
-    reduce = jax.jit(_reduced)
-    reduced = [reduce(one.model, joint, _same(one.kT, joint), _same(one.pressure, joint)) for one in samples]
+    reduced = [_frames(one.model, joint, _same(one.kT, joint), _same(one.pressure, joint), None)[0] for one in samples]
     return joint, np.stack([np.asarray(u, np.float64) for u in reduced])
 
 
@@ -345,12 +344,29 @@ def _error(parts):
     return jnp.sqrt(sums.shape[0] * sums.var(0, ddof=1))
 
 
-def _reduced(model: EnergyModel, sample: Sample, kT, pressure):
-    return _frames(model, sample, kT, pressure, None)[0]
-
-
 def _frames(model: EnergyModel, sample: Sample, kT, pressure, observe):
     """(U + P V) / kT and what is observed of every frame, ``[frames, replicas, ...]``; NaN where a list was too small."""
+    hoisted: Any = ()
+    if observe is not None:
+        # An observable that the system can't have says so where the system is no tracer.
+        jax.eval_shape(partial(observe, sample.system), sample.state)
+        # What it holds of numbers that are differentiated becomes an argument; where it holds none, the next call with
+        # the same function finds the program of this one.
+        converted, hoisted = jax.closure_convert(observe, sample.system, sample.state)
+        observe = converted if hoisted or not _has_hash(observe) else observe
+    return _frame_by_frame(model, sample, kT, pressure, hoisted, observe=observe)
+
+
+def _has_hash(function: Callable) -> bool:
+    try:
+        hash(function)
+    except TypeError:
+        return False
+    return True
+
+
+@partial(jax.jit, static_argnames="observe")
+def _frame_by_frame(model: EnergyModel, sample: Sample, kT, pressure, hoisted, *, observe):
     system = sample.system
     scale = jnp.sqrt(kT / sample.kT)[:, :, None, None]
 
@@ -360,7 +376,7 @@ def _frames(model: EnergyModel, sample: Sample, kT, pressure, observe):
         state = move_to(model, system, state, positions, cell)
         poison = jnp.where((state.neighbors.overflow == 0).all(), 1.0, jnp.nan).astype(positions.dtype)
         reduced = poison * (state.energy + pressure * volume(cell)) / kT
-        return state.neighbors, (reduced, None if observe is None else observe(system, state))
+        return state.neighbors, (reduced, None if observe is None else observe(system, state, *hoisted))
 
     frames = (sample.positions, sample.images, sample.velocities * scale, sample.cell, kT, pressure)
     return jax.lax.scan(jax.checkpoint(one), sample.state.neighbors, frames)[1]

@@ -91,7 +91,8 @@ def start(
         model: a potential or another model; energies of a rollout are without the constants of a potential.
         atoms: one structure or several side by side.
         ensemble: of the rollout, an object or a short name (see :func:`leignn_jax.simulation.settings.make_ensemble`).
-        temperature: K, of drawn velocities, and of the ensemble where it is a name. pressure: GPa, of a name.
+        temperature: K, of drawn velocities (None: the ensemble's), and of the ensemble where it is a name. pressure: GPa,
+            of a name.
         seed: of velocities and noise.
         skin: Å. sizes: of the lists; larger ones where a rollout overflows.
         dtype: "float64" needs ``jax.config.update("jax_enable_x64", True)`` or ``with jax.enable_x64(True)``.

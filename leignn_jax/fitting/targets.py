@@ -34,6 +34,7 @@ from leignn_jax.list_sizes import ListSizes, grown
 from leignn_jax.potential import Potential
 from leignn_jax.simulation.dynamics import State, make_lists
 from leignn_jax.simulation.settings import make_ensemble
+from leignn_jax.training.dataset import hash_path
 
 log = logging.getLogger("leignn_jax")
 
@@ -309,7 +310,7 @@ class Targets:
     """
 
     def __init__(self, targets: Sequence[Any], potential: Potential):
-        self.potential = potential
+        self.targets, self.potential = targets, potential
         network, _ = potential.split_references()
         together: dict[Any, list[Any]] = {}
         for target in targets:
@@ -321,6 +322,15 @@ class Targets:
             for target in group:
                 check_target(target, atoms)
             self.groups.append(_ESTIMATORS[estimator](group, network, atoms, [goal_of(target) for target in group]))
+
+    def files(self) -> dict[str, str]:
+        """sha256 of each target's structure and curve."""
+        paths = {}
+        for target in self.targets:
+            paths[f"{target.name} structure"] = target.structure
+            if (curve := getattr(target, "file", None)) is not None:
+                paths[f"{target.name} curve"] = curve
+        return {name: hash_path(path) for name, path in paths.items()}
 
     def pull(self, potential: Potential, step: int) -> Any:
         """The gradient of what targets add to the loss of update ``step``, a tree like the parameters."""

@@ -21,7 +21,8 @@ class LEIGNNCalculator(Calculator):
     """Energy [eV], free energy, forces [eV/Å], stress [eV/Å^3, Voigt] and atomic energies of a potential.
 
     Pairs are listed up to cutoff + skin and used until an atom has moved by half the skin, or cell, elements or
-    periodicity change. Array sizes only grow, so that a simulation compiles once or a few times.
+    periodicity change. Array sizes grow, and shrink where one is more than twice what is needed, so that a simulation
+    compiles once or a few times.
 
     One calculator may serve many structures, of any sizes, and many threads, whose calls wait for each other. Copies and
     pickles, such as those for other processes, start with a list of their own.
@@ -99,8 +100,8 @@ class LEIGNNCalculator(Calculator):
             graph = Graph.from_pairs(near.positions, atoms.numbers, cell, pbc, pairs, self.dtype)
             wanted = (bucket(graph.shape[0], 4), bucket(graph.shape[1], 16), bucket(graph.shape[2], 4))
             # A list that shrinks a little keeps the larger program; one that shrinks by half is another system.
-            keep = all(w <= have <= 2 * w for w, have in zip(wanted, self._sizes, strict=True))
-            self._sizes = self._sizes if keep else wanted
+            other = any(have > 2 * w for w, have in zip(wanted, self._sizes, strict=True))
+            self._sizes = wanted if other else tuple(map(max, wanted, self._sizes))
             self._graph = graph.pad(*self._sizes)
             self._listed = atoms.copy()
             return self._graph

@@ -26,7 +26,7 @@ from flax import struct
 
 from leignn_jax.arguments import check_array, check_number
 from leignn_jax.cells import inverse, transformed
-from leignn_jax.device_neighbors import NeighborList, allocate, update
+from leignn_jax.device_neighbors import NeighborList, allocate, lattice_of, update
 from leignn_jax.errors import ConfigError
 from leignn_jax.list_sizes import grown
 from leignn_jax.models.config import did_you_mean
@@ -116,7 +116,9 @@ def neighbor_list(
 
     def allocate_list(R, extra_capacity: int = 0, box=box, **unused) -> Neighbors:
         _check_names(unused)
-        dtype = jnp.asarray(R).dtype
+        R = jnp.asarray(check_array("R", R, (len(numbers), 3)))
+        R = R.astype(jnp.promote_types(R.dtype, jnp.float32))
+        dtype = R.dtype
         cell = jnp.zeros((3, 3), dtype) if box is None else cell_of(box, dtype)
         real = transformed(R, cell) if fractional_coordinates else R
         made = allocate(real, cell, periodic, numbers, network.cutoff, skin, dtype=dtype)
@@ -164,8 +166,7 @@ def _real(neighbor: Neighbors, R, cell):
 def _near(neighbor: Neighbors, positions, cell):
     """Positions less the lattice vectors by which they have jumped since the list was made."""
     made = neighbor.list
-    lattice = jnp.where(made.pbc[:, None], cell, jnp.eye(3, dtype=cell.dtype))
-    before = jnp.where(made.pbc[:, None], made.cell, jnp.eye(3, dtype=cell.dtype))
+    lattice, before = lattice_of(made, cell), lattice_of(made, made.cell)
     now, then = transformed(positions, inverse(lattice)), transformed(made.positions, inverse(before))
     jumps = jnp.where(made.pbc, jnp.round(jax.lax.stop_gradient(now - then)), 0.0)
     return positions - transformed(jumps, lattice)

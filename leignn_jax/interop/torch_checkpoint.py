@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from ase.data import chemical_symbols
 
+from leignn_jax.arguments import check_choice, check_number, check_path, check_sequence
 from leignn_jax.errors import ConfigError, FileFormatError
 from leignn_jax.models.config import VARIANTS, LEIGNNConfig, Variant
 from leignn_jax.models.network import init_params
@@ -56,9 +57,14 @@ def import_torch_checkpoint(
     systems differ from those of the original by what the dropped ones contribute.
 
     Raises:
+        ConfigError: an argument that is not what it must be.
         FileFormatError: not such a file, truncated, or weights of another variant.
     """
-    path = Path(path)
+    path = Path(check_path("path", path))
+    check_choice("variant", variant, VARIANTS)
+    check_number("cutoff", cutoff, positive=True)
+    if elements is not None and not check_sequence("elements", elements):
+        raise ConfigError("elements: name one or more, or give None for all that the file knows.")
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
     weights = {k.removeprefix("module."): v for k, v in weights.items()}
     weights.pop("radial_basis.rbf.offset", None)

@@ -59,24 +59,29 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.elements, list | tuple):
             raise ConfigError(f"elements must be a list of symbols such as ('Si', 'O'), not {self.elements!r:.60}.")
-        object.__setattr__(self, "elements", tuple(self.elements))
+        self._keep("elements", tuple(str(e) if isinstance(e, str) else e for e in self.elements))
         for symbol in self.elements:
             if not isinstance(symbol, str) or symbol not in chemical_symbols[1:]:
                 raise ConfigError(f"elements: {symbol!r} is not an element's symbol (write 'Si', not 'si' or 14).")
         if len(set(self.elements)) != len(self.elements):
             raise ConfigError(f"elements: a symbol stands twice in {self.elements}.")
-        check_whole("features", self.features, 2, 4096)
+        self._keep("features", check_whole("features", self.features, 2, 4096))
         if self.features % 2:
             raise ConfigError(f"features must be even, not {self.features}.")
-        check_whole("layers", self.layers, 1, 64)
-        check_whole("num_radial", self.num_radial, 2, 1024)
-        check_number("cutoff (Å)", self.cutoff, positive=True, most=100)
-        check_whole("envelope_exponent", self.envelope_exponent, 3, 64)
-        check_flag("smooth_cutoff", self.smooth_cutoff)
-        check_flag("repulsion", self.repulsion)
-        check_choice("radial_basis", self.radial_basis, RADIAL_BASES)
-        check_choice("envelope", self.envelope, ENVELOPES)
-        check_choice("matmul_precision", self.matmul_precision, ("highest", "high", "default"))
+        self._keep("layers", check_whole("layers", self.layers, 1, 64))
+        self._keep("num_radial", check_whole("num_radial", self.num_radial, 2, 1024))
+        self._keep("cutoff", check_number("cutoff (Å)", self.cutoff, positive=True, most=100))
+        self._keep("envelope_exponent", check_whole("envelope_exponent", self.envelope_exponent, 3, 64))
+        for name in ("smooth_cutoff", "repulsion"):
+            self._keep(name, check_flag(name, getattr(self, name)))
+        precisions = ("highest", "high", "default")
+        choices = {"radial_basis": RADIAL_BASES, "envelope": ENVELOPES, "matmul_precision": precisions}
+        for name, allowed in choices.items():
+            self._keep(name, check_choice(name, getattr(self, name), allowed))
+
+    def _keep(self, name: str, value: Any) -> None:
+        """A field as a check returned it: a number of NumPy's is no plain JSON, nor has every array a hash."""
+        object.__setattr__(self, name, value)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -110,6 +115,9 @@ class ModelConfig:
 class LEIGNNConfig(ModelConfig):
     """What fixes the shape and the formula of a LEIGNN, beside what :class:`ModelConfig` has.
 
+    Its own defaults are the paper's formula with a cutoff that is smooth. The models that we recommend are those of
+    :func:`preset`: tensors, no global nodes, repulsion, a norm without a kink.
+
     update: "gated" (LEIGNN) or "painn" (the published "vanilla" model).
     global_nodes: one scalar and one vector per structure that all its atoms exchange with; they make the energy of a
         structure depend on all of it, however far (pitfall: two distant molecules are not independent).
@@ -133,12 +141,12 @@ class LEIGNNConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("norm_floor", self.norm_floor, positive=True, most=100)
-        check_whole("tensor_features", self.tensor_features, 0, 4096)
+        self._keep("norm_floor", check_number("norm_floor", self.norm_floor, positive=True, most=100))
+        self._keep("tensor_features", check_whole("tensor_features", self.tensor_features, 0, 4096))
         for name in ("global_nodes", "direct_forces", "remat"):
-            check_flag(name, getattr(self, name))
-        check_choice("update", self.update, ("gated", "painn"))
-        check_choice("message_dtype", self.message_dtype, ("float32", "bfloat16"))
+            self._keep(name, check_flag(name, getattr(self, name)))
+        for name, allowed in {"update": ("gated", "painn"), "message_dtype": ("float32", "bfloat16")}.items():
+            self._keep(name, check_choice(name, getattr(self, name), allowed))
 
     def in_words(self) -> str:
         """The choices beside its size, for a person."""
@@ -162,7 +170,7 @@ class HigherOrderConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("degree", self.degree, 0, 3)
+        self._keep("degree", check_whole("degree", self.degree, 0, 3))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types and which kind of model they are of; :func:`config_from_dict` takes them back."""
@@ -203,7 +211,8 @@ def preset(name: str, *, variant: AnyVariant | None = None, **settings: Any) -> 
     """A named model size with some settings changed.
 
     Args:
-        name: "published" (512 x 4 with 128 Gaussians, arXiv:2311.02869), "large", "medium" or "small".
+        name: "small" (64 features x 2 layers), "medium" (128 x 3), "large" (256 x 4), or "published" (512 x 4 with 128
+            Gaussians, arXiv:2311.02869).
         variant: "tensor", LEIGNN with half as many tensors as features and without global nodes, is the most
             accurate at equal training time (``experiments/recipe``) and what None is, but for "published"; "leignn",
             "vanilla_nmu" (no global nodes) and "vanilla" (no global nodes, PaiNN's update) are the paper's models;

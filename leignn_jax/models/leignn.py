@@ -117,10 +117,11 @@ class LEIGNN(nn.Module):
 
 
 def pair_geometry(graph: Graph, vectors: Float[Array, "pairs 3"]):
-    """Distances ``[pairs]`` in Å and unit vectors ``[pairs, 3]`` from sender to receiver; padding gets 1 and 0."""
+    """Distances ``[pairs]`` in Å and unit vectors ``[pairs, 3]`` from sender to receiver; padding gets 1 and 0, atoms in one
+    place a millionth of an Å and no direction."""
     squared = (vectors**2).sum(-1)
     exists = graph.pair_mask & (squared > 0)
-    distances = jnp.sqrt(jnp.where(exists, squared, 1.0))
+    distances = jnp.sqrt(jnp.where(exists, squared, jnp.where(graph.pair_mask, 1e-12, 1.0)))
     return distances, jnp.where(exists[:, None], -vectors / distances[:, None], 0.0)
 
 

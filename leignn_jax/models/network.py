@@ -31,7 +31,9 @@ def network(config: ModelConfig) -> nn.Module:
 
 
 def init_params(config: ModelConfig, key: jax.Array):
-    """Parameters at the start of training, a nested dict of float32 arrays."""
+    """Parameters at the start of training, a nested dict of float32 arrays; ConfigError where the model has no elements."""
+    if not config.elements:
+        raise ConfigError("elements: the model needs the symbols of what it is for, such as elements=('Si',).")
     pair = Graph.from_pairs(
         positions=np.array([[0.0, 0.0, 0.0], [0.5 * config.cutoff, 0.0, 0.0]]),
         numbers=np.array([config.numbers[0]] * 2),

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from leignn_jax.arguments import check_atoms, check_dtype, check_model, check_number
+from leignn_jax.arguments import check_array, check_atoms, check_dtype, check_model, check_number
 from leignn_jax.cells import transformed
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
@@ -151,9 +151,11 @@ def moduli(constants) -> Moduli:
     """Moduli of a polycrystal from elastic constants ``[6, 6]`` GPa.
 
     Raises:
-        ConfigError: constants that can't be inverted.
+        ConfigError: constants that are no finite ``[6, 6]``, or can't be inverted.
     """
-    c = np.asarray(constants, np.float64)
+    c = np.asarray(check_array("constants", constants, (6, 6)), np.float64)
+    if not np.isfinite(c).all():
+        raise ConfigError("constants: not all of them are finite numbers.")
     c = 0.5 * (c + c.T)
     try:
         s = np.linalg.inv(c)

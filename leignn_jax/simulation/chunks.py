@@ -250,6 +250,7 @@ def start_state(
 ) -> tuple[State, Origins]:
     """The state that a simulation begins with, and from where its positions were taken.
 
+    kelvin: of velocities that are not given; None is the ensemble's temperature.
     domains: a mesh of devices among which one system is divided.
     """
     _check_motion(system, structures, ensemble)
@@ -266,6 +267,7 @@ def start_state(
     for r, atoms in enumerate(structures):
         velocities[r, : len(atoms)] = atoms.get_velocities() * ase.units.fs
     given = np.array([one.any() for one in velocities])
+    kelvin = getattr(ensemble, "temperature", None) if kelvin is None else kelvin
     if not given.all() and kelvin is None:
         which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
         raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")

@@ -160,6 +160,13 @@ def pressure_tensor(system: System, state: State, kT) -> Float[Array, "replicas 
     return (kinetic + held) / volume(state.cell)[:, None, None] - state.stress
 
 
+def pressure(system: System, state: State) -> Float[Array, "replicas"]:
+    """``[replicas]`` GPa, with the share of momentum that is held at the present temperature, so that it averages to a
+    barostat's target."""
+    kT = BOLTZMANN * temperature(system, state.velocities)
+    return jnp.trace(pressure_tensor(system, state, kT), axis1=1, axis2=2) / 3 * GIGAPASCAL
+
+
 def evaluate(model: EnergyModel, system: System, neighbors: NeighborList, positions, cell):
     """Energy [replicas] eV, forces [replicas, atoms, 3] eV/Å and stress [replicas, 3, 3] eV/Å^3 of all replicas at once."""
     out = model.compute(joined_graph(system, neighbors, positions, cell))

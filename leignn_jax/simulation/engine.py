@@ -162,7 +162,6 @@ def simulate(
         structures = _replicated(check_structures(atoms), replicas)
         ensemble = make_ensemble(ensemble, temperature, pressure)
         check_ensemble(ensemble, temperature, structures)
-        kelvin = temperature if temperature is not None else getattr(ensemble, "temperature", None)
         limits = check_limits(max_temperature, max_step, max_distance, max_doubt)
         if max_doubt != LIMITS.doubt and not has_doubts(potential):
             raise ConfigError(
@@ -171,7 +170,13 @@ def simulate(
         if out is not None and is_first():
             make_folder(check_path("out", out), SimulationError)
     if jax.process_count() > 1:
-        given = {"temperature": kelvin, "steps": steps, "timestep": timestep, "save_every": save_every, "dtype": dtype}
+        given = {
+            "temperature": temperature,
+            "steps": steps,
+            "timestep": timestep,
+            "save_every": save_every,
+            "dtype": dtype,
+        }
         given |= {
             "log_every": log_every,
             "skin": skin,
@@ -182,7 +187,7 @@ def simulate(
         }
         check_same(_what_processes_share(potential, structures, ensemble, given))
     with jax.enable_x64(dtype == "float64"):
-        run = Run(potential, structures, ensemble, timestep, kelvin, seed, skin, np.dtype(dtype), devices)
+        run = Run(potential, structures, ensemble, timestep, temperature, seed, skin, np.dtype(dtype), devices)
         limits = jax.device_put(Limits(*(np.asarray(x, dtype) for x in limits)))
         settings = {} if out is None else run_settings(run, save_every, log_every)
         folder = None if out is None else SimulationFolder(Path(out), run, settings, single, resume)

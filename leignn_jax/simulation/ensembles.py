@@ -48,6 +48,7 @@ from leignn_jax.simulation.dynamics import (
     kinetic_energy,
     move_to,
     normals,
+    pressure,
     pressure_tensor,
     temperature,
     volume,
@@ -476,16 +477,13 @@ def thermo(ensemble: Ensemble, system: System, state: State, dt) -> Thermo:
     periodic = system.pbc.all(-1)
     box = jnp.where(periodic, volume(state.cell), 1.0)
     unit = jnp.eye(3, dtype=state.cell.dtype)
-    # The share of momentum that is held, at the present temperature: pressures average to a barostat's target.
-    kT = BOLTZMANN * temperature(system, state.velocities)
-    tensor = pressure_tensor(system, state.replace(cell=jnp.where(periodic[:, None, None], state.cell, unit)), kT)
-    pressure = jnp.where(periodic, jnp.trace(tensor, axis1=1, axis2=2) / 3 * GIGAPASCAL, jnp.nan)
+    there = state.replace(cell=jnp.where(periodic[:, None, None], state.cell, unit))
     conserved = state.energy + kinetic + ensemble.stored_energy(system, state, dt) - state.exchanged
     return Thermo(
         state.energy,
         kinetic,
         temperature(system, state.velocities),
-        pressure,
+        jnp.where(periodic, pressure(system, there), jnp.nan),
         jnp.where(periodic, box, jnp.nan),
         conserved,
     )

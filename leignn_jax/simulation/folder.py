@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.errors import SimulationError
-from leignn_jax.files import make_folder, why_not_written, write_atomically
+from leignn_jax.files import FolderLock, make_folder, why_not_written, write_atomically
 from leignn_jax.list_sizes import ListSizes
 from leignn_jax.processes import arrays_from_first, from_first, is_first, on_host, together
 from leignn_jax.simulation.chunks import Run
@@ -43,11 +43,12 @@ class SimulationFolder:
         self.writers: list[TrajectoryWriter] = []
         self.logs: list[ThermoLog] = []
         self._state_file = path / "state.safetensors"
-        with together():
-            if is_first():
-                self._prepare(resume)
-        step = self._load(run) if resume else None
+        self._lock: FolderLock | None = None
         try:
+            with together():
+                if is_first():
+                    self._prepare(resume)
+            step = self._load(run) if resume else None
             with together():
                 if is_first():
                     for atoms, part in zip(run.structures, self.parts, strict=True):
@@ -72,8 +73,8 @@ class SimulationFolder:
         tree = on_host(_restartable(run))
         with together():
             if is_first():
-                for writer in self.writers:
-                    writer.flush()
+                for part in (*self.writers, *self.logs):
+                    part.flush()
                 save_state(self._state_file, tree, {**self.settings, "sizes": run.sizes._asdict()})
 
     def finish(self, run: Run, summary: dict[str, Any], final: list[ase.Atoms]) -> None:
@@ -87,6 +88,7 @@ class SimulationFolder:
     def _prepare(self, resume: bool) -> None:
         for part in self.parts:
             make_folder(part, SimulationError)
+        self._lock = FolderLock(self.path, SimulationError, "simulation")
         if not resume and any((self.path / f"state{name}.safetensors").exists() for name in ("", ".previous")):
             raise SimulationError(f"{self.path}: holds a simulation already. Resume it, or choose another folder.")
 
@@ -106,6 +108,8 @@ class SimulationFolder:
     def close(self) -> None:
         """End all writers, also where one of them fails; the first failure is raised."""
         with contextlib.ExitStack() as stack:
+            if self._lock is not None:
+                stack.callback(self._lock.close)
             for writer in reversed(self.writers):
                 stack.callback(writer.close)
             self.writers = []

@@ -104,7 +104,7 @@ def without_constants(model: Any) -> Any:
         return model.replace(reference_energies=zero, energy_shift=jnp.zeros(np.shape(model.energy_shift)))
     if isinstance(model, ModelSum):
         return ModelSum(tuple(without_constants(part) for part in model.parts))
-    return model
+    return model.without_constants() if hasattr(model, "without_constants") else model
 
 
 def doubts(model: Any, graph: Graph) -> Any:

@@ -39,7 +39,7 @@ def column(name: str) -> str:
 
 
 class ThermoLog:
-    """Appends rows to a CSV; they are on disk once :meth:`append` has returned.
+    """Appends rows to a CSV. Once :meth:`append` has returned they survive this process, once :meth:`flush` has the machine.
 
     resume_step: go on with the file there, after dropping the rows of later steps and one that a kill has cut; without
     it the file must not be there.
@@ -105,6 +105,18 @@ class ThermoLog:
         self._write(lambda: self._add("".join(f"{row}\n" for row in rows).encode()))
         self._columns, self._last = columns, int(steps[-1])
 
+    def flush(self) -> None:
+        """Until all rows are on disk; SimulationError where they can't be written."""
+        if self._last is None:
+            return
+        try:
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SimulationError(
+                f"{self.path}: the log can't be written: {why_not_written(error)}. Then resume the run."
+            ) from error
+
     def _add(self, content: bytes) -> None:
         new = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +127,6 @@ class ThermoLog:
                 left = memoryview(content)
                 while left:
                     left = left[file.write(left) or 0 :]
-                os.fsync(file.fileno())
             except OSError:
                 # No half row before the next attempt.
                 os.truncate(self.path, start)

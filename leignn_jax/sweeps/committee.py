@@ -34,6 +34,8 @@ def committee(potentials: Sequence[Potential]) -> Potential:
     configs = {p.config for p in potentials}
     if len(configs) != 1:
         raise ConfigError("A committee needs members of one model; these differ in their config.")
+    if len({p.walls is None for p in potentials}) != 1:
+        raise ConfigError("A committee needs members of one model; some of these have walls (with_walls), others none.")
     first = potentials[0]
     return jax.tree.map(
         lambda *x: np.stack([np.asarray(v) for v in x]),
@@ -166,8 +168,12 @@ class CommitteeModel(Adds):
         """``[atoms]`` eV/Å, the root of the summed variances of the components of each atom's force over members."""
         return jnp.sqrt(_compute_each(self.members, graph).forces.var(0).sum(-1))
 
+    def without_constants(self) -> CommitteeModel:
+        """See :func:`leignn_jax.simulation.model_sums.without_constants`."""
+        return CommitteeModel(without_constants(self.members))
+
     def split_constants(self) -> tuple[CommitteeModel, np.ndarray, float]:
         """See :func:`leignn_jax.simulation.model_sums.split_constants`."""
         table = constants_by_number(self.members).mean(0)
         shift = float(np.asarray(self.members.energy_shift, np.float64).mean())
-        return CommitteeModel(without_constants(self.members)), table, shift
+        return self.without_constants(), table, shift

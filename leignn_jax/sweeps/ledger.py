@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from leignn_jax.errors import TrainingError
-from leignn_jax.files import lock_folder, make_folder, remove_leftovers, write_atomically
+from leignn_jax.files import FolderLock, make_folder, remove_leftovers, write_atomically
 from leignn_jax.potential import Potential
 from leignn_jax.processes import from_first, is_first
 from leignn_jax.sweeps.report import REPORTS
@@ -83,16 +82,11 @@ class Ledger:
         # What an evaluation takes, of each group; measured once.
         self.costs: dict[str, float] = {}
         self._ended: dict[str, dict[str, Any]] = {}
-        self._handle = None
+        self._lock = None
         if not self.mine:
             return
         make_folder(out, TrainingError)
-        try:
-            self._handle = lock_folder(out)
-        except BlockingIOError:
-            raise TrainingError(
-                f"{out}: another process is working on the study in this folder. Wait for it, or choose another run.out."
-            ) from None
+        self._lock = FolderLock(out, TrainingError, "study")
         try:
             self._clear_leftovers()
             self.members = self._claim(study, points, resume, extend)
@@ -106,9 +100,8 @@ class Ledger:
 
     def close(self) -> None:
         """Let others have the folder."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        if self._lock is not None:
+            self._lock.close()
 
     def cost_of(self, config: TrainConfig) -> float | None:
         """What an evaluation of a member takes, where it was measured."""
@@ -160,11 +153,13 @@ class Ledger:
 
     def _clear_leftovers(self) -> None:
         """Delete the temporary files of a process that was killed; the folder is this one's now."""
-        for name in (*REPORTS, "study.yaml", "best.safetensors"):
+        for name in (*REPORTS, "study.yaml", "best.safetensors", "test.json"):
             remove_leftovers(self.out / name)
         for folder in (self._folder, self.out / "potentials"):
             for found in folder.glob(".*"):
-                found.unlink()
+                # A folder, such as .ipynb_checkpoints, is another program's.
+                if not found.is_dir():
+                    found.unlink()
 
     def _claim(self, study, points, resume, extend) -> list[Member]:
         asked, file = study.model_dump(mode="json"), self._folder / "members.json"

@@ -74,6 +74,17 @@ class Places:
     def begin(self, standing: Standing) -> None:
         standing.ended[:] = [number is None for number in self.numbers]
 
+    def judges(self, standing: Standing) -> bool:
+        done = {
+            place: standing.epoch + 1 - standing.began[place] for place, n in enumerate(self.numbers) if n is not None
+        }
+        return any(done[place] in self._rungs(place) for place in done)
+
+    def _rungs(self, place: int) -> list[int]:
+        """Epochs after which a place's member may have to give way."""
+        number, halving = self.numbers[place], self.study.halving
+        return [] if halving is None or number is None else halving.rungs(self.ledger.members[number].config.run.epochs)
+
     def decide(self, standing: Standing, trained: Callable[[int], Trained]) -> list[Change]:
         taken = [(place, number) for place, number in enumerate(self.numbers) if number is not None]
         with together():
@@ -95,7 +106,7 @@ class Places:
 
     def _halve(self, standing: Standing, taken: list[tuple[int, int]]) -> list[int]:
         """Report what all have come to, and then the places of those that do badly at a rung."""
-        dropped, halving = [], self.study.halving
+        dropped = []
         if self.trials is None:
             return []
         epochs = {place: standing.histories[place][-1]["epoch"] for place, _ in taken}
@@ -106,7 +117,7 @@ class Places:
             )
             self.trials.report(self.ledger.members[number].trial, epochs[place], goal)
         for place, number in taken:
-            rungs = [] if halving is None else halving.rungs(self.ledger.members[number].config.run.epochs)
+            rungs = self._rungs(place)
             if epochs[place] in rungs and not standing.ended[place]:
                 trial, rung = self.ledger.members[number].trial, rungs.index(epochs[place])
                 if not self.trials.goes_on(trial, epochs[place], rung):
@@ -156,6 +167,9 @@ class Evolution:
 
     def begin(self, standing: Standing) -> None:
         """Nothing: all members are there."""
+
+    def judges(self, standing: Standing) -> bool:
+        return (standing.epoch + 1) % self.study.evolution.every == 0
 
     def decide(self, standing: Standing, trained: Callable[[int], Trained]) -> list[Change]:
         told, places = self.study.evolution, range(len(self.settings))

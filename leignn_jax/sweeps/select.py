@@ -45,9 +45,10 @@ def select(
 ) -> Selection:
     """Choose frames to label, from a trajectory or any other pool.
 
-    The ``5 count`` most doubtful frames are looked at. The first to be chosen is the most doubtful of them, each next one
-    the farthest from all that are chosen or known already (farthest-first), where the distance of two frames is that of
-    :func:`fingerprints`. So a frame's neighbours in time are not chosen beside it.
+    The ``5 count`` most doubtful frames are looked at. The first to be chosen is the most doubtful of them, or where some
+    are known the farthest from these; each next one is the farthest from all that are chosen or known (farthest-first),
+    where the distance of two frames is that of :func:`fingerprints`. So a frame's neighbours in time are not chosen beside
+    it.
 
     Args:
         members: from :func:`leignn_jax.committee`.
@@ -76,8 +77,10 @@ def select(
     nearest = np.full(len(order), np.inf)
     for other in fingerprints(known, elements, members.cutoff):
         nearest = np.minimum(nearest, np.linalg.norm(points - other, axis=1))
+    new = nearest > 0
+    order, points, nearest = order[new], points[new], nearest[new]
     chosen, distances = [], []
-    place = 0
+    place = int(np.argmax(nearest)) if len(order) else 0
     for _ in range(min(count, len(order))):
         chosen.append(int(order[place]))
         distances.append(float(nearest[place]))
@@ -86,7 +89,7 @@ def select(
         if nearest[place] == 0:
             # What is left is the same as something chosen.
             break
-    return Selection(np.array(chosen), doubts, np.array(distances))
+    return Selection(np.array(chosen, int), doubts, np.array(distances))
 
 
 def fingerprints(frames: Iterable[ase.Atoms], elements: Sequence[int], cutoff: float) -> np.ndarray:

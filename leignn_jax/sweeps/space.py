@@ -146,6 +146,7 @@ def make_study(values: Mapping[str, Any]) -> StudyConfig:
         problem = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}.") from None
     _check_search(study)
+    _check_base(study)
     if study.search in ASKED:
         _check_choices(study)
     else:
@@ -162,6 +163,10 @@ def _check_search(study: StudyConfig) -> None:
                 f"{name}: it is for searches that ask for one trial after the other ({', '.join(ASKED)}), not for "
                 f"{study.search}."
             )
+    fits = {"startup": asked, "patience_minutes": asked, "name": asked, "evolution": study.search == "evolution"}
+    for name, used in {**fits, "samples": study.search != "grid"}.items():
+        if getattr(study, name) != StudyConfig.model_fields[name].default and not used:
+            raise ConfigError(f"{name}: search {study.search} makes no use of it; leave it out.")
     known = ["validation_loss", COST, *(f"validation_{name}" for name in METRICS)]
     for name in study.objectives:
         if name not in known:
@@ -180,6 +185,18 @@ def _check_search(study: StudyConfig) -> None:
                 f"space.{shapes[0]}: members of search evolution take over each other's parameters, so that they must have "
                 "one shape. Put it in base."
             )
+
+
+def _check_base(study: StudyConfig) -> None:
+    """ConfigError where a study's trainings have what a study does in another way."""
+    run = study.base.get("run", {})
+    if not isinstance(run, Mapping):
+        return
+    if run.get("devices", 1) != 1:
+        raise ConfigError("base.run.devices: a study's devices are mesh: [members side by side, parts of a batch].")
+    for name in ("tensorboard", "wandb"):
+        if run.get(name):
+            raise ConfigError(f"base.run.{name}: members of a study are not logged there; leave it out.")
 
 
 def _check_choices(study: StudyConfig) -> None:

@@ -5,6 +5,7 @@ The study's folder (``base.run.out``)::
     study.yaml      what was asked          results.csv, results.parquet   one row per member, best first
     history.csv     member x epoch          potentials/NNN.safetensors     best epoch of each member
     best.safetensors                        curves.png, settings.png, report.html
+    test.json       errors of the best one on data.test
     ledger/         what has ended          checkpoints/                   of what is under way
     trials.log      Optuna's journal of a search
 
@@ -12,6 +13,7 @@ The study's folder (``base.run.out``)::
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import tempfile
@@ -25,6 +27,7 @@ from jax.sharding import Mesh
 
 from leignn_jax.arguments import check_flag, check_whole
 from leignn_jax.errors import ConfigError
+from leignn_jax.files import write_atomically
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
 from leignn_jax.processes import (
@@ -45,9 +48,10 @@ from leignn_jax.sweeps.report import write_study
 from leignn_jax.sweeps.space import ASKED, COST, StudyConfig, checked_study, group_key, has_shapes, members
 from leignn_jax.sweeps.trials import Trials
 from leignn_jax.training.config import TrainConfig, make_config
+from leignn_jax.training.evaluate import evaluate
 from leignn_jax.training.loop import Loop
 from leignn_jax.training.parallel import make_mesh
-from leignn_jax.training.prepared import Prepared, files_of, prepare
+from leignn_jax.training.prepared import Prepared, files_of, named_files, prepare
 from leignn_jax.training.programs import Programs, make_programs
 
 log = logging.getLogger("leignn_jax")
@@ -65,6 +69,8 @@ class StudyResult(NamedTuple):
     compiles: programs compiled for training by this call, of each group.
     finished: False where a signal stopped it; the same call goes on.
     signal: name of the signal that asked this process to stop, None where none did.
+    test: errors of the best member on ``data.test`` of the base, in meV/atom, meV/Å, meV/Å^3; None without one, or where
+        the study has not ended.
     """
 
     rows: list[dict[str, Any]]
@@ -73,6 +79,7 @@ class StudyResult(NamedTuple):
     compiles: list[int]
     finished: bool = True
     signal: str | None = None
+    test: dict[str, float | None] | None = None
 
     @property
     def best(self) -> Potential:
@@ -161,13 +168,26 @@ class _Done(NamedTuple):
 def _result(study: StudyConfig, ledger: Ledger, done: _Done) -> StudyResult:
     """What the ledger holds, and at the end the report. All processes must call it."""
     rows, potentials, history = _table(ledger)
+    test = None
     with together():
         # A worker that came too late has no trial of its own.
         if rows and done.finished and ledger.mine:
             write_study(ledger.out, rows, history, list(study.space), study.objectives[0])
-            if potentials[0] is not None:
-                potentials[0].save(ledger.out / "best.safetensors")
-    return StudyResult(rows, potentials, ledger.out, *done)
+            if (best := potentials[0]) is not None:
+                best.save(ledger.out / "best.safetensors")
+                test = _tested(best, make_config(study.base))
+                if test is not None:
+                    write_atomically(ledger.out / "test.json", (json.dumps(test, indent=1) + "\n").encode())
+    return StudyResult(rows, potentials, ledger.out, *done, from_first(test))
+
+
+def _tested(best: Potential, config: TrainConfig) -> dict[str, float | None] | None:
+    """Errors of the best member on the test file, of which no member has seen anything."""
+    data = config.data
+    if data.test is None:
+        return None
+    direct = config.loss.force_source == "direct"
+    return evaluate(best, data.test, units=data.units, keys=dict(data.keys), direct=direct).metrics
 
 
 def _run_asked(study: StudyConfig, ledger: Ledger, progress: bool | None) -> _Done:
@@ -271,9 +291,10 @@ def _make_group(
     """Data and programs of members of one shape. All processes must call it."""
     with together():
         prepared = prepare(config, study.mesh[1], progress)
-    check_same(files_of(config, prepared))
+    files = files_of(config, prepared)
+    check_same(named_files(files))
     with together():
-        ledger.check_data(name, prepared.splits.hashes)
+        ledger.check_data(name, files)
         if ledger.mine and ledger.cost_of(config) is None and (COST in study.objectives or has_shapes(study)):
             ledger.write_cost(config, microseconds_per_atom(prepared))
     ledger.costs = from_first(ledger.costs)

@@ -120,7 +120,12 @@ class Trials:
 
     def _own_trials(self) -> list[Any]:
         with _reachable(self.where):
-            return [t for t in self._study.get_trials(deepcopy=False) if t.user_attrs.get("worker") == self._worker]
+            return [t for t in self._study.get_trials(deepcopy=False) if self._mine(t)]
+
+    def _mine(self, trial: Any) -> bool:
+        """Whether this worker asked for a trial: all in a storage of its own, wherever its folder has come to lie."""
+        worker = trial.user_attrs.get("worker")
+        return worker is not None if self._own else worker == self._worker
 
     def _counted(self) -> int:
         """Trials of all workers but those that failed for want of their worker."""
@@ -219,7 +224,7 @@ class Trials:
                 worker, seen = trial.user_attrs.get("worker"), trial.user_attrs.get("seen")
                 started = trial.datetime_start.timestamp() if trial.datetime_start is not None else time.time()
                 late = time.time() - (started if seen is None else seen) > 60 * self._config.patience_minutes
-                if worker == self._worker or not (late or self._own):
+                if self._mine(trial) or not (late or self._own):
                     continue
                 log.warning("Trial %d of %s is given up as lost and asked again.", trial.number, worker or "nobody")
                 self._live(trial).set_user_attr("lost", True)

@@ -22,6 +22,7 @@ from leignn_jax.training.strict_yaml import parse_yaml, read_yaml
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
@@ -56,9 +57,9 @@ class DataSettings(Section):
         "duplicates", structures that stand in train and in another set; what is not named here stops the training.
     cache: folder for the frames and their neighbours on disk, for sets larger than memory or slow to read. Each file
         becomes a store in a folder of its own, named by the content of the file, cutoff, units and keys, and built again
-        where one of these changes or the store is damaged. Results are the same to the last bit. None: in memory.
+        where one of these changes or the store is damaged. Batches are the same to the last bit. None: in memory.
     on_device: whether the frames of train stay on the device, where batches are put together without the host; of one
-        device. None: where they take at most a quarter of its memory.
+        device. None: where they take at most a quarter of its memory and there is no ``cache``.
     """
 
     train: Path | None = None
@@ -105,6 +106,13 @@ class LossSettings(Section):
     ramp: tuple[Fraction, Fraction] = (0.5, 0.75)
     huber_delta: Positive = 0.01
 
+    @field_validator("ramp")
+    @classmethod
+    def _ramp_in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("it begins after its end")
+        return value
+
     def kinds(self, stressed: bool) -> LossKinds:
         """The static part, where frames of train have a stress or none has."""
         with_stress = stressed and (self.stress_weight > 0 or bool(self.final_stress_weight))
@@ -130,12 +138,12 @@ class OptimizerSettings(Section):
     final_fraction: Fraction = 0.0
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.8
     plateau_patience: Count | None = None
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
     epsilon: Positive = 1e-8
     weight_decay: NotNegative = 0.01
     clip_norm: Positive = 10.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: BelowOne = 0.999
     freeze: list[str] = []
 
 
@@ -145,8 +153,8 @@ class RunSettings(Section):
     out: the run folder.
     seed: of the first parameters.
     start_from: a potential to go on from (fine-tuning), a file or the name of a bundled one; its model is kept.
-    epochs: of training. early_stop: epochs without a better validation loss after which to stop; None never.
-    validate_every: epochs.
+    epochs: of training. validate_every: epochs.
+    early_stop: epochs without a better validation loss after which the next validation stops the training; None never.
     checkpoint_minutes: between checkpoints; keep: how many.
     devices: among which the batches of one update are divided; each takes ``data.batch_size`` frames.
     tensorboard, wandb: log there too (each needs its package); wandb is the project's name.
@@ -279,12 +287,18 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = (), kind: 
         values = _merge(values, nested)
     recipe = values.get("recipe", "default")
     if isinstance(recipe, str) and recipe in RECIPES:
-        values = _merge(RECIPES[recipe], values)
+        said = dict(RECIPES[recipe])
+        if isinstance(values.get("run"), Mapping) and values["run"].get("start_from") is not None:
+            said.pop("model", None)
+        values = _merge(said, values)
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind)) from None
-    _check_model(config)
+    if config.run.start_from is None:
+        _check_model(config)
+    elif config.model:
+        raise ConfigError("model: leave it out where run.start_from gives the model.")
     if config.data.reference_energies == "keep" and config.run.start_from is None:
         raise ConfigError('data.reference_energies: "keep" needs run.start_from, a potential to keep them of.')
     if config.loss.force_source == "direct" and config.loss.kinds(stressed=True).with_stress:

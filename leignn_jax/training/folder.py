@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leignn_jax.errors import TrainingError
-from leignn_jax.files import make_folder, write_atomically
+from leignn_jax.files import FolderLock, make_folder, write_atomically
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
 from leignn_jax.processes import is_first
@@ -26,7 +26,8 @@ class RunFolder:
         resume: False refuses a folder that has a checkpoint.
 
     Raises:
-        TrainingError: the folder belongs to another config or other data, or must not be gone on with.
+        TrainingError: the folder belongs to another config or other data, or must not be gone on with, or another process
+            is at work in it.
     """
 
     def __init__(self, config: TrainConfig, data: Mapping[str, Any], resume: bool):
@@ -35,14 +36,21 @@ class RunFolder:
             return
         make_folder(self.path, TrainingError)
         folder = self.path / "checkpoints"
-        has_checkpoint = folder.is_dir() and any(folder.iterdir())
-        if has_checkpoint and not resume:
-            raise TrainingError(f"{self.path}: holds a run already. Choose another run.out, or go on with it (resume).")
-        _claim(self.path, config, data, has_checkpoint)
-        self._config = config
-        self._history = History(self.path / "metrics.csv")
-        self._checkpoints = Checkpoints(folder, config.run.keep)
-        self._loggers = []
+        self._lock = FolderLock(self.path, TrainingError, "training")
+        try:
+            has_checkpoint = folder.is_dir() and any(folder.iterdir())
+            if has_checkpoint and not resume:
+                raise TrainingError(
+                    f"{self.path}: holds a run already. Choose another run.out, or go on with it (resume)."
+                )
+            _claim(self.path, config, data, has_checkpoint)
+            self._config = config
+            self._history = History(self.path / "metrics.csv")
+            self._checkpoints = Checkpoints(folder, config.run.keep)
+            self._loggers = []
+        except BaseException:
+            self._lock.close()
+            raise
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest whole checkpoint and its meta, None where there is none; see :meth:`Checkpoints.restore`."""
@@ -90,29 +98,31 @@ class RunFolder:
 
     def close(self) -> None:
         if self.mine:
-            self._checkpoints.close()
+            try:
+                self._checkpoints.close()
+            finally:
+                self._lock.close()
 
 
 def _claim(out: Path, config: TrainConfig, data: Mapping[str, Any], has_checkpoint: bool) -> None:
     """Write what the run is, or compare with what the folder says it is."""
     text = dump_config(config)
     config_file, data_file = out / "config.yaml", out / "data.json"
-    if has_checkpoint and config_file.exists() and data_file.exists():
-        old = config_file.read_text(errors="replace")
-        if old != text:
-            lines = [line for line in text.splitlines() if line not in old.splitlines()]
-            raise TrainingError(
-                f"{out}: its checkpoints are of another config (now different: {'; '.join(x.strip() for x in lines[:5])}). "
-                "Give the old settings, or another run.out."
-            )
-        was = _hashes_in(data_file)
-        changed = [name for name, value in data["sha256"].items() if was.get(name) != value]
-        if changed:
-            raise TrainingError(
-                f"{out}: the {changed[0]} file has changed since this run began. Bring the old one back, or choose another "
-                "run.out."
-            )
-        return
+    old = config_file.read_text(errors="replace") if has_checkpoint and config_file.exists() else text
+    if old != text:
+        lines = [line for line in text.splitlines() if line not in old.splitlines()]
+        raise TrainingError(
+            f"{out}: its checkpoints are of another config (now different: {'; '.join(x.strip() for x in lines[:5])}). "
+            "Give the old settings, or another run.out."
+        )
+    was = _hashes_in(data_file) if has_checkpoint and data_file.exists() else {}
+    # A folder of an older version does not know all files.
+    changed = [name for name, value in data["sha256"].items() if was.get(name, value) != value]
+    if changed:
+        raise TrainingError(
+            f"{out}: the {changed[0]} file has changed since this run began. Bring the old one back, or choose another "
+            "run.out."
+        )
     write_atomically(config_file, text.encode())
     write_atomically(data_file, json.dumps(data, indent=1).encode())
 

@@ -147,12 +147,12 @@ class Loop:
         with stop_requests() as stop, TrainingProgress((standing.epoch + left) * steps, progress, done) as bar:
             finished = True
             while finished and not all(standing.ended):
-                started = time.monotonic()
+                started, first = time.monotonic(), standing.next_step
                 finished = self._steps(stop, bar)
                 seconds = time.monotonic() - started
                 self.worked += seconds
                 if finished:
-                    self._close_epoch(seconds, bar)
+                    self._close_epoch(steps - first, seconds, bar)
             with together():
                 self.folder.wait()
                 self._save_last()
@@ -250,20 +250,21 @@ class Loop:
             return None
         return self.more.pull(self.carry[0].potential, self.standing.epoch * self.prepared.steps_per_epoch + number)
 
-    def _close_epoch(self, seconds: float, bar: TrainingProgress) -> None:
-        """Evaluate, and write down what the epoch brought."""
+    def _close_epoch(self, steps: int, seconds: float, bar: TrainingProgress) -> None:
+        """Evaluate, and write down what the epoch brought, whose last ``steps`` took so many seconds."""
         run, (state, running), epoch = self.config.run, self.carry, self.standing.epoch + 1
         with together():
-            due = epoch % run.validate_every == 0 or any(epoch - began == run.epochs for began in self.standing.began)
-            found = self.evaluated() if due else None
+            ends = any(epoch - began == run.epochs for began in self.standing.began)
+            judged = self.tuner is not None and self.tuner.judges(self.standing)
+            found = self.evaluated() if epoch % run.validate_every == 0 or ends or judged else None
         trained, found = on_host(((state.step, state.failed_at, running), found))
         with together():
-            rows = self._rows(seconds, trained, found)
+            rows = self._rows(steps, seconds, trained, found)
         rows = from_first(rows)
         with together():
             self._record(rows)
             if self.many:
-                losses = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
+                losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
                 bar.note(f"epoch {rows[0]['epoch']}: best validation loss {min(losses, default=math.nan):.4g}")
             else:
                 bar.epoch(rows[0], self.standing.histories[0])
@@ -274,9 +275,9 @@ class Loop:
         if all(self.standing.ended):
             self._save()
 
-    def _rows(self, seconds: float, trained: Any, found: Any) -> list[dict[str, Any]]:
+    def _rows(self, steps: int, seconds: float, trained: Any, found: Any) -> list[dict[str, Any]]:
         """The line of the epoch, of each member, from the sums of its steps and of its evaluation (None without one)."""
-        data, steps = self.config.data, self.prepared.steps_per_epoch
+        data = self.config.data
         devices = 1 if self.mesh is None else self.mesh.shape[DATA]
         frames = steps * self.prepared.train.batch_size * data.accumulate * devices
         rows = []
@@ -317,17 +318,21 @@ class Loop:
             ])  # fmt: skip
             for i in np.flatnonzero(better):
                 standing.bests[i] = {"loss": rows[i]["validation_loss"], "epoch": rows[i]["epoch"]}
-            losses, better = (x if self.many else x[0] for x in (losses, better))
+            past = np.array([standing.epochs_judged(i) for i in range(len(rows))], np.float32)
+            losses, better, past = (x if self.many else x[0] for x in (losses, better, past))
             ema = state.ema if self.many else None
-            plateau, self.best = self.programs.after_epoch(state.plateau, state.hyper, losses, ema, self.best, better)
+            plateau, self.best = self.programs.after_epoch(
+                state.plateau, state.hyper, losses, past, ema, self.best, better
+            )
             state = state.replace(plateau=plateau)
             if not self.many and better:
                 self.folder.save_potential("potential.safetensors", self.export(state.ema))
         self.carry = (state, self._place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), running)))
         self.folder.log_epoch(rows)
         for i, row in enumerate(rows):
-            waited = run.early_stop is not None and row["epoch"] - standing.bests[i]["epoch"] >= run.early_stop
-            if row.get("diverged_at_step") is not None or waited or row["epoch"] == run.epochs:
+            waited = row["epoch"] - standing.bests[i]["epoch"] if "validation_loss" in row else 0
+            stops = run.early_stop is not None and waited >= run.early_stop
+            if row.get("diverged_at_step") is not None or stops or row["epoch"] == run.epochs:
                 standing.ended[i] = True
         if all(standing.ended) and rows[0]["epoch"] < run.epochs and self.tuner is None:
             log.info("Nothing gets better any more: stopping at epoch %d.", standing.epoch)
@@ -387,7 +392,7 @@ class Loop:
         return [self._found(i, params) for i, params in enumerate(self._each(on_host(self.best)))]
 
     def _found(self, member: int, params: Any) -> Trained:
-        epoch = max(self.standing.bests[member]["epoch"], 0)
+        epoch = self.standing.bests[member]["epoch"]
         return Trained(self.export(params, member) if epoch else None, epoch, self.standing.histories[member])
 
     def _fail(self) -> None:

@@ -64,10 +64,10 @@ class Plateau:
         return cls(jnp.float32(1.0), jnp.float32(jnp.inf), jnp.float32(0.0))
 
 
-def plateau_step(plateau: Plateau, hyper: Hyperparameters, validation_loss) -> Plateau:
-    """One epoch of reduce-on-plateau."""
+def plateau_step(plateau: Plateau, hyper: Hyperparameters, validation_loss, epochs=1.0) -> Plateau:
+    """Reduce-on-plateau after a validation that comes so many ``epochs`` after the one before."""
     better = validation_loss < plateau.best
-    waited = jnp.where(better, 0.0, plateau.waited + 1.0)
+    waited = jnp.where(better, 0.0, plateau.waited + epochs)
     reduce = waited > hyper.plateau_patience
     return Plateau(
         factor=jnp.where(reduce, plateau.factor * hyper.plateau_factor, plateau.factor),

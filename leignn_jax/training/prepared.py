@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,13 +60,15 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
     """
     data = config.data
     given = None if config.run.start_from is None else load_potential(config.run.start_from)
+    if given is not None and config.loss.force_source == "direct" and not given.config.direct_forces:
+        raise ConfigError(
+            f"loss.force_source is direct, but {config.run.start_from} has no such head: set it to gradient."
+        )
     cutoff = config.cutoff() if given is None else given.cutoff
     splits = load_splits(data, cutoff, progress, with_stress=config.loss.kinds(stressed=True).with_stress)
     elements = splits.train.table.present()
     if given is not None:
         potential = given
-        if config.model:
-            raise ConfigError("model: leave it out where run.start_from gives the model.")
         missing = sorted(set(elements) - set(potential.config.elements))
         if missing:
             raise ElementError(
@@ -110,13 +112,17 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
 
 
 def files_of(config: TrainConfig, prepared: Prepared) -> dict[str, str]:
-    """Hashes of the files that a training reads, by what they are; of several processes all must have the same."""
+    """sha256 of the files that a training reads, by what they are: in all processes, and when it goes on, the same."""
     start = config.run.start_from
     others = {
         "isolated_atoms": config.data.isolated_atoms,
         "start_from": None if start is None else find_potential(start),
     }
-    hashes = prepared.splits.hashes | {name: hash_path(path) for name, path in others.items() if path is not None}
+    return prepared.splits.hashes | {name: hash_path(path) for name, path in others.items() if path is not None}
+
+
+def named_files(hashes: Mapping[str, str]) -> dict[str, str]:
+    """What :func:`files_of` gave, as processes are told in what they differ."""
     return {f"the {name} file": f"sha256 {value}" for name, value in hashes.items()}
 
 
@@ -191,7 +197,8 @@ def resident_frames(prepared: Prepared, config: TrainConfig, possible: bool) -> 
             "data.on_device: frames can't stay on the device where several devices train, or where a fit's targets pull at "
             "every step. Leave it out."
         )
-    if wanted is False or not possible:
+    # A store is for frames that need not fit into memory, and to join them takes three times theirs.
+    if wanted is False or not possible or (wanted is None and config.data.cache is not None):
         return None
     stats = jax.local_devices()[0].memory_stats() or {}
     room = _MOST_OF_DEVICE * stats.get("bytes_limit", _MEMORY)

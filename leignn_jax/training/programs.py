@@ -181,10 +181,10 @@ def evaluate_members(potential: Potential, batch: Batch, weights: LossWeights, *
     return jax.vmap(partial(evaluate_step, kinds=kinds), in_axes=(0, None, 0))(potential, batch, weights)
 
 
-def after_epoch(plateau: Plateau, hyper: Hyperparameters, validation_loss, ema, best, better):
-    """The plateau one epoch on; and ``ema`` where it is ``better``, else ``best`` (both None: nothing is kept)."""
+def after_epoch(plateau: Plateau, hyper: Hyperparameters, validation_loss, epochs, ema, best, better):
+    """The plateau so many ``epochs`` on; and ``ema`` where it is ``better``, else ``best`` (both None: nothing is kept)."""
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), ema, best)
-    return plateau_step(plateau, hyper, validation_loss), best
+    return plateau_step(plateau, hyper, validation_loss, epochs), best
 
 
 def take_member(tree: Any, place: Any) -> Any:

@@ -26,6 +26,10 @@ class Tuner(Protocol):
     def begin(self, standing: Standing) -> None:
         """Before the first step."""
 
+    def judges(self, standing: Standing) -> bool:
+        """Whether it will decide by validation errors after the epoch under way, which must then be validated."""
+        ...
+
     def decide(self, standing: Standing, trained: Callable[[int], Trained]) -> list[Change]:
         """After an epoch: end members (``standing.ended``), write down what became of those that ended, and fill places
         anew. ``trained`` gives what a place's member has come to."""
@@ -45,6 +49,10 @@ class Tuner(Protocol):
 
 class MoreTerms(Protocol):
     """What a loss has beside frames, such as :class:`leignn_jax.fitting.targets.Targets`."""
+
+    def files(self) -> dict[str, str]:
+        """sha256 of the files that it goes by, by what they are."""
+        ...
 
     def pull(self, potential: Potential, step: int) -> Any:
         """The gradient by the parameters of what is added to the loss of update ``step``."""

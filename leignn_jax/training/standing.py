@@ -24,7 +24,8 @@ class Standing:
     """Where a training stands beside its state: what a checkpoint's meta holds. Lists have one entry per member.
 
     epoch, next_step: epochs done, and steps of the next one.
-    bests: loss and epoch of the best so far. histories: one row per epoch. ended: whether it trains no more.
+    bests: loss and epoch of the best so far, epoch 0 where there is none. histories: one row per epoch.
+    ended: whether it trains no more.
     began: the epoch after which it came; its own epochs count from there.
     tuner: what :meth:`leignn_jax.training.protocols.Tuner.memory` said.
     """
@@ -53,6 +54,12 @@ class Standing:
             )
         return cls(**{name: meta[name] for name in names})
 
+    def epochs_judged(self, place: int) -> int:
+        """How many epochs the last validation of a place's member judges: all since the one before it."""
+        validated = (row["epoch"] for row in reversed(self.histories[place]) if row.get("validation_loss") is not None)
+        last, before = next(validated, 0), next(validated, 0)
+        return last - before
+
     def begin(self, place: int) -> None:
         """Another member begins at this place."""
         self.bests[place], self.histories[place] = _no_best(), []
@@ -60,4 +67,4 @@ class Standing:
 
 
 def _no_best() -> dict[str, Any]:
-    return {"loss": math.inf, "epoch": -1}
+    return {"loss": math.inf, "epoch": 0}

@@ -31,7 +31,7 @@ from leignn_jax.training.config import TrainConfig, dump_config
 from leignn_jax.training.folder import RunFolder
 from leignn_jax.training.loop import Loop
 from leignn_jax.training.parallel import make_mesh
-from leignn_jax.training.prepared import Prepared, files_of, prepare
+from leignn_jax.training.prepared import Prepared, files_of, named_files, prepare
 from leignn_jax.training.programs import make_programs
 from leignn_jax.training.protocols import MoreTerms
 
@@ -87,9 +87,10 @@ def train(
         check_devices(config.run.devices, "run.devices", f"set run.devices={jax.device_count()}")
         prepared = prepare(config, config.run.devices, progress)
         terms = None if more is None else more(prepared.potential)
-    check_same(_what_processes_share(config, prepared))
+        files = files_of(config, prepared) | ({} if terms is None else terms.files())
+    check_same({**versions(), "the config": dump_config(config), **named_files(files)})
     with together():
-        folder = RunFolder(config, _data_of_run(prepared), resume)
+        folder = RunFolder(config, _data_of_run(prepared, files), resume)
     try:
         devices = config.run.devices
         mesh = make_mesh(1, devices) if devices > 1 else None
@@ -101,11 +102,11 @@ def train(
         folder.close()
 
 
-def _data_of_run(prepared: Prepared) -> dict[str, Any]:
-    """What data.json says."""
+def _data_of_run(prepared: Prepared, files: dict[str, str]) -> dict[str, Any]:
+    """What data.json says; ``files`` are hashes."""
     plan = prepared.train.plan
     return {
-        "sha256": prepared.splits.hashes,
+        "sha256": files,
         "validation_frames_of_train": prepared.splits.held_out,
         "plan": {
             "shapes": [s._asdict() for s in plan.shapes],
@@ -114,11 +115,6 @@ def _data_of_run(prepared: Prepared) -> dict[str, Any]:
             "steps_per_epoch": prepared.steps_per_epoch,
         },
     }
-
-
-def _what_processes_share(config: TrainConfig, prepared: Prepared) -> dict[str, str]:
-    """What must be the same in all processes that train together."""
-    return {**versions(), "the config": dump_config(config), **files_of(config, prepared)}
 
 
 def _result(loop: Loop, folder: RunFolder, finished: bool) -> TrainResult:

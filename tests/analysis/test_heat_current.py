@@ -243,3 +243,13 @@ def test_conductivity_in_words():
         ask(np.where(np.arange(300).reshape(2, 50, 3) == 160, np.nan, 1.0))
     with pytest.raises(DataError, match="zero: do the atoms move"):
         ask(0 * flux)
+
+
+def test_atoms_that_wandered_far_keep_their_digits(crystal):
+    atoms, velocities = crystal
+    far = atoms.positions + np.array([2000, -1000, 500]) @ atoms.cell.array
+    found = [
+        heat_flux(PAIRS, r[None], velocities[None], atoms.numbers, atoms.cell.array, layers=1).total
+        for r in (atoms.positions, far)
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-4 * np.abs(found[0]).max())

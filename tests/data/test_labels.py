@@ -1,17 +1,19 @@
 """Labels: where they are looked for, and what is refused."""
 
 import ase
+import ase.io
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import label_names, read_labels
 from leignn_jax.errors import DataError
 
 
 def frame(**results):
-    atoms = ase.Atoms("H2", positions=[[0, 0, 0], [0.74, 0, 0]])
+    atoms = ase.Atoms("H2", positions=[[0, 0, 0], [0.74, 0, 0]], cell=[5, 5, 5], pbc=True)
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms
 
@@ -108,6 +110,19 @@ def test_a_virial_of_a_molecule_is_no_stress():
     atoms = ase.Atoms("H", info={"virial": np.eye(3)})
     assert read_labels(atoms).stress is None
     assert label_names(atoms) == {}
+
+
+@pytest.mark.parametrize("key", ["virial", "stress"])
+@pytest.mark.parametrize("pbc", [False, (True, True, False)])
+def test_a_stress_needs_a_volume(tmp_path, caplog, key, pbc):
+    """Of a molecule or a slab it is no label, which is told once for a file: a loss of it would be no number."""
+    atoms = ase.Atoms("H", cell=[5, 5, 5], pbc=pbc, info={key: np.eye(3), "energy": 1.0})
+    assert read_labels(atoms).stress is None
+    assert read_labels(atoms, keys={"stress": key}).stress is None
+    ase.io.write(tmp_path / "frames.extxyz", [atoms, atoms])
+    with caplog.at_level("WARNING", "leignn_jax"):
+        assert [labels.stress for _, labels in iter_labelled(tmp_path / "frames.extxyz")] == [None, None]
+    assert len([r for r in caplog.records if "no volume" in r.message]) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from leignn_jax.analysis import (
 )
 from leignn_jax.analysis.spectra import wavenumbers
 from leignn_jax.errors import ConfigError, DataError
-from leignn_jax.simulation.dynamics import ACCELERATION, BOLTZMANN
-from leignn_jax.simulation.ensembles import NVE, CellRescaling
-from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
+from leignn_jax.simulation.dynamics import ACCELERATION, BOLTZMANN, GIGAPASCAL
+from leignn_jax.simulation.ensembles import NVE, CellRescaling, thermo
+from leignn_jax.simulation.simple_models import HarmonicWells, IdealGas, LennardJones
 
 pytestmark = pytest.mark.usefixtures("fast_compiles", "x64")
 
@@ -148,3 +148,14 @@ def test_without_a_cell_there_are_words():
         smooth_density_of_states(velocities, jnp.ones(2), 1.0, lags=6)
     with pytest.raises(DataError, match="2 frames or more"):
         smooth_density_of_states(velocities[:1], jnp.ones(2), 1.0, lags=2)
+
+
+def test_pressure_is_that_of_the_log(two):
+    """The share of the momentum that is held included, without which four atoms of a gas lack a quarter of theirs."""
+    _, system, state = two
+    np.testing.assert_allclose(see.pressure(system, state), thermo(NVE(), system, state, 1.0).pressure, rtol=1e-12)
+    gas = ase.Atoms("Ar4", 20 * np.eye(4, 3), cell=[40, 40, 40], pbc=True)
+    with jax.enable_x64(True):
+        system, state = run.start(IdealGas(), gas, NVE(), temperature=300.0, dtype="float64")
+    expected = 4 * BOLTZMANN * float(see.temperature(system, state)[0]) / 40**3 * GIGAPASCAL
+    assert float(see.pressure(system, state)[0]) == pytest.approx(expected, rel=1e-9)

@@ -9,6 +9,7 @@ import pytest
 from jax_md import simulate
 
 import leignn_jax as leignn
+from leignn_jax.differentiable import reweighting
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.simulation import JaxMD
 from leignn_jax.simulation.dynamics import BOLTZMANN
@@ -181,3 +182,18 @@ def test_what_is_refused(sample):
         run.reweighted(wells(), [sample], squared)
     with pytest.raises(ConfigError, match="list of samples"):
         run.pooled([])
+
+
+def test_the_same_question_compiles_once(sample):
+    run.reweighted(wells(), sample, squared)
+    programs = reweighting._frame_by_frame._cache_size()
+    for share in (1.01, 1.02):
+        run.reweighted(wells(share * STIFFNESS), sample, squared)
+    assert reweighting._frame_by_frame._cache_size() == programs
+    # A number that an observable holds on to is differentiated all the same.
+    plain = float(run.reweighted(wells(), sample, squared).value)
+
+    def scaled(factor):
+        return run.reweighted(wells(), sample, lambda system, state: factor * squared(system, state)).value
+
+    assert float(jax.grad(scaled)(2.0)) == pytest.approx(plain, rel=1e-9)

@@ -412,3 +412,13 @@ def test_segments_that_can_not_be(segment, argon):
     system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
     with pytest.raises(ConfigError, match="segment must be"):
         run.rollout(MODEL, NVE(), system, state, 1.0, 10, segment=segment)
+
+
+def test_velocities_are_drawn_at_the_ensembles_temperature():
+    atoms = ase.build.bulk("Ar", a=5.3, cubic=True)
+    drawn = [
+        run.start(LennardJones(cutoff=5.2), atoms, NoseHoover(80.0), temperature=kelvin)[1] for kelvin in (None, 80.0)
+    ]
+    np.testing.assert_array_equal(drawn[0].velocities, drawn[1].velocities)
+    with pytest.raises(ConfigError, match="no velocities: give a temperature"):
+        run.start(LennardJones(cutoff=5.2), atoms, NVE())

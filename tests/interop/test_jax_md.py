@@ -121,3 +121,27 @@ def test_what_it_refuses(potential, silicon):
         energy_fn(R, neighbor_fn.allocate(R), pertubation=1.0)
     with pytest.raises(ElementError, match="has not seen"):
         leignn.neighbor_list(potential, [6, 6])
+
+
+def test_an_open_direction_may_lie_anywhere(potential):
+    """Here it is the third vector, along x, and the periodic ones lie where the unit matrix has the others."""
+    atoms = ase.Atoms(
+        "Si2", [[0, 0, 0], [1.2, 1.4, 1.6]], cell=[[0, 5, 0], [0, 0, 5], [12, 0, 0]], pbc=(True, True, False)
+    )
+    cell = np.asarray(atoms.cell)
+    neighbor_fn, energy_fn = leignn.neighbor_list(potential, atoms.numbers, cell.T, pbc=atoms.pbc)
+    neighbors = neighbor_fn.allocate(atoms.positions)
+    expected = potential.predict(atoms, dtype="float64").energy + 200.0
+    for jump in (0.0, cell[0] - cell[1]):
+        R = jnp.asarray(atoms.positions).at[1].add(jump)
+        assert float(energy_fn(R, neighbors)) == pytest.approx(expected, rel=1e-9)
+    assert neighbors.idx.shape[0] == 2
+    np.testing.assert_array_equal(neighbors.reference_position, atoms.positions)
+
+
+def test_positions_that_do_not_fit_are_told(potential, silicon):
+    neighbor_fn, _ = leignn.neighbor_list(potential, silicon.numbers, np.asarray(silicon.cell).T)
+    with pytest.raises(ConfigError, match=r"R must have the shape \[2, 3\]"):
+        neighbor_fn.allocate(jnp.zeros((3, 3)))
+    whole = neighbor_fn.allocate(np.array([[0, 0, 0], [1, 1, 1]]))
+    np.testing.assert_allclose(whole.list.cell, silicon.cell)

@@ -13,7 +13,7 @@ from damage import outcomes
 from safetensors.numpy import load_file, save_file
 
 import leignn_jax as leignn
-from leignn_jax.errors import FileFormatError
+from leignn_jax.errors import ConfigError, FileFormatError
 from leignn_jax.interop.torch_checkpoint import _Storage, _Tensor
 
 FILES = Path(__file__).parent / "files"
@@ -168,3 +168,16 @@ def test_a_tensor_that_is_none_is_refused_in_words(tmp_path, shape, strides):
     tensor = _Tensor(_Storage("FloatStorage", "0"), 0, shape, strides)
     with pytest.raises(FileFormatError, match=r"x\.pt: .*w"):
         tensor.array(bytes(64), b"little", tmp_path / "x.pt", "w")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cutoff": -5.0}, "cutoff must be a positive number"),
+        ({"elements": "Si"}, "elements must be a list"),
+        ({"elements": ()}, "elements: name one or more"),
+    ],
+)
+def test_arguments_are_checked_before_the_file(change, message):
+    with pytest.raises(ConfigError, match=message):
+        leignn.import_torch_checkpoint(FILES / "tiny.safetensors", **{"cutoff": 5.0, **change})

@@ -131,3 +131,9 @@ def test_ctrl_c_leaves_no_numbers_of_structures_half_relaxed(monkeypatch):
     monkeypatch.setattr(elasticity, "relax", lambda *_, **__: next(answers))
     with pytest.raises(KeyboardInterrupt):
         elastic_constants(MODEL, bulk("Ar", a=5.3), strain=0.01)
+
+
+@pytest.mark.parametrize("constants", [np.eye(3), np.full((6, 6), np.nan)])
+def test_moduli_need_six_by_six_numbers(constants):
+    with pytest.raises(ConfigError, match="constants"):
+        moduli(constants)

@@ -22,6 +22,7 @@ from flax import struct
 
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError, ElementError, SimulationError, StructureError
+from leignn_jax.files import FolderLock
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Prediction
 from leignn_jax.simulation import chunks, dynamics, folder
@@ -543,3 +544,14 @@ def test_handlers_come_back_and_a_second_ctrl_c_interrupts():
 def test_the_bar_says_where_it_is(capsys):
     run(progress=True)
     assert "60/60" in capsys.readouterr().err
+
+
+def test_two_at_once_in_one_folder(tmp_path):
+    run(steps=10, out=tmp_path / "md")
+    with pytest.raises(SimulationError, match="holds a simulation already"):
+        run(steps=20, out=tmp_path / "md")
+    lock = FolderLock(tmp_path / "md", SimulationError, "simulation")
+    with pytest.raises(SimulationError, match="another process is working on the simulation in this folder"):
+        run(steps=20, out=tmp_path / "md", resume=True)
+    lock.close()
+    assert run(steps=20, out=tmp_path / "md", resume=True).thermo["step"][-1] == 20

@@ -206,6 +206,41 @@ def test_samples_can_be_added(data, undisturbed, tmp_path):
         leignn.sweep(other, extend=True, progress=False)
 
 
+def test_a_folder_that_was_moved_keeps_its_trials(data, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    asked = make_study(study(data, here))
+    trials = Trials(asked, here)
+    told = [trials.ask(n, {}) for n in range(3)]
+    here.rename(there)
+    moved = Trials(make_study(study(data, there)), there)
+    assert [moved.ask(n, {}) for n in range(3)] == told
+    assert moved.ask(3, {}).number == 3
+
+
+def test_folders_of_other_programs_are_left_alone(data, undisturbed):
+    folders = [undisturbed.out / name / ".ipynb_checkpoints" for name in ("ledger", "potentials")]
+    for folder in folders:
+        folder.mkdir()
+    same(leignn.sweep(study(data, undisturbed.out), progress=False), undisturbed)
+    for folder in folders:
+        folder.rmdir()
+
+
+def test_who_comes_to_a_rung_is_validated(data, tmp_path):
+    """However seldom all are; and the best one is judged on frames that none has seen."""
+    write_hdf5(tmp_path / "test.h5", copper(5, 1))
+    asked = study(data, tmp_path / "study", samples=6)
+    asked["base"]["run"]["validate_every"] = 3
+    asked["base"]["data"]["test"] = str(tmp_path / "test.h5")
+    found = leignn.sweep(asked, progress=False)
+    epochs = [row["epochs"] for row in found.rows]
+    assert {1, 4} <= set(epochs)
+    assert all(row["validation_loss"] is not None for row in found.rows)
+    assert found.test == leignn.evaluate(found.best, tmp_path / "test.h5").metrics
+    assert json.loads((found.out / "test.json").read_text()) == found.test
+
+
 @pytest.mark.slow
 def test_a_population_has_one_shape_and_each_shape_one_program(data, tmp_path):
     values = study(data, tmp_path / "study", samples=8, members_at_once=2, trials_per_shape=2)
@@ -380,7 +415,11 @@ def test_another_study_in_the_storage_is_told(data, tmp_path):
         ({"halving": {"first_epochs": 0}}, "halving.first_epochs"),
         ({"space": {"optimizer.schedule": ["constant", "nonsense"]}}, "nonsense"),
         ({"space": {"model.features": []}}, "an empty list"),
-        ({"space": {"model.features": [8, 16]}, "search": "evolution", "halving": None}, "they must have one shape"),
+        ({"search": "evolution", "halving": None}, "startup: search evolution makes no use of it"),
+        (
+            {"space": {"model.features": [8, 16]}, "search": "evolution", "halving": None, "startup": 10},
+            "they must have one shape",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_told(data, tmp_path, change, words):
@@ -398,6 +437,7 @@ def test_an_objective_that_is_no_column_is_told(data, tmp_path):
 
 def evolving(data, out, **more):
     values = study(data, out, search="evolution", halving=None, samples=4, **more)
+    del values["startup"]
     values["evolution"] = {"every": 2, "fraction": 0.5, "factor": 1.5}
     values["base"]["run"]["epochs"] = 6
     values["space"] = {"optimizer.learning_rate": {"log_uniform": [1e-6, 1e-2]}, "run.seed": [0, 1, 2]}

@@ -67,6 +67,11 @@ def test_groups_are_what_changes_shapes():
         ),
         ({"base": BASE, "search": "best", "space": {"run.seed": [1]}}, "search = 'best'"),
         ({"base": BASE, "space": {"optimizer.learning_rate": [-1.0]}}, "greater than 0"),
+        ({"base": BASE, "space": {"run.seed": [0, 1]}, "samples": 50}, "samples: search grid makes no use of it"),
+        ({"base": BASE, "space": {"run.seed": [0, 1]}, "patience_minutes": 5.0}, "patience_minutes: search grid"),
+        ({"base": BASE, "space": {"run.seed": [0, 1]}, "evolution": {"every": 2}}, "evolution: search grid"),
+        ({"base": BASE | {"run": {"devices": 4}}, "space": {"run.seed": [0, 1]}}, r"base\.run\.devices: a study's"),
+        ({"base": BASE | {"run": {"wandb": "mine"}}, "space": {"run.seed": [0, 1]}}, r"base\.run\.wandb: members"),
     ],
 )
 def test_mistakes_are_explained(values, message):

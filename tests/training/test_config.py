@@ -162,3 +162,16 @@ def test_a_stress_is_learnt_where_there_is_one():
     assert not make_config({"recipe": "published"}).loss.kinds(stressed=True).with_stress
     with pytest.raises(ConfigError, match=r"loss\.stress_weight"):
         make_config({"recipe": "published", "loss": {"final_stress_weight": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": {"ramp": [0.8, 0.2]}}, "begins after its end"),
+        ({"optimizer": {"beta1": 1.0}}, "less than 1"),
+        ({"model": {"preset": "small"}, "run": {"start_from": "si"}}, "leave it out"),
+    ],
+)
+def test_what_can_not_train_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(values)

@@ -261,6 +261,10 @@ def test_plateau():
         plateau = plateau_step(plateau, hyper, jnp.float32(value))
         factors.append(float(plateau.factor))
     assert factors == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
+    # Validated every third epoch, one validation without a better loss is three epochs.
+    plateau = plateau_step(Plateau.start(), hyper, jnp.float32(1.0), 3.0)
+    assert float(plateau_step(plateau, hyper, jnp.float32(2.0), 3.0).factor) == 0.5
+    plateau = Plateau.start().replace(factor=jnp.float32(0.25))
     never = jax.tree.map(jnp.float32, make_config({}).hyperparameters(1))
     for _ in range(50):
         plateau = plateau_step(plateau, never, jnp.float32(9.0))
