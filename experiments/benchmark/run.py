@@ -37,7 +37,7 @@ def settings(name: str, preset: str, epochs: int, out: str, test: bool = True) -
     if test:
         files["test"] = folder / "test.extxyz.xz"
     return {
-        "data": {key: str(file) for key, file in files.items() if file.exists()},
+        "data": {key: str(file) for key, file in files.items() if file.exists()} | {"allow": list(SETS[name].allow)},
         "model": {"preset": preset},
         "run": {"epochs": epochs, "out": out, "validate_every": max(1, epochs // 100)},
     }
