@@ -43,6 +43,7 @@ from leignn_jax.list_sizes import (
     plan_sizes,
     whole_vectors,
 )
+from leignn_jax.mapping import map_in_batches
 from leignn_jax.neighbors import check_structure
 from leignn_jax.pair_ops import PairLists
 
@@ -397,8 +398,7 @@ def _keys(neighbors: NeighborList, bins: _Bins, cell, rows, among=None):
         chosen = jnp.where(first < keys.shape[0], keys[jnp.minimum(first, keys.shape[0] - 1)], _NONE)
         return jnp.sort(chosen), found[-1]
 
-    block = max(1, min(rows.shape[0], _BLOCK_ENTRIES // (offsets.shape[0] * sizes.bin_atoms)))
-    return jax.lax.map(row, rows, batch_size=block)
+    return map_in_batches(row, rows, max(1, _BLOCK_ENTRIES // (offsets.shape[0] * sizes.bin_atoms)))
 
 
 def _of_domain(neighbors: NeighborList, bins: _Bins, cell):

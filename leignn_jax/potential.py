@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from leignn_jax.arguments import check_atoms, check_dtype, check_mapping, check_number, check_path, check_whole, shown
 from leignn_jax.errors import ConfigError, ElementError, LeignnError, StructureError
 from leignn_jax.graph import Graph, bucket
+from leignn_jax.mapping import map_in_batches
 from leignn_jax.models.config import ModelConfig
 from leignn_jax.models.leignn import pair_geometry, species_index
 from leignn_jax.models.network import init_params, network
@@ -258,7 +259,7 @@ class Potential:
 
         size = shape[0] * 3
         directions = jnp.eye(size, dtype=graph.positions.dtype)
-        rows = jax.lax.map(column, directions, batch_size=min(16, size))
+        rows = map_in_batches(column, directions, 16)
         return rows.reshape(*shape, *shape)
 
     def _network(self, graph: Graph, vectors):

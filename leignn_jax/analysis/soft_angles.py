@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from leignn_jax.analysis.soft_rdf import pair_distances, soft_histogram
+from leignn_jax.mapping import map_in_batches
 from leignn_jax.pair_ops import AnyArray, PairLists
 
 # Atoms whose angles are spread over the bins at a time: memory is this times neighbours^2 times bins.
@@ -78,7 +79,7 @@ def smooth_angle_distribution(
         angles = _angles(vectors, mask)
         return soft_histogram(angles.reshape(-1), weights.reshape(-1), edges, width), weights.sum()
 
-    counts, total = jax.lax.map(jax.checkpoint(of_atom), (vectors, mask), batch_size=min(_ATOMS, len(vectors)))
+    counts, total = map_in_batches(jax.checkpoint(of_atom), (vectors, mask), _ATOMS)
     counts, total = counts.sum(0), total.sum()
     return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), 0.0) / (edges[1:] - edges[:-1])
 

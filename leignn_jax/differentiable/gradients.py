@@ -15,6 +15,7 @@ from leignn_jax.arguments import MOST_STEPS, check_choice, check_flag, check_who
 from leignn_jax.differentiable.floats import split_floats, zero_of
 from leignn_jax.differentiable.rollout import Segment, rollout
 from leignn_jax.errors import ConfigError
+from leignn_jax.mapping import map_in_batches
 
 Mode = Literal["reverse", "remat", "reversible", "forward"]
 
@@ -103,5 +104,5 @@ def _forward(function, values, *, at_once: int):
         direction = jnp.zeros_like(flat).at[index].set(1.0)
         return jax.jvp(lambda x: function(restore(x)), (flat,), (direction,), has_aux=True)[1]
 
-    slopes = jax.lax.map(along, jnp.arange(flat.shape[0]), batch_size=min(at_once, flat.shape[0]))
+    slopes = map_in_batches(along, jnp.arange(flat.shape[0]), at_once)
     return function(values), restore(slopes.astype(flat.dtype))

@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 from leignn_jax.arguments import check_atoms, check_model, check_sequence, check_whole
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
+from leignn_jax.mapping import map_in_batches
 from leignn_jax.properties.second_derivatives import (
     TERAHERTZ,
     check_displacement,
@@ -282,7 +283,7 @@ def frequencies(crystal: Crystal, constants, q: Float[Any, "points 3"]) -> Float
     def at(one):
         return signed_root(jnp.linalg.eigvalsh(dynamical_matrix(crystal, constants, one))) * TERAHERTZ
 
-    return jax.lax.map(at, jnp.asarray(q), batch_size=64)
+    return map_in_batches(at, jnp.asarray(q), 64)
 
 
 _frequencies = jax.jit(frequencies)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from leignn_jax.arguments import check_dtype, check_model, check_number
 from leignn_jax.errors import StructureError
 from leignn_jax.graph import Graph
+from leignn_jax.mapping import map_in_batches
 from leignn_jax.simulation.dynamics import EnergyModel
 from leignn_jax.simulation.model_sums import check_structures_of
 
@@ -56,7 +57,7 @@ def second_derivatives(
             return -jax.jvp(forces, (here,), (direction,))[1]
         return (forces(here - displacement * direction) - forces(here + displacement * direction)) / (2 * displacement)
 
-    rows = jax.lax.map(column, columns, batch_size=min(_TOGETHER, columns.shape[0]))
+    rows = map_in_batches(column, columns, _TOGETHER)
     return rows.reshape(-1, 3, *shape)
 
 

@@ -172,7 +172,10 @@ def _importance(rows: Sequence[Mapping[str, Any]], names: Sequence[str], goal: s
     if len(rows) < 8:
         return None
     try:
-        import optuna
+        # Its progress bars, which are not used, warn in a notebook without widgets.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import optuna
     except ImportError:
         log.info("importance.png needs `pip install 'leignn-jax[search]'`.")
         return None

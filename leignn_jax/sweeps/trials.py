@@ -233,7 +233,10 @@ class Trials:
 
 def _optuna() -> Any:
     try:
-        import optuna
+        # Its progress bars, which are not used, warn in a notebook without widgets.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import optuna
     except ImportError:
         raise ConfigError("search: it needs Optuna: `pip install 'leignn-jax[search]'`.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
