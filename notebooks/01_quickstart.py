@@ -135,3 +135,6 @@ for axis in (left, right):
 # - [Differentiate through a simulation](04_differentiate_through_a_simulation.ipynb)
 # - [Sweeps and ensembles](05_sweeps_and_ensembles.ipynb)
 # - [The model from the inside](06_the_model_from_the_inside.ipynb)
+# - [Inverse design](07_inverse_design.ipynb)
+# - Fits to experiments: [silicon](08_silicon_from_experiment.ipynb), [water](09_water_from_experiment.ipynb)
+# - [The model from the inside](06_the_model_from_the_inside.ipynb)

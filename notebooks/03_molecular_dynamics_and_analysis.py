@@ -109,7 +109,10 @@ for axis in axes:
 # too short for a mean volume.
 #
 # Means of correlated series need an error that knows of the correlation; `mean_with_error` takes it
-# from the autocorrelation time. The first third of each run is left out.
+# from the autocorrelation time. The first third of each run is left out. Of so short a run the error is too small:
+# it sees how fast kinetic and potential energy take turns (56 samples), and not how slowly both follow the thermostat.
+# The temperature of 64 atoms fluctuates by $T \sqrt{2 / 3N}$ = 31 K, and a picosecond is ten time constants of the
+# thermostat, some five independent samples: a mean 15 K off says nothing yet.
 
 # %%
 for name, log in logs.items():

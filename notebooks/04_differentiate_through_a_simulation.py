@@ -92,7 +92,7 @@ axis.legend()
 axis.grid(alpha=0.3)
 
 # %% [markdown]
-# ## By everything at once, in three ways
+# ## By everything at once, in four ways
 #
 # `value_and_grad(loss, mode)` differentiates a loss by every float of its argument. The loss gets the rollout that it
 # is to call; the mode decides how that is differentiated.
@@ -100,7 +100,8 @@ axis.grid(alpha=0.3)
 # | mode | memory | time |
 # |---|---|---|
 # | `"reverse"` | grows as the steps | a few forward passes |
-# | `"remat"` | grows as the root of the steps | one forward pass more |
+# | `"remat"` | that of ten steps, and a state for every ten more | one forward pass more |
+# | `"reversible"` | that of one step: every step is undone to the last bit | one forward pass more |
 # | `"forward"` | that of one step | grows as the inputs |
 #
 # Here: the mean pressure (GPa) along 50 steps, by temperature, masses and all parameters of the potential.

@@ -142,8 +142,8 @@ for key, name in (
     print(f"{name:34}" + "".join(f"{one[key]:8.2f}" for one in errors))
 
 # %% [markdown]
-# So it is: stress is worse by half, and energies, which were close to PBE's, have twice their error. In forces
-# hardly a price is to be seen: 0.7 meV/Å here, 1.3 on the frames held out.
+# So it is: stress is worse by two thirds, and energies, which were close to PBE's, by half. In forces
+# hardly a price is to be seen: 1.1 meV/Å on the test file.
 #
 # Second, what else was measured of the crystal. Elastic constants by exact second derivatives of the relaxed
 # cell.
@@ -192,7 +192,7 @@ for name, value, a, b in zip(measured, measured.values(), *spectra, strict=True)
 
 # %% [markdown]
 # Where the crystal is shorter its bonds are stiffer: all elastic constants and three of four frequencies come
-# nearer, though nobody asked for them. The TA mode at X goes the other way, and $C_{44}$ hardly moves. One number
+# nearer, though nobody asked for them. The TA mode at X, which was right, is a little too high now. One number
 # of one structure fits many potentials, and six epochs went two thirds of the way. Whoever wants more must ask
 # for more.
 #
