@@ -50,7 +50,11 @@ def statistical_inefficiency(series: ArrayLike) -> float:
 
 
 def mean_with_error(series: ArrayLike) -> Average:
-    """Mean of ``[frames]`` with the error sqrt(g s^2 / N), g the statistical inefficiency and s^2 the variance."""
+    """Mean of ``[frames]`` with the error sqrt(g s^2 / N), g the statistical inefficiency and s^2 the variance.
+
+    Too small where fast swings hide a slow change, such as a crystal's temperature that follows a thermostat: its
+    autocorrelation falls to zero within one swing. Then take :func:`block_average`, with blocks longer than what is slow.
+    """
     series = as_series(series)
     inefficiency = statistical_inefficiency(series)
     error = np.sqrt(series.var(ddof=1) * inefficiency / len(series))
