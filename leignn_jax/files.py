@@ -104,7 +104,7 @@ def make_folder(path: Path, kind: type[Exception]) -> None:
         raise kind(f"{path}: the folder can't be made: {why_not_written(error)}.") from error
 
 
-def lock_folder(folder: Path) -> int | None:
+def _lock_folder(folder: Path) -> int | None:
     """A lock on a folder, which the system takes back when this process ends, however it does, or closes the handle; None
     where the system or the disk knows none. Raises BlockingIOError where another process has it."""
     try:
@@ -133,13 +133,19 @@ class FolderLock:
 
     def __init__(self, folder: Path, error: type[Exception], work: str):
         try:
-            self._handle = lock_folder(folder)
+            self._handle = _lock_folder(folder)
         except BlockingIOError:
             raise error(
                 f"{folder}: another process is working on the {work} in this folder. Wait for it, or choose another folder."
             ) from None
 
+    @property
+    def held(self) -> bool:
+        """Whether it keeps others out; False where the system or the disk knows no locks, and once it is closed."""
+        return self._handle is not None
+
     def close(self) -> None:
+        """Let others have the folder."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

@@ -182,7 +182,7 @@ class Potential:
         return energies + self._references(graph)
 
     def energy(self, graph: Graph) -> Float[Array, "graphs"]:
-        """Energy of every structure in eV; NaN where an atom or the cell is nowhere."""
+        """Energy of every structure in eV; NaN where a position or the cell is no finite number."""
         return self._of_structures(graph, self.atomic_energies(graph))
 
     def energy_and_forces(self, graph: Graph) -> tuple[Float[Array, "graphs"], Float[Array, "atoms 3"]]:
@@ -295,16 +295,18 @@ class Potential:
         return table[species_index(self.config, graph.own(graph.numbers))]
 
     def _of_structures(self, graph: Graph, energies):
-        """``[graphs]`` eV from those of the atoms.
+        """Energy of every structure in eV, ``[graphs]``, of those of its atoms; NaN where a position or the cell is not
+        finite.
 
-        An atom that is nowhere has no pairs, by which it would be one by itself. What others of the batch have must not
-        come near a NaN: padding points at the first atom and pair.
+        Lists have no pairs of an atom whose position is NaN, so that the network takes it for one that is alone. The energy
+        becomes NaN here and not on the way: padding points at the first atom and pair, by which a NaN would reach the other
+        structures of a batch.
         """
-        nowhere = ~jnp.isfinite(graph.own(graph.positions)).all(-1)
-        sums, lost = jnp.moveaxis(graph.sum_atoms(jnp.stack([energies, nowhere.astype(energies.dtype)], -1)), -1, 0)
-        lost = (lost > 0) | ~jnp.isfinite(graph.cell).all((1, 2))
+        broken = ~jnp.isfinite(graph.own(graph.positions)).all(-1)
+        sums, count = jnp.moveaxis(graph.sum_atoms(jnp.stack([energies, broken.astype(energies.dtype)], -1)), -1, 0)
+        finite = (count == 0) & jnp.isfinite(graph.cell).all((1, 2))
         shift = jnp.where(graph.graph_mask, jnp.asarray(self.energy_shift, graph.positions.dtype), 0.0)
-        return jnp.where(lost, jnp.nan, sums + shift)
+        return jnp.where(finite, sums + shift, jnp.nan)
 
     # --------------------------------------------------------------------------------------------- for people with atoms
 

@@ -115,20 +115,20 @@ def heat_flux(
         model.check_elements(numbers)
         model, _ = model.split_references()
     real = np.dtype(check_dtype(dtype))
-    unfolded = home = None
-    begun = positions[0], cells[0]
+    held = None
     parts = []
     with jax.enable_x64(real == np.float64):
         weights = jnp.asarray(masses / units.fs**2, real)
         for index, (r, v, lattice) in enumerate(zip(positions, velocities, cells, strict=True)):
-            if unfolded is None or home is None or _far(r, lattice, *begun, skin):
+            if held is None or _far(r, lattice, *held[2:], skin):
                 try:
                     # Atoms that have wandered far off would lose digits in float32.
                     home = near_origin(r, lattice, pbc, keep=False)
                     unfolded = unfold(home.positions, numbers, lattice, pbc, model.cutoff + skin, layers, real)
                 except StructureError as error:
                     raise StructureError(f"Frame {index}: {error}") from error
-                unfolded, begun = _padded(unfolded), (r, lattice)
+                held = _padded(unfolded), home, r, lattice
+            unfolded, home, *_ = held
             here = r - home.offsets(lattice)
             parts.append(_compiled(model, unfolded, *(jnp.asarray(x, real) for x in (here, lattice, v)), weights))
         potential, convective = (np.asarray(x, np.float64) for x in zip(*parts, strict=True))

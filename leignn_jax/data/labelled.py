@@ -35,11 +35,12 @@ def iter_labelled(
         where = f"{path}: frame {i}"
         labels = read_labels(atoms, where, keys)
         found = label_names(atoms, keys)
-        if not has_volume(atoms) and (name := found.pop("stress", None)) is not None and not dropped:
+        stress = None if has_volume(atoms) else found.pop("stress", None)
+        if stress is not None and not dropped:
             log.warning(
                 "%s: its %s is not taken: a frame that is not periodic in all directions has no volume to have a stress of.",
                 where,
-                name,
+                stress,
             )
             dropped = True
         for label, name in found.items():

@@ -176,8 +176,6 @@ def simulate(
             "timestep": timestep,
             "save_every": save_every,
             "dtype": dtype,
-        }
-        given |= {
             "log_every": log_every,
             "skin": skin,
             "seed": seed,

@@ -75,10 +75,7 @@ class Places:
         standing.ended[:] = [number is None for number in self.numbers]
 
     def judges(self, standing: Standing) -> bool:
-        done = {
-            place: standing.epoch + 1 - standing.began[place] for place, n in enumerate(self.numbers) if n is not None
-        }
-        return any(done[place] in self._rungs(place) for place in done)
+        return any(standing.epoch + 1 - began in self._rungs(place) for place, began in enumerate(standing.began))
 
     def _rungs(self, place: int) -> list[int]:
         """Epochs after which a place's member may have to give way."""

@@ -163,9 +163,15 @@ def _check_search(study: StudyConfig) -> None:
                 f"{name}: it is for searches that ask for one trial after the other ({', '.join(ASKED)}), not for "
                 f"{study.search}."
             )
-    fits = {"startup": asked, "patience_minutes": asked, "name": asked, "evolution": study.search == "evolution"}
-    for name, used in {**fits, "samples": study.search != "grid"}.items():
-        if getattr(study, name) != StudyConfig.model_fields[name].default and not used:
+    makes_use = {
+        "startup": asked,
+        "patience_minutes": asked,
+        "name": asked,
+        "evolution": study.search == "evolution",
+        "samples": study.search != "grid",
+    }
+    for name, used in makes_use.items():
+        if not used and getattr(study, name) != StudyConfig.model_fields[name].default:
             raise ConfigError(f"{name}: search {study.search} makes no use of it; leave it out.")
     known = ["validation_loss", COST, *(f"validation_{name}" for name in METRICS)]
     for name in study.objectives:

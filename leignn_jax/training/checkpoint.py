@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from leignn_jax.errors import TrainingError
-from leignn_jax.files import digest, lock_folder
+from leignn_jax.files import FolderLock, digest
 
 log = logging.getLogger("leignn_jax")
 
@@ -42,7 +41,9 @@ class Checkpoints:
         self._ocp = ocp
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._handle = _clear_leftovers(self.folder)
+        self._lock = FolderLock(self.folder, TrainingError, "training")
+        if self._lock.held:
+            _clear_leftovers(self.folder)
         # The process that makes this object writes alone: orbax must not wait for others.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(me, {me}, "leignn") if jax.process_count() > 1 else None
@@ -55,7 +56,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            self._release()
+            self._lock.close()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TrainingError(
                 f"{self.folder}: its checkpoints can't be listed, the description of one is damaged ({reason}). Take that "
@@ -127,33 +128,18 @@ class Checkpoints:
             self.wait()
             self._manager.close()
         finally:
-            self._release()
-
-    def _release(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+            self._lock.close()
 
 
 def _hash_of(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _clear_leftovers(folder: Path) -> int | None:
-    """Delete the temporary folders of a process that was killed; the handle that says to others that this one lives.
-
-    The handle is None, and nothing is deleted, where another process has the folder or the system knows no such locks.
-    """
-    try:
-        handle = lock_folder(folder)
-    except BlockingIOError:
-        return None
-    if handle is None:
-        return None
+def _clear_leftovers(folder: Path) -> None:
+    """Delete the temporary folders of a process that was killed."""
     for found in folder.glob("*.orbax-checkpoint-tmp*"):
         log.info("%s: removed, left by a run that was killed.", found)
         shutil.rmtree(found, ignore_errors=True)
-    return handle
 
 
 def check_room(folder: Path, arrays: dict[str, np.ndarray]) -> None:

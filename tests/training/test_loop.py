@@ -372,7 +372,7 @@ def test_frames_of_a_store_stay_there(files, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_frames_that_stay_on_the_device_change_no_number(files, tmp_path, accumulate):
+def test_frames_that_stay_on_the_device_change_no_number_but_by_rounding(files, tmp_path, accumulate):
     """Frames of several sizes, so that batches have several shapes; the program of an epoch is compiled once."""
     write_hdf5(tmp_path / "train.h5", copper(20, 0, ((1, 1, 1), (1, 1, 1), (3, 1, 1))))
     runs = []
@@ -392,10 +392,10 @@ def test_frames_that_stay_on_the_device_change_no_number(files, tmp_path, accumu
     # The same sums in another program: equal to rounding.
     for a, b in zip(runs[0].history, runs[1].history, strict=True):
         for name in a.keys() - {"seconds", "frames_per_second"}:
-            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+            assert a[name] == pytest.approx(b[name], rel=1e-5), name
     for name in ("potential.safetensors", "last.safetensors"):
         for x, y in zip(*(jax.tree.leaves(parameters(run.out / name)) for run in runs), strict=True):
-            np.testing.assert_allclose(x, y, atol=1e-4)
+            np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_frames_can_not_stay_on_the_device_for_a_fit(files, tmp_path):
