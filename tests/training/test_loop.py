@@ -619,7 +619,9 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
         "Checkpoints(pathlib.Path(sys.argv[1])).close()"
     )
     command = [sys.executable, "-c", program, str(mine)]
-    subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    refused = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "another process is working on the training" in refused.stderr
     assert (mine / "9.orbax-checkpoint-tmp").is_dir()
     checkpoints.close()
     again = Checkpoints(mine)
