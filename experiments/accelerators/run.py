@@ -106,10 +106,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axis.invert_yaxis()
         axis.set_xscale("log")
         axis.set_xlabel("predicted time of an evaluation or a step (ms)")
-        axis.set_title(
-            f"{compiled.DEVICES[target].name} (energy and forces, steps of MD or training; preset, atoms x structures)",
-            fontsize=9,
-        )
+        axis.set_title(compiled.DEVICES[target].name)
+    figure.suptitle("Energy and forces, steps of MD, steps of training: preset, atoms x structures", fontsize=11)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
