@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import tempfile
@@ -45,7 +46,7 @@ def put_in_place(temporary: str | Path, path: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Delete the temporary files of writers of ``path`` that were killed."""
-    for found in path.parent.glob(f".{path.name}.*"):
+    for found in path.parent.glob(f".{glob.escape(path.name)}.*"):
         found.unlink(missing_ok=True)
 
 

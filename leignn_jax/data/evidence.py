@@ -30,6 +30,7 @@ _NOBLE = (2, 10, 18, 36, 54, 86)
 _CUTOFF = 10.0  # Å, for nearest neighbours, also where lengths are 1.89 times too large
 _MOVED = 0.6  # usual lengths; farther apart two frames are not similar
 _STRAINED = 0.15
+_DISTANCES = 2000  # that are compared of clusters of many atoms
 
 
 class Ratio(NamedTuple):
@@ -228,8 +229,11 @@ def _most_similar(frames: Sequence[ase.Atoms]) -> np.ndarray:
         length = abs(np.linalg.det(lattices[0])) ** (1 / 3)
         cells = [c.ravel() / length * np.sqrt(len(first)) for c in lattices]
     else:
-        upper = np.triu_indices(len(first), 1)
-        places = [np.linalg.norm(a.positions[upper[0]] - a.positions[upper[1]], axis=1) for a in frames]
+        one, other = np.triu_indices(len(first), 1)
+        if len(one) > _DISTANCES:
+            # As many of a large cluster's tell as well which frame is like which.
+            one, other = np.random.default_rng(0).integers(len(first), size=(2, _DISTANCES))
+        places = [np.linalg.norm(a.positions[one] - a.positions[other], axis=1) for a in frames]
         cells = [np.zeros(0)] * len(frames)
     place, cell = np.array(places), np.array(cells)
     wrap = np.tile(first.pbc, len(first)) if first.pbc.any() else np.zeros(place.shape[1], bool)

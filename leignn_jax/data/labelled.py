@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 import ase
+import numpy as np
 
 from leignn_jax.data.labels import DEFAULT_KEYS, Keys, Labels, has_volume, label_names, read_labels
 from leignn_jax.data.readers import iter_frames
@@ -34,6 +35,16 @@ def iter_labelled(
     for i, atoms in enumerate(iter_frames(path, units=units, keys=keys)):
         where = f"{path}: frame {i}"
         labels = read_labels(atoms, where, keys)
+        if i == 0:
+            for label, name in _unknown_names(atoms, labels).items():
+                log.warning(
+                    "%s: has no %s under a known name, but %r. Is it that? data.keys.%s=%s takes it.",
+                    where,
+                    label,
+                    name,
+                    label,
+                    name,
+                )
         found = label_names(atoms, keys)
         stress = None if has_volume(atoms) else found.pop("stress", None)
         if stress is not None and not dropped:
@@ -56,6 +67,23 @@ def iter_labelled(
             )
             smeared = True
         yield atoms, labels
+
+
+def _unknown_names(atoms: ase.Atoms, labels: Labels) -> dict[str, str]:
+    """What looks like a label that a frame has not, by its name and its shape."""
+    shapes = {"energy": [()], "forces": [(len(atoms), 3)]}
+    if has_volume(atoms):
+        shapes["stress"] = [(6,), (9,), (3, 3)]
+    words = {"energy": ("energy",), "forces": ("force",), "stress": ("stress", "virial")}
+    found = {}
+    for label, allowed in shapes.items():
+        if getattr(labels, label) is None:
+            for name, value in {**atoms.info, **atoms.arrays}.items():
+                array = np.asarray(value)
+                alike = isinstance(name, str) and any(word in name.lower() for word in words[label])
+                if alike and array.dtype.kind in "iuf" and array.shape in allowed:
+                    found.setdefault(label, name)
+    return found
 
 
 def _smearing(atoms: ase.Atoms, keys: Keys | None) -> float:

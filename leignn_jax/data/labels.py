@@ -113,6 +113,13 @@ def places_of(label: str, keys: Keys | None) -> tuple[str, ...]:
     return names
 
 
+def label_of_names(keys: Keys | None) -> dict[str, str]:
+    """Every name under which a label may stand, the default ones and those of ``keys``, and which label it is."""
+    return {
+        name: label for label in DEFAULT_KEYS for name in dict.fromkeys((*DEFAULT_KEYS[label], *places_of(label, keys)))
+    }
+
+
 def is_virial(key: str) -> bool:
     """Whether what stands under this name of a stress is a virial in eV."""
     return "virial" in key.lower() and "stress" not in key.lower()

@@ -148,7 +148,8 @@ def odd_energies(table: FrameTable) -> list[Finding]:
     per_atom = table.energy / table.atoms
     reduced = table.counts // np.maximum(np.gcd.reduce(table.counts, axis=1, keepdims=True), 1)
     kind = np.unique(reduced, axis=0, return_inverse=True)[1].reshape(-1)[table.kind]
-    there = np.flatnonzero(np.isfinite(per_atom))
+    # An atom alone is of the same composition as its crystal, and has another energy.
+    there = np.flatnonzero(np.isfinite(per_atom) & (table.atoms > 1))
     there = there[np.argsort(kind[there], kind="stable")]
     found = []
     for mine in np.split(there, np.flatnonzero(np.diff(kind[there])) + 1):

@@ -56,8 +56,8 @@ from leignn_jax.neighbors import Pairs
 
 log = logging.getLogger("leignn_jax")
 
-# Counts up with every change of what is stored: caches of another format are built again.
-FORMAT = 3
+# Counts up with every change of what is stored, or of how labels are read: caches of another format are built again.
+FORMAT = 4
 
 # Name: type and shape of a row.
 _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {

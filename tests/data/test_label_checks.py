@@ -11,7 +11,7 @@ from ase.calculators.lj import LennardJones
 from frames import copper
 
 from leignn_jax.data import bundled_data, read_frames
-from leignn_jax.data.evidence import Ratio, robust_ratio
+from leignn_jax.data.evidence import Ratio, robust_ratio, works
 from leignn_jax.data.inspect import inspect_data
 from leignn_jax.data.label_checks import compare, examine
 from leignn_jax.data.labels import Labels, read_labels
@@ -262,3 +262,26 @@ def test_inspect_says_it(tmp_path, ethanol):
     (found,) = facts.to_dict()["findings"]
     assert found["label"] == "forces"
     assert found["factor"] == pytest.approx(23.06, rel=1e-3)
+
+
+def test_an_isolated_atom_beside_its_crystal_is_quiet():
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(59):
+        atoms = bulk("Ag", cubic=True) * (2, 1, 1)
+        atoms.positions += 0.02 * rng.standard_normal(atoms.positions.shape)
+        atoms.calc = EMT()
+        frames.append((atoms, Labels(-2.70 * len(atoms) + 0.001 * rng.standard_normal(), atoms.get_forces(), None)))
+    # -2.70 in rydberg is about -0.198.
+    alone = ase.Atoms("Ag", cell=[20, 20, 20], pbc=True)
+    frames.append((alone, Labels(-0.198, np.zeros((1, 3)), None)))
+    assert judge(frames) == []
+
+
+def test_the_most_similar_of_large_clusters():
+    rng = np.random.default_rng(0)
+    positions = 3.0 * rng.random((3, 300, 3)) * np.array([10.0, 1.0, 1.0])
+    positions[2] = positions[0] + 1e-3 * rng.standard_normal((300, 3))
+    sample = [(ase.Atoms("Ar300", p), Labels(0.1 * i, np.zeros((300, 3)), None)) for i, p in enumerate(positions)]
+    found = works(sample, 1.0)
+    assert (found.first.tolist(), found.second.tolist()) == ([0], [2])

@@ -1,13 +1,16 @@
 """Readers against files written by ASE, h5py and by hand, and against damaged ones."""
 
 import bz2
+import contextlib
 import gc
 import gzip
 import io
 import lzma
+import sqlite3
 import tracemalloc
 
 import ase
+import ase.db
 import ase.io
 import h5py
 import numpy as np
@@ -15,6 +18,7 @@ import pytest
 from ase.db import connect
 from frames import copper
 
+from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import read_labels
 from leignn_jax.data.readers import BOHR, HARTREE, KCAL_PER_MOL, iter_frames, read_frames, write_hdf5
 from leignn_jax.errors import ConfigError, DataError, FileFormatError
@@ -372,3 +376,140 @@ def test_outcar(tmp_path):
     kbar = 6.241509e-4
     stress = [[10, 1, 3], [1, 20, 2], [3, 2, 30]]
     np.testing.assert_allclose(labels.stress, -kbar * np.array(stress), atol=1e-8)
+
+
+def test_a_plain_folder_of_extended_xyz_is_none_of_oc20(tmp_path):
+    ase.io.write(tmp_path / "train.extxyz", ase.Atoms("H"))
+    with pytest.raises(FileFormatError, match="none of the known kinds"):
+        read_frames(tmp_path)
+
+
+def test_systems_of_deepmd_at_any_depth(tmp_path):
+    for place in ("a", "x/b", "x/y/c"):
+        folder = tmp_path / place
+        (folder / "set.000").mkdir(parents=True)
+        (folder / "type.raw").write_text("0\n0\n")
+        (folder / "type_map.raw").write_text("H\n")
+        (folder / "nopbc").touch()
+        np.save(folder / "set.000" / "coord.npy", np.arange(12.0).reshape(2, 6))
+    assert len(read_frames(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("elements", [True, False])
+def test_a_lammps_dump_needs_its_elements_and_has_no_energy(tmp_path, elements):
+    columns, rows = ("type element", ["1 Si", "2 C"]) if elements else ("type", ["1", "2"])
+    lines = ["ITEM: TIMESTEP", "0", "ITEM: NUMBER OF ATOMS", "2", "ITEM: BOX BOUNDS pp pp pp", *["0.0 5.0"] * 3]
+    lines.append(f"ITEM: ATOMS id {columns} x y z fx fy fz")
+    lines += [f"{i + 1} {row} {i} 0.5 0.5 0.1 0 0" for i, row in enumerate(rows)]
+    file = tmp_path / "md.lammpstrj"
+    file.write_text("\n".join(lines) + "\n")
+    if not elements:
+        with pytest.raises(FileFormatError, match="types but no elements"):
+            read_frames(file)
+        return
+    (atoms,) = read_frames(file)
+    assert atoms.get_chemical_symbols() == ["Si", "C"]
+    labels = read_labels(atoms)
+    assert labels.energy is None
+    assert labels.forces is not None
+
+
+def test_units_of_schnetpack(tmp_path):
+    file = tmp_path / "s.db"
+    with ase.db.connect(file) as database:
+        database.write(
+            ase.Atoms("H2", [[0, 0, 0], [0, 0, 1.4]]), data={"energy": np.array([-1.0]), "forces": np.ones((2, 3))}
+        )
+        units = {"energy": "Hartree", "forces": "Hartree/Bohr", "dipole": "Debye"}
+        database.metadata = {"_property_unit_dict": units, "_distance_unit": "Bohr"}
+    (atoms,) = read_frames(file)
+    labels = read_labels(atoms)
+    assert labels.energy == pytest.approx(-HARTREE)
+    assert labels.forces == pytest.approx(np.full((2, 3), HARTREE / BOHR))
+    assert atoms.get_distance(0, 1) == pytest.approx(1.4 * BOHR)
+    with ase.db.connect(file) as database:
+        database.metadata = {"_property_unit_dict": units, "_distance_unit": "Ang"}
+    with pytest.raises(FileFormatError, match="do not fit together"):
+        read_frames(file)
+
+
+def test_another_sqlite_file_is_refused_and_left_as_it_is(tmp_path):
+    file = tmp_path / "mine.db"
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute("create table mine (a int)")
+    before = file.read_bytes()
+    with pytest.raises(FileFormatError, match="no database of ASE"):
+        read_frames(file)
+    assert file.read_bytes() == before
+
+
+def test_units_and_lattice_of_sgdml(tmp_path):
+    lattice = np.array([[4.0, 1.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 4.0]])
+    arrays = {"z": [1, 1], "R": np.random.default_rng(0).random((3, 2, 3)), "F": np.ones((3, 2, 3))}
+    np.savez(tmp_path / "s.npz", **arrays, E=np.full(3, -3.0), e_unit="eV", r_unit="Ang", lattice=lattice)
+    frames = read_frames(tmp_path / "s.npz")
+    assert read_labels(frames[0]).energy == pytest.approx(-3.0)
+    assert frames[0].pbc.all()
+    assert np.asarray(frames[0].cell) == pytest.approx(lattice.T)
+    np.savez(tmp_path / "forces.npz", **arrays)
+    labels = read_labels(read_frames(tmp_path / "forces.npz")[0])
+    assert labels.energy is None
+    assert labels.forces == pytest.approx(KCAL_PER_MOL * np.ones((2, 3)))
+
+
+def test_names_of_labels_reach_every_reader(tmp_path):
+    keys = {"energy": "my_energy", "forces": "my_forces"}
+    positions, forces = np.array([[[0.0, 0, 0], [0, 0, 0.8]]] * 2), np.full((2, 2, 3), 0.5)
+    np.savez(tmp_path / "a.npz", z=[1, 1], R=positions, my_energy=[-1.0, -2.0], my_forces=forces)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["numbers"], file["positions"] = [1, 1], positions
+        file["my_energy"], file["my_forces"] = [-1.0, -2.0], forces
+    for name in ("a.db", "a.json"):
+        with ase.db.connect(tmp_path / name) as database:
+            for energy in (-1.0, -2.0):
+                atoms = ase.Atoms("H2", positions[0])
+                database.write(atoms, my_energy=energy, data={"my_forces": forces[0]})
+    for name in ("a.npz", "a.h5", "a.db", "a.json"):
+        frames = read_frames(tmp_path / name, keys=keys, units="eV/angstrom")
+        found = [read_labels(atoms, keys=keys) for atoms in frames]
+        assert [one.energy for one in found] == [-1.0, -2.0], name
+        assert found[1].forces == pytest.approx(forces[0]), name
+    # Converted too.
+    (atoms, _) = read_frames(tmp_path / "a.npz", keys=keys)
+    assert read_labels(atoms, keys=keys).energy == pytest.approx(-KCAL_PER_MOL)
+
+
+def test_masses_of_hdf5_for_each_atom_or_each_frame(tmp_path):
+    for masses in ([2.0, 3.0], [[2.0, 3.0]] * 2):
+        with h5py.File(tmp_path / "m.h5", "w") as file:
+            file["numbers"], file["positions"] = [1, 1], np.array([[[0.0, 0, 0], [0, 0, 0.8]]] * 2)
+            file["energy"], file["masses"] = [-1.0, -2.0], masses
+        assert [list(atoms.get_masses()) for atoms in read_frames(tmp_path / "m.h5")] == [[2.0, 3.0]] * 2
+
+
+def test_the_last_frames_alone_are_kept(tmp_path):
+    ase.io.write(tmp_path / "t.extxyz", [ase.Atoms("H", [[i, 0, 0]]) for i in range(5)])
+    for index, places in (
+        ("-1:", [4]),
+        ("-2:", [3, 4]),
+        ("-9:", [0, 1, 2, 3, 4]),
+        ("-3:-1", [2, 3]),
+        ("::-2", [4, 2, 0]),
+    ):
+        assert [a.positions[0, 0] for a in read_frames(tmp_path / "t.extxyz", index=index)] == places
+    with pytest.raises(ConfigError, match="not a slice"):
+        read_frames(tmp_path / "t.extxyz", index="::0")
+
+
+def test_labels_under_unknown_names_are_told(tmp_path, caplog):
+    atoms = ase.Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
+    atoms.info["energy"] = -1.0
+    atoms.arrays["Forces"] = np.ones((2, 3))
+    ase.io.write(tmp_path / "t.extxyz", atoms)
+    list(iter_labelled(tmp_path / "t.extxyz"))
+    assert "data.keys.forces=Forces" in caplog.text
+
+
+def test_an_apostrophe_in_plain_english(tmp_path):
+    (tmp_path / "t.xyz").write_text("1\nBob's frame energy=-3.0\nH 0 0 0\n")
+    assert read_labels(read_frames(tmp_path / "t.xyz")[0]).energy == -3.0

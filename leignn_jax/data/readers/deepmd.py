@@ -16,7 +16,7 @@ from leignn_jax.errors import FileFormatError
 
 def read_deepmd(path: Path) -> Iterator[ase.Atoms]:
     """Frames of a system, or of all systems in a folder one after another."""
-    for types in sorted([*path.glob("type.raw"), *path.glob("*/type.raw")]):
+    for types in sorted(path.rglob("type.raw")):
         folder = types.parent
         numbers = _numbers(types, folder / "type_map.raw")
         periodic = not (folder / "nopbc").exists()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import ase
 import ase.io
+from ase.io.formats import filetype
 
 from leignn_jax.arguments import check_path
 from leignn_jax.data.labels import Keys
-from leignn_jax.data.readers.databases import read_aselmdb, read_database
+from leignn_jax.data.readers.databases import read_aselmdb, read_database, units_of_database
 from leignn_jax.data.readers.deepmd import read_deepmd
 from leignn_jax.data.readers.extxyz import read_extxyz
 from leignn_jax.data.readers.frames import check_structure
 from leignn_jax.data.readers.hdf5 import read_hdf5, units_of_hdf5
 from leignn_jax.data.readers.jsons import read_json
-from leignn_jax.data.readers.md17 import read_md17
+from leignn_jax.data.readers.md17 import read_md17, units_of_md17
 from leignn_jax.data.readers.s2ef import read_s2ef
-from leignn_jax.data.readers.text import UNPACK
+from leignn_jax.data.readers.text import UNPACK, read_lines
 from leignn_jax.data.readers.units import UNITS, convert, unit_factors
 from leignn_jax.errors import ConfigError, DataError, FileFormatError
 
@@ -47,6 +50,9 @@ def read_frames(
     frames = iter_frames(path, units=units, keys=keys)
     if all(part is None or part >= 0 for part in (wanted.start, wanted.stop)) and (wanted.step or 1) > 0:
         chosen = list(islice(frames, wanted.start, wanted.stop, wanted.step))
+    elif (wanted.start or 0) < 0 and wanted.stop is None and wanted.step is None:
+        # The last few, such as "-1:", of a trajectory that need not fit into memory.
+        chosen = list(deque(frames, maxlen=-wanted.start))
     else:
         chosen = list(frames)[wanted]
     if not chosen:
@@ -67,7 +73,7 @@ def iter_frames(path: str | os.PathLike, *, units: str | None = None, keys: Keys
     unit_factors(units)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")
-    return _iter_checked(path, _reader(path), UNITS[units or _own_units(path)], keys)
+    return _iter_checked(path, _reader(path, keys), UNITS[units or _own_units(path, keys)], keys)
 
 
 _Reader = Callable[[Path], Iterator[ase.Atoms]]
@@ -108,17 +114,18 @@ def _iter_checked(path: Path, reader: _Reader, units: tuple[float, float], keys:
         raise DataError(f"{path}: no frames.")
 
 
-def _reader(path: Path) -> _Reader:
+def _reader(path: Path, keys: Keys | None) -> _Reader:
     if path.is_dir():
-        if any(path.glob("type.raw")) or any(path.glob("*/type.raw")):
-            return read_deepmd
-        if any(path.glob("*.extxyz.xz")) or any(path.glob("*.extxyz")):
-            return read_s2ef
         if any(path.glob("*.aselmdb")):
-            return read_aselmdb
+            return partial(read_aselmdb, keys=keys)
+        parts = [file.name.split(".")[0] for file in path.glob("*.extxyz*")]
+        if any(part.isdigit() for part in parts) or (parts and any(path.glob("*.txt*"))):
+            return read_s2ef
+        if any(path.rglob("type.raw")):
+            return read_deepmd
         raise FileFormatError(
-            f"{path}: a folder of none of the known kinds (DeePMD-kit with type.raw, OC20 S2EF with .extxyz.xz, "
-            "fairchem with .aselmdb). Give a file."
+            f"{path}: a folder of none of the known kinds (DeePMD-kit with type.raw, OC20 S2EF with .extxyz.xz "
+            "and .txt, fairchem with .aselmdb). Give a file."
         )
     suffix = path.suffix.lower()
     if suffix in PICKLED:
@@ -131,15 +138,18 @@ def _reader(path: Path) -> _Reader:
     if inner in (".extxyz", ".xyz"):
         return read_extxyz
     readers = {".npz": read_md17, ".db": read_database, ".h5": read_hdf5, ".hdf5": read_hdf5, ".json": read_json}
-    return {**readers, ".aselmdb": read_aselmdb}.get(suffix, _read_by_ase)
+    reader = {**readers, ".aselmdb": read_aselmdb}.get(suffix)
+    return _read_by_ase if reader is None else partial(reader, keys=keys)
 
 
-def _own_units(path: Path) -> str:
-    """The units of a file that are not said."""
+def _own_units(path: Path, keys: Keys | None) -> str:
+    """The units of a file, where the user does not say them."""
     suffix = path.suffix.lower()
     if suffix in (".h5", ".hdf5"):
         return units_of_hdf5(path)
-    return "kcal/mol/angstrom" if suffix == ".npz" else "eV/angstrom"
+    if suffix == ".db":
+        return units_of_database(path, keys)
+    return units_of_md17(path) if suffix == ".npz" else "eV/angstrom"
 
 
 def _slice(index: str) -> slice:
@@ -147,11 +157,28 @@ def _slice(index: str) -> slice:
         parts = [int(part) if part.strip() else None for part in index.split(":")]
     except ValueError:
         parts = []
-    if ":" not in index or not 2 <= len(parts) <= 3:
+    if ":" not in index or not 2 <= len(parts) <= 3 or parts[2:] == [0]:
         raise ConfigError(f"index: {index!r} is not a slice such as ':', ':100' or '::10'.")
     return slice(*parts)
 
 
 def _read_by_ase(path: Path) -> Iterator[ase.Atoms]:
+    kind = filetype(str(path))
+    lammps = kind.startswith("lammps-dump")
+    if kind == "lammps-dump-binary" or (lammps and not _names_elements(path)):
+        raise FileFormatError(
+            f"{path}: a LAMMPS dump that has types but no elements. Write it as text with `element` among its columns and "
+            "`dump_modify ID element ...`, or read it by ase.io.read(..., specorder=[...]) and write extended XYZ."
+        )
     # ASE would take what follows an "@" in a name for a slice.
-    return iter(ase.io.iread(path, index=":", do_not_split_by_at_sign=True))
+    for atoms in ase.io.iread(path, index=":", format=kind, do_not_split_by_at_sign=True):
+        if lammps and atoms.calc is not None:
+            # ASE makes up an energy of 0.
+            atoms.calc.results.pop("energy", None)
+        yield atoms
+
+
+def _names_elements(path: Path) -> bool:
+    """Whether the columns of a LAMMPS dump, in text, have the elements."""
+    columns = next((line for line in read_lines(path) if line.startswith("ITEM: ATOMS")), "")
+    return "element" in columns.split()

@@ -143,6 +143,9 @@ def parse_comment(comment: str) -> dict[str, Any]:
     """
     found: dict[str, tuple[str, Any]] = {}
     extended = re.search(r"\b(Properties|Lattice)\s*=", comment) is not None
+    if not extended:
+        # An apostrophe in plain English begins no text in quotes.
+        comment = re.sub(r"(?<=\w)'(?=\w)", "", comment)
     for match in _PAIR.finditer(comment):
         key, closed = _unquote(match[1])
         text, ended = ("T", True) if match[2] is None else _unquote(match[3])

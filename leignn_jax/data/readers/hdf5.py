@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import ase
 import numpy as np
 
-from leignn_jax.data.labels import DEFAULT_KEYS, read_labels
+from leignn_jax.data.labels import Keys, label_of_names, read_labels
 from leignn_jax.data.readers.arrays import as_numbers, check_array
 from leignn_jax.data.readers.frames import frame
 from leignn_jax.data.readers.text import check_ratio
-from leignn_jax.data.readers.units import BOHR, HARTREE, KCAL_PER_MOL, UNITS
+from leignn_jax.data.readers.units import units_said
 from leignn_jax.errors import FileFormatError
 from leignn_jax.files import write_atomically
 
@@ -27,15 +26,10 @@ if TYPE_CHECKING:
 _BLOCK = 256
 _MADE = {"energy", "forces", "stress"}
 _WRITTEN = "eV, angstrom"
-# Words of units in attributes, as eV and Å.
-_ENERGIES = {"ev": 1.0, "electronvolt": 1.0, "electronvolts": 1.0, "kcal": KCAL_PER_MOL, "kj": KCAL_PER_MOL / 4.184}
-_ENERGIES |= dict.fromkeys(("hartree", "hartrees", "ha", "eh"), HARTREE)
-_LENGTHS = dict.fromkeys(("angstrom", "angstroms", "ang", "a", "å", "\u212b"), 1.0)
-_LENGTHS |= dict.fromkeys(("bohr", "bohrs"), BOHR)
 
 
-def read_hdf5(path: Path) -> Iterator[ase.Atoms]:
-    """Frames of HDF5, one group per composition; labels under any of their names."""
+def read_hdf5(path: Path, keys: Keys | None = None) -> Iterator[ase.Atoms]:
+    """Frames of HDF5, one group per composition; labels under any of their names, or those of ``keys``."""
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -43,15 +37,14 @@ def read_hdf5(path: Path) -> Iterator[ase.Atoms]:
         if not groups:
             raise FileFormatError(f"{path}: no group with positions [frames, atoms, 3] and numbers [atoms].")
         for group in groups:
-            yield from _read_group(path, group)
+            yield from _read_group(path, group, label_of_names(keys))
 
 
-def _read_group(path: Path, group: h5py.Group) -> Iterator[ase.Atoms]:
+def _read_group(path: Path, group: h5py.Group, labels: Mapping[str, str]) -> Iterator[ase.Atoms]:
     name = f"{path}: {str(group.name).strip('/')}/".replace(": /", ": ")
     missing = [key for key in ("positions", "numbers") if key not in group]
     if missing:
         raise FileFormatError(f"{path}: group {group.name} has no {missing[0]}.")
-    labels = {key: label for label, keys in DEFAULT_KEYS.items() for key in keys}
     found = [key for key in ("numbers", "positions", "cell", "pbc", "masses", "momenta", *labels) if key in group]
     wrong = [key for key in found if not hasattr(group[key], "dtype")]
     if wrong:
@@ -76,10 +69,12 @@ def _read_group(path: Path, group: h5py.Group) -> Iterator[ase.Atoms]:
             raise FileFormatError(
                 f"{name}pbc: of shape {list(values.shape)} and {values.dtype}; [frames, 3] is needed."
             )
+    # One mass for each atom of all frames.
+    masses = None
+    if "masses" in sets and sets["masses"].ndim == 1:
+        masses = np.asarray(sets.pop("masses"), np.float64)
     for start in range(0, count, _BLOCK):
-        block = {
-            key: values if values.shape[0] != count else values[start : start + _BLOCK] for key, values in sets.items()
-        }
+        block = {key: values[start : start + _BLOCK] for key, values in sets.items()}
         for i in range(min(_BLOCK, count - start)):
             row = {key: values[i] for key, values in block.items()}
             plain = {key: row[key] for key in ("positions", "cell", "pbc", *_MADE) if key in row}
@@ -87,6 +82,8 @@ def _read_group(path: Path, group: h5py.Group) -> Iterator[ase.Atoms]:
             for key in ("masses", "momenta"):
                 if key in row:
                     atoms.set_array(key, np.asarray(row[key], np.float64))
+            if masses is not None:
+                atoms.set_masses(masses)
             yield atoms
 
 
@@ -94,7 +91,7 @@ def units_of_hdf5(path: Path) -> str:
     """The key of ``UNITS`` that attributes of the file, its groups and datasets name; eV and Å where none does.
 
     Raises:
-        FileFormatError: no HDF5; units that are not known, or that contradict each other.
+        FileFormatError: no HDF5; otherwise as :func:`leignn_jax.data.readers.units.units_said`.
     """
     import h5py
 
@@ -113,22 +110,7 @@ def units_of_hdf5(path: Path) -> str:
             file.visititems(look)
     except Exception as error:
         raise FileFormatError(f"{path}: can't be read ({error}). Is it truncated or of another format?") from error
-    energies, lengths = {}, {}
-    for where, text in said.items():
-        for word in re.findall(r"[^\W\d_]+", text.lower()):
-            if word in _ENERGIES:
-                energies[_ENERGIES[word]] = where
-            elif word in _LENGTHS:
-                lengths[_LENGTHS[word]] = where
-            elif word not in ("mol", "dimensionless", "none"):
-                raise FileFormatError(
-                    f"{path}: the units {text!r} of {where} are not known. Say them by units= or data.units."
-                )
-    wanted = tuple(next(iter(found), 1.0) for found in (energies, lengths))
-    known = [name for name, factors in UNITS.items() if factors == wanted]
-    if len(energies) > 1 or len(lengths) > 1 or not known:
-        raise FileFormatError(f"{path}: the units {said} do not fit together, or are none of {list(UNITS)}.")
-    return known[0]
+    return units_said(path, said)
 
 
 def write_hdf5(path: str | os.PathLike, frames: Sequence[ase.Atoms]) -> None:

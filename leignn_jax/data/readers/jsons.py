@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import ase
-import ase.io
+import ase.db
 import ase.units
 import numpy as np
 from ase.data import atomic_numbers
 
 from leignn_jax.arguments import numbers_of
+from leignn_jax.data.labels import Keys
+from leignn_jax.data.readers.databases import add_info
 from leignn_jax.data.readers.frames import frame
 from leignn_jax.errors import FileFormatError
 
@@ -24,8 +26,8 @@ _KILOBAR = float(ase.units.GPa) / 10
 _APART = 1e-2
 
 
-def read_json(path: Path) -> Iterator[ase.Atoms]:
-    """mlearn's structures where the file is a list, else what ASE's database holds."""
+def read_json(path: Path, keys: Keys | None = None) -> Iterator[ase.Atoms]:
+    """mlearn's structures where the file is a list, else the rows of ASE's database, as those of a .db."""
     text = path.read_text(encoding="utf-8-sig")
     content = json.loads(text, object_pairs_hook=_object)
     if isinstance(content, list):
@@ -36,7 +38,10 @@ def read_json(path: Path) -> Iterator[ase.Atoms]:
         named = [str(one) for one in content["ids"]]
         if len(set(named)) < len(named) or set(named) != rows:
             raise FileFormatError(f"{path}: ids are {named[:10]}, but the rows are {sorted(rows)[:10]}. Was it edited?")
-    yield from ase.io.iread(io.StringIO(text), index=":", format="json")
+    for row in ase.db.connect(io.StringIO(text), type="json", use_lock_file=False).select():
+        atoms = row.toatoms()
+        add_info(atoms, row, keys)
+        yield atoms
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

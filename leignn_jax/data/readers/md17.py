@@ -1,4 +1,4 @@
-"""MD17 and rMD17: .npz with energies and forces of one molecule."""
+"""MD17, rMD17 and sGDML: .npz with energies and forces of one molecule, or of one crystal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import ase
 import numpy as np
 
+from leignn_jax.data.labels import Keys, places_of
 from leignn_jax.data.readers.arrays import as_numbers, check_array, only
 from leignn_jax.data.readers.frames import frame
 from leignn_jax.data.readers.text import check_ratio
+from leignn_jax.data.readers.units import units_said
 from leignn_jax.errors import FileFormatError
 
 _NAMES = {
@@ -20,27 +22,56 @@ _NAMES = {
     "energy": ("energies", "E"),
     "forces": ("forces", "F"),
 }
+_OWN = "kcal/mol/angstrom"
 
 
-def read_md17(path: Path) -> Iterator[ase.Atoms]:
-    """Frames of raw MD17 or rMD17, in the file's units."""
+def read_md17(path: Path, keys: Keys | None = None) -> Iterator[ase.Atoms]:
+    """Frames of raw MD17, rMD17 or sGDML, in the file's units; ``keys`` names other arrays of energies and forces."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         check_ratio(path, sum(part.file_size for part in parts), sum(part.compress_size for part in parts))
         if len({part.filename for part in parts}) < len(parts):
             raise FileFormatError(f"{path}: an array stands there twice.")
+    named = {label: places_of(label, keys) for label in keys or {} if label in _NAMES}
     found = {}
     with np.load(path, allow_pickle=False) as file:
-        for what, places in _NAMES.items():
+        for what, usual in _NAMES.items():
+            places = named.get(what, usual)
             # Nothing else is read: rMD17 holds MD17's own labels too, as much again.
             name = only(places, file, path)
-            if name is None:
+            if name is not None:
+                found[what] = file[name]
+            elif what != "energy" or what in named:
                 raise FileFormatError(f"{path}: has no array {' or '.join(places)}; it has {', '.join(file.files)}.")
-            found[what] = file[name]
+        # sGDML's, whose columns are the vectors.
+        cell = file["lattice"].T if "lattice" in file else None
     numbers = as_numbers(found["numbers"], f"{path}: {_NAMES['numbers'][0]}")
-    positions, energies, forces = found["positions"], found["energy"], found["forces"]
+    positions, forces = found["positions"], found["forces"]
     check_array(positions, f"{path}: positions", (-1, len(numbers), 3))
     check_array(forces, f"{path}: forces", positions.shape)
-    check_array(energies, f"{path}: energies", (len(positions),), (len(positions), 1))
-    for r, e, f in zip(positions, energies.reshape(-1), forces, strict=True):
-        yield frame(numbers, r, energy=float(e), forces=np.asarray(f, np.float64))
+    if cell is not None:
+        check_array(cell, f"{path}: lattice", (3, 3))
+    energies = [None] * len(positions)
+    if "energy" in found:
+        check_array(found["energy"], f"{path}: energies", (len(positions),), (len(positions), 1))
+        energies = [float(energy) for energy in found["energy"].reshape(-1)]
+    for r, e, f in zip(positions, energies, forces, strict=True):
+        atoms = frame(numbers, r, cell=cell, energy=e, forces=np.asarray(f, np.float64))
+        # Where they are looked for.
+        for label, places in named.items():
+            atoms.info[places[0]] = atoms.calc.results.pop(label)
+        yield atoms
+
+
+def units_of_md17(path: Path) -> str:
+    """The key of ``UNITS`` that sGDML's ``e_unit`` and ``r_unit`` name; kcal/mol and Å where they are not there.
+
+    Raises:
+        FileFormatError: no .npz; otherwise as :func:`leignn_jax.data.readers.units.units_said`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            said = {name: str(file[name]) for name in ("e_unit", "r_unit") if name in file}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"{path}: can't be read ({error}). Is it truncated or of another format?") from error
+    return units_said(path, {"e_unit": _OWN, **said})

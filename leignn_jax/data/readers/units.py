@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
 import ase
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from leignn_jax.arguments import numbers_of, shown
-from leignn_jax.data.labels import DEFAULT_KEYS, Keys, is_virial, places_of
-from leignn_jax.errors import ConfigError
+from leignn_jax.data.labels import Keys, is_virial, label_of_names
+from leignn_jax.errors import ConfigError, FileFormatError
 
 KCAL_PER_MOL = 0.04336411531  # eV
 HARTREE = 27.211386245988  # eV
@@ -22,6 +26,38 @@ UNITS: dict[str, tuple[float, float]] = {
     "hartree/angstrom": (HARTREE, 1.0),
     "hartree/bohr": (HARTREE, BOHR),
 }
+# Words of units in files, as eV and Å.
+_ENERGIES = {"ev": 1.0, "electronvolt": 1.0, "electronvolts": 1.0, "kcal": KCAL_PER_MOL, "kj": KCAL_PER_MOL / 4.184}
+_ENERGIES |= dict.fromkeys(("hartree", "hartrees", "ha", "eh"), HARTREE)
+_LENGTHS = dict.fromkeys(("angstrom", "angstroms", "ang", "a", "å", "\u212b"), 1.0)
+_LENGTHS |= dict.fromkeys(("bohr", "bohrs"), BOHR)
+
+
+def units_said(path: Path, said: Mapping[str, str]) -> str:
+    """The key of ``UNITS`` that a file names, in words of units by where they stand; eV and Å where it names none.
+
+    Raises:
+        FileFormatError: units that are not known, or that contradict each other.
+    """
+    energies, lengths = {}, {}
+    for where, text in said.items():
+        for word in re.findall(r"[^\W\d_]+", text.lower()):
+            if word in _ENERGIES:
+                energies[_ENERGIES[word]] = where
+            elif word in _LENGTHS:
+                lengths[_LENGTHS[word]] = where
+            elif word not in ("mol", "dimensionless", "none"):
+                raise FileFormatError(
+                    f"{path}: the units {text!r} of {where} are not known. Say them by units= or data.units."
+                )
+    wanted = tuple(next(iter(found), 1.0) for found in (energies, lengths))
+    known = [name for name, factors in UNITS.items() if factors == wanted]
+    if len(energies) > 1 or len(lengths) > 1 or not known:
+        raise FileFormatError(
+            f"{path}: the units {dict(said)} do not fit together, or are none of {list(UNITS)}. Convert the file to one of "
+            "these; units= or data.units says which, whatever the file has."
+        )
+    return known[0]
 
 
 def unit_factors(units: str | None) -> tuple[float, float]:
@@ -39,8 +75,7 @@ def convert(atoms: ase.Atoms, energy: float, length: float, keys: Keys | None = 
     factors = {"energy": energy, "forces": energy / length, "stress": energy / length**3}
     named = {
         name: energy if label == "stress" and is_virial(name) else factors[label]
-        for label in DEFAULT_KEYS
-        for name in {*DEFAULT_KEYS[label], *places_of(label, keys)}
+        for name, label in label_of_names(keys).items()
     }
     converted = atoms.copy()
     converted.set_cell(np.asarray(atoms.cell) * length)
