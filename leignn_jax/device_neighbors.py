@@ -51,6 +51,8 @@ from leignn_jax.pair_ops import PairLists
 _BLOCK_ENTRIES = 1 << 18
 # In the place of a neighbour that there is not: after all others.
 _NONE = np.iinfo(np.int32).max
+# Cells that no atom crosses from one list to the next.
+_FARTHEST = 16
 
 
 @struct.dataclass
@@ -200,8 +202,9 @@ def update_near(
         old, _ = before
         lattice = lattice_of(old, cell)
         whole = whole_vectors(jnp, _fractional_once(old, positions, inverse(lattice)), old.pbc)
-        # What is no number, or would fill the counter, is of an exploded structure: it stays where it is.
-        far = (jnp.abs(whole) > 1) & (jnp.abs(whole) < 2**30)
+        # What is no number, or went that far since the last list, is of an exploded structure: it stays where it is, so
+        # that what was there before it exploded is not moved by what float32 can't undo.
+        far = (jnp.abs(whole) > 1) & (jnp.abs(whole) < _FARTHEST)
         images = jnp.where(far, whole, 0).astype(jnp.int32)
         return _renewed_jit(old, positions - lattice_vectors(images, cell), cell), images
 

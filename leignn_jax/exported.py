@@ -22,6 +22,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,7 +211,7 @@ def load_exported(path: str | Path) -> Exported:
             about, program = json.loads(file.read("about.json")), bytearray(file.read("program"))
     except OSError as error:
         raise FileFormatError(f"{path}: {in_words(error)}.") from error
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError, zlib.error) as error:
         raise FileFormatError(f"{path} is no exported potential, or it is damaged: {error}.") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         said = about.get("format") if isinstance(about, dict) else about

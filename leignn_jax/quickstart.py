@@ -169,6 +169,8 @@ def _sweep(out: Path, progress: bool | None) -> Part:
         "search": "grid",
     }
     result = sweep(study, progress=progress)
+    if not result.finished:
+        raise KeyboardInterrupt
     best = result.rows[0]
     rows = [
         [f"{row['optimizer.learning_rate']:g}", f"{row['validation_forces_mae_mev_per_angstrom']:.0f}"]

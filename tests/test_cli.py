@@ -25,6 +25,7 @@ from leignn_jax.interruption import exit_code
 from leignn_jax.properties import relax
 from leignn_jax.simulation import chunks, engine
 from leignn_jax.sweeps import study
+from leignn_jax.sweeps.study import StudyResult
 from leignn_jax.training import prepared
 from leignn_jax.training.folder import RunFolder
 
@@ -201,6 +202,12 @@ def test_ctrl_c_in_a_study_and_in_the_tour(tmp_path, monkeypatch):
     done = leignn("quickstart", "--out", tmp_path / "tour")
     assert done.code == 130
     assert done.err.splitlines()[-1] == "Interrupted. The same command goes on with the training where it was."
+
+
+def test_quickstart_interrupted_in_its_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(tour, "sweep", lambda *_, **__: StudyResult([], [], tmp_path, [], False, "SIGINT", None))
+    with pytest.raises(KeyboardInterrupt):
+        tour._sweep(tmp_path, False)
 
 
 @pytest.mark.slow

@@ -68,12 +68,13 @@ _GROWTHS = 20
 _OTHER_VELOCITIES = ("vel", "velo", "velocity", "velocities", "vx")
 
 # Why a replica stands still.
+UNSURE = 5
 REASONS = {
     1: "energy or positions are no finite numbers",
     2: "it is hotter than max_temperature",
     3: "an atom moved farther than max_step in one step",
     4: "an atom is farther than max_distance from where the system was",
-    5: "the committee's members disagree on a force by more than max_doubt",
+    UNSURE: "the committee's members disagree on a force by more than max_doubt",
 }
 
 
@@ -406,7 +407,7 @@ def _steps(model, ensemble, system, before, dt, center, limits, last_step, doome
         if "doubt" in said:
             # The line that says so is logged.
             unsure = (stopped == 0) & (said["doubt"] > limits.doubt)
-            stopped = jnp.where(unsure, 5, stopped)
+            stopped = jnp.where(unsure, UNSURE, stopped)
             stopped_at = jnp.where(unsure, state.step, stopped_at)
         return (state, stopped, stopped_at), said
 

@@ -120,7 +120,8 @@ class Thermo(NamedTuple):
     """Numbers to log, one per replica.
 
     potential_energy, kinetic_energy: eV, the former without reference energies.
-    temperature: K. pressure: GPa, NaN unless periodic. volume: Å^3. conserved: eV, constant but for errors of integration.
+    temperature: K. pressure: GPa, NaN unless periodic. volume: Å^3. conserved: eV, constant but for errors of integration
+    where no number of the ensemble is a ramp.
     """
 
     potential_energy: Any

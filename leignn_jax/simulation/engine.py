@@ -6,6 +6,7 @@ import json
 import logging
 import time as clock
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from leignn_jax.files import make_folder
 from leignn_jax.interruption import stop_requests
 from leignn_jax.processes import check_devices, check_same, connect, is_first, largest, on_host, together, versions
 from leignn_jax.progress import ProgressBar, is_shown
-from leignn_jax.simulation.chunks import LIMITS, REASONS, SAVED, Limits, Run, check_limits, line_of
+from leignn_jax.simulation.chunks import LIMITS, REASONS, SAVED, UNSURE, Limits, Run, check_limits, line_of
 from leignn_jax.simulation.dynamics import EnergyModel, State, structure_of
 from leignn_jax.simulation.ensembles import Ensemble
 from leignn_jax.simulation.folder import SimulationFolder, digest_of, ensemble_numbers, run_settings
@@ -43,6 +44,8 @@ log = logging.getLogger("leignn_jax")
 
 # Steps of a chunk: enough that the host's work between chunks does not count.
 _CHUNK_STEPS = 200
+# Steps between two frames that are one chunk at most: in between nothing is saved and no signal obeyed.
+_SPLIT_STEPS = 500
 # More atoms than run in one program, of all replicas; more log lines than are kept on the device.
 _MOST_ATOMS = 10_000_000
 _MOST_LINES = 100_000
@@ -142,7 +145,8 @@ def simulate(
         devices: among which replicas, or several structures, are divided, as many on each: nothing crosses within a step.
             One system is divided by its atoms (:mod:`leignn_jax.domains`). Sums of fewer replicas, or in parts, round
             otherwise, so that trajectories part from those of one device as chaos has it.
-        checkpoint_minutes: between states from which a killed simulation can go on.
+        checkpoint_minutes: between states from which a killed simulation can go on; a signal is obeyed, and a state
+            written, between frames, and every 500 steps or at each log line where frames are farther apart.
         progress: show a progress bar; None where there is a terminal.
 
     Raises:
@@ -244,12 +248,13 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     kept: list[list[dict[str, np.ndarray]]] = [[] for _ in run.structures]
     lines: list[list[dict[str, np.ndarray]]] = [[] for _ in run.structures]
     first = int(run.state.step)
-    frames = max(1, _CHUNK_STEPS // save_every)
+    spans, logs = _chunk_of(save_every, log_every)
+    wanted = partial(_wanted, save_every=save_every, last=steps, span=log_every * logs)
     began = saved = clock.monotonic()
     measured: tuple[float, int] | None = None
     interrupted: str | None = None
     if folder is None or not folder.resumed:
-        _store(run, folder, kept, lines, _present(run), _present_line(run))
+        _store(run, folder, kept, lines, _present(run), _present_line(run), wanted)
         if folder is not None:
             # Killed at any moment from here on it can go on.
             folder.checkpoint(run)
@@ -257,8 +262,8 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     with stop_requests() as stop, ProgressBar("simulating", steps, shown, done=first) as bar:
         asked = 0
         while int(run.state.step) < steps and not (on_host(run.stopped) > 0).all() and not asked:
-            frame, line = run.advance(limits, steps, log_every, save_every // log_every, frames)
-            _store(run, folder, kept, lines, frame, line)
+            frame, line = run.advance(limits, steps, log_every, logs, spans)
+            _store(run, folder, kept, lines, frame, line, wanted)
             if bar.visible:
                 bar.update(int(run.state.step), _facts(run, float(frame["energy"][-1].mean()), bar.rate))
             if measured is None:
@@ -292,6 +297,22 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     return Simulation(final, trajectory, numbers, summary, state.bath)
 
 
+def _chunk_of(save_every: int, log_every: int) -> tuple[int, int]:
+    """Spans of a chunk, and log lines of each: a span ends with a frame or, where these are far apart, in between."""
+    lines = save_every // log_every
+    most = max(1, _SPLIT_STEPS // log_every)
+    logs = lines if lines <= most else max(n for n in range(1, most + 1) if lines % n == 0)
+    return max(1, _CHUNK_STEPS // (logs * log_every)), logs
+
+
+def _wanted(step, stopped, stopped_at, *, save_every: int, last: int, span: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of a replica's frames at the ends of spans are kept, and their steps: those that are due, and the one at which
+    a committee came to doubt, wherever it is."""
+    unsure = (stopped == UNSURE) & (stopped_at > (step - 1) // span * span)
+    kept = ((stopped == 0) & ((step % save_every == 0) | (step == last))) | unsure
+    return kept, np.where(unsure, stopped_at, step)
+
+
 def _facts(run: Run, energy: float, rate: float | None) -> str:
     """What stands beside the progress bar: ``energy`` eV, ``rate`` in steps per second."""
     speed = "" if rate is None else f"{rate * float(run.timestep) * 86400e-6:.3g} ns/day, "
@@ -313,23 +334,25 @@ def _present_line(run: Run):
     return {**one, "step": np.zeros(1, np.int32), "moved": np.ones(1, bool), "stopped": stopped}
 
 
-def _store(run: Run, folder, kept, lines, frame, line) -> None:
+def _store(run: Run, folder, kept, lines, frame, line, wanted) -> None:
     """Give frames and lines that are new, of replicas that have not stopped, to the folder or to memory."""
     if folder is None:
-        for r, (one, row) in enumerate(_new(run, frame, line)):
+        for r, (one, row) in enumerate(_new(run, frame, line, wanted)):
             kept[r].append(one)
             lines[r].append(row)
     else:
-        folder.append(_new(run, frame, line))
+        folder.append(_new(run, frame, line, wanted))
 
 
-def _new(run: Run, frame, line) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Of each replica its new frames and log lines."""
+def _new(run: Run, frame, line, wanted) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Of each replica its new frames, where they are ``wanted``, and log lines."""
     dt = float(run.timestep)
+    stopped_at = on_host(run.stopped_at)
     positions, cell = run.seen(frame["positions"], frame["images"], frame["cell"])
     for r, atoms in enumerate(run.structures):
-        chosen = frame["moved"] & (frame["stopped"][:, r] == 0)
-        step = frame["step"][chosen].astype(np.int64)
+        chosen, step = wanted(frame["step"], frame["stopped"][:, r], stopped_at[r])
+        chosen = frame["moved"] & chosen
+        step = step[chosen].astype(np.int64)
         count = len(atoms)
         one = {
             "step": step,

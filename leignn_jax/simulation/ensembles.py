@@ -8,7 +8,8 @@ r"""Ensembles: what surrounds the atoms, and one step of motion in it, as pure f
 ``CellRescaling``      NPT, stochastic cell rescaling (Bernetti and Bussi 2020) with CSVR
 =====================  ==========================================================================================
 
-Every number is an array leaf: differentiate by it, sweep it by vmap, or give a :class:`Ramp` in its place. A number per
+Every number is an array leaf: differentiate by it, sweep it by vmap, or give a :class:`Ramp` in its place (but where
+``constant`` of its class names it; and ``conserved`` of the logs then has the work of what the ramp changes). A number per
 replica is given as an array ``[replicas]``.
 
 Cell rescaling lets the cell diffuse in the free energy of its strain. Written for the matrix h of cell vectors as
@@ -128,7 +129,8 @@ class Ensemble(ABC):
     """What surrounds the atoms: a pytree whose leaves are its numbers. Those below, jax-md's, or one's own.
 
     moves_cell: whether the cell changes. holds_momentum: whether the total momentum stays zero. sees_origin: whether what it
-    does depends on where along open directions the structure is. wrapped: another ensemble, around which it is.
+    does depends on where along open directions the structure is. wrapped: another ensemble, around which it is. constant:
+    names of settings that can't be a :class:`Ramp`.
 
     A step is given in what comes before the forces at the new positions, ``begin``, and what comes after them, ``finish``.
     They are apart so that a rollout can have one evaluation of the model in its program, also for the first forces.
@@ -138,6 +140,7 @@ class Ensemble(ABC):
     holds_momentum: ClassVar[bool] = True
     sees_origin: ClassVar[bool] = False
     wrapped: ClassVar[Ensemble | None] = None
+    constant: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def begin(self, system: System, state: State, dt) -> tuple[State, Any, Any]:
@@ -235,6 +238,8 @@ class NoseHoover(InParts):
 
     temperature: K. time_constant: fs, of the chain's oscillation; it can't be a :class:`Ramp`.
     """
+
+    constant: ClassVar[tuple[str, ...]] = ("time_constant",)
 
     temperature: Any
     time_constant: Any = 100.0

@@ -10,7 +10,9 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import ase
@@ -22,6 +24,7 @@ import numpy as np
 from leignn_jax.errors import SimulationError
 from leignn_jax.files import FolderLock, make_folder, why_not_written, write_atomically
 from leignn_jax.list_sizes import ListSizes
+from leignn_jax.potential import Potential
 from leignn_jax.processes import arrays_from_first, from_first, is_first, on_host, together
 from leignn_jax.simulation.chunks import Run
 from leignn_jax.simulation.dynamics import ACCELERATION, System
@@ -49,11 +52,14 @@ class SimulationFolder:
                 if is_first():
                     self._prepare(resume)
             step = self._load(run) if resume else None
+            stopped_at = on_host(run.stopped_at)
             with together():
                 if is_first():
-                    for atoms, part in zip(run.structures, self.parts, strict=True):
-                        self.writers.append(TrajectoryWriter(part / "trajectory.h5", atoms, resume_step=step))
-                        self.logs.append(ThermoLog(part / "thermo.csv", resume_step=step))
+                    for atoms, part, at in zip(run.structures, self.parts, stopped_at, strict=True):
+                        # Files of a replica that has stopped end there.
+                        last = step if step is None or at < 0 else min(step, int(at))
+                        self.writers.append(TrajectoryWriter(part / "trajectory.h5", atoms, resume_step=last))
+                        self.logs.append(ThermoLog(part / "thermo.csv", resume_step=last))
         except BaseException:
             self.close()
             raise
@@ -139,8 +145,8 @@ class SimulationFolder:
         except FileNotFoundError:
             raise SimulationError(f"{self.path}: there is no state to resume from. Start without resume.") from None
         for name, value in self.settings.items():
-            # Folders of older versions do not say on how many devices; there was one.
-            before = meta.get(name, 1 if name == "devices" else None)
+            # Folders of older versions do not say on how many devices, where there was one, nor some other things.
+            before = meta.get(name, {"devices": 1, "model": value, "cells (sha256)": value}.get(name))
             if before != value:
                 raise SimulationError(
                     f"{self.path}: was run with {name} = {before}, not {value}. Resume with the same settings."
@@ -177,7 +183,31 @@ def run_settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
         "atomic_numbers": np.asarray(run.system.numbers).tolist() if run.system.numbers.size < 10000 else None,
         "acceleration": ACCELERATION,
         "potential (sha256 of its numbers)": digest_of(run.model, repr(run.model.cutoff)),
+        "model": _in_words(run.model),
+        # Where the ensemble moves the cell it is in the state.
+        "cells (sha256)": None if run.ensemble.moves_cell else digest_of([a.cell.array for a in run.structures]),
     }
+
+
+def _in_words(model: Any) -> str:
+    """Of a model made of models the classes, functions and what else of it is no array: the same in every process."""
+    if isinstance(model, Potential):
+        return "Potential"
+    if is_dataclass(model) and not isinstance(model, type):
+        inside = [f"{field.name}={_in_words(getattr(model, field.name))}" for field in fields(model)]
+        return f"{type(model).__name__}({', '.join(inside)})"
+    if isinstance(model, list | tuple):
+        return f"[{', '.join(_in_words(one) for one in model)}]"
+    if isinstance(model, dict):
+        return f"{{{', '.join(f'{key}: {_in_words(one)}' for key, one in model.items())}}}"
+    if isinstance(model, FunctionType):
+        # Two functions of one name, such as lambdas, differ in the names or the numbers that they use.
+        code = model.__code__
+        used = [one for one in code.co_consts if isinstance(one, int | float | str)]
+        return f"{model.__qualname__} of {[*code.co_names, *used]}"
+    if isinstance(model, str | int | float) or model is None:
+        return repr(model)
+    return "number" if isinstance(model, np.ndarray | jax.Array | np.generic) else type(model).__name__
 
 
 def ensemble_numbers(ensemble: Ensemble) -> dict[str, Any]:

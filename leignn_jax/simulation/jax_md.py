@@ -26,7 +26,9 @@ How these compare with the ensembles of this package: ``experiments/jax_md``.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -57,6 +59,8 @@ _IN_ITS_UNITS = {"tau": _FS, "gamma": 1 / _FS, "pressure": 1 / GIGAPASCAL}
 # What the state of this package holds in the place of jax-md's.
 _OURS = ("position", "momentum", "force", "mass")
 # Those that are told their degrees of freedom, or need not know them.
+log = logging.getLogger("leignn_jax")
+
 _HOLDS_ATOMS = ("nve", "nvt_nose_hoover", "nvt_langevin")
 _CHAINS = ("chain", "thermostat")
 _TAU = 100.0  # fs
@@ -67,8 +71,9 @@ class JaxMD(Ensemble):
     """An ensemble of jax-md, for simulations and rollouts.
 
     Args:
-        simulator: such as ``jax_md.simulate.nve``, ``nvt_nose_hoover``, ``nvt_langevin``, ``temp_csvr``,
-            ``npt_nose_hoover``: a function ``(energy_or_force, shift, dt, **numbers) -> (init, apply)``.
+        simulator: such as ``jax_md.simulate.nve``, ``nvt_nose_hoover``, ``nvt_langevin``, ``npt_nose_hoover``: a function
+            ``(energy_or_force, shift, dt, **numbers) -> (init, apply)``. Its ``temp_csvr`` runs too, but somewhat too hot,
+            as is told then.
         numbers: its other arguments, in the units at the top of this module. ``tau`` is 100 fs where none is given.
 
     Raises:
@@ -157,6 +162,12 @@ class JaxMD(Ensemble):
             raise ConfigError(
                 f"{name} counts all atoms as free: it can't hold some, nor run beside larger structures. Use one of "
                 f"{', '.join(_HOLDS_ATOMS)}, or an ensemble of this package."
+            )
+        if name == "temp_csvr":
+            log.warning(
+                "temp_csvr of jax-md counts three degrees of freedom for every atom, also where the total momentum stays "
+                "zero: of N atoms the temperature is N/(N-1) times too high, or more. leignn_jax.simulation.ensembles.CSVR "
+                "counts them."
             )
         rest = self.memory(system, state)
         degrees = sorted({int(n) for n in system.degrees_of_freedom()})
@@ -340,7 +351,9 @@ def _is_ramp(x) -> bool:
 
 
 def _name(simulator) -> str:
-    return getattr(simulator, "__name__", str(simulator))
+    while isinstance(simulator, functools.partial):
+        simulator = simulator.func
+    return getattr(simulator, "__name__", type(simulator).__name__)
 
 
 def _arguments(simulator) -> dict[str, inspect.Parameter]:

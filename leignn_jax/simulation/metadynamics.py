@@ -11,7 +11,7 @@ and the hills' heights go to zero.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import ase
 import jax
@@ -47,6 +47,8 @@ class Metadynamics(Ensemble):
     ``["deposited"]``, [replicas]; :meth:`free_energy` reads them. Energy, forces and stress of the state, and with them of
     frames and logs, are the model's without the bias; ``conserved`` counts the bias, and what hills put in as heat.
     """
+
+    constant: ClassVar[tuple[str, ...]] = ("height", "width", "bias_factor")
 
     ensemble: Any
     variable: Any

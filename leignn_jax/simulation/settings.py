@@ -72,6 +72,8 @@ def check_ensemble(ensemble: Ensemble, kelvin: Any, structures: list[ase.Atoms])
             continue
         where = f"{type(ensemble).__name__}, {name}"
         ramp = isinstance(value, Ramp)
+        if ramp and name in ensemble.constant:
+            raise ConfigError(f"{where}: can't be a ramp; give a number.")
         numbers = _numbers(where, value.values if ramp else value)
         if ramp:
             times = _numbers(where, value.times)

@@ -393,7 +393,8 @@ class TrajectoryWriter:
         problem = wrong_clock(steps, fields["time"])
         if problem is not None:
             raise SimulationError(f"{self.path}: {problem}.")
-        if len(steps) > 0:
+        if len(steps) > 0 and self._layout is None:
+            # Once it is there, the thread alone changes it, also while frames are made here.
             self._layout = layout
         return fields
 

@@ -34,7 +34,7 @@ from leignn_jax.processes import from_first, is_first
 from leignn_jax.sweeps.report import REPORTS
 from leignn_jax.sweeps.space import StudyConfig, config_of, group_key
 from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
-from leignn_jax.training.config import TrainConfig, in_full
+from leignn_jax.training.config import TrainConfig, by_content, flattened, in_full
 from leignn_jax.training.standing import Trained
 
 log = logging.getLogger("leignn_jax")
@@ -105,11 +105,11 @@ class Ledger:
 
     def cost_of(self, config: TrainConfig) -> float | None:
         """What an evaluation of a member takes, where it was measured."""
-        return self.costs.get(_hash(group_key(config)))
+        return self.costs.get(_hash(group_key(config, self.study.space)))
 
     def write_cost(self, config: TrainConfig, cost: float) -> None:
         """Measured for all members of this one's group."""
-        self.costs[_hash(group_key(config))] = cost
+        self.costs[_hash(group_key(config, self.study.space))] = cost
         write_atomically(self._folder / "costs.json", json.dumps({"costs": self.costs}).encode())
 
     def share(self) -> None:
@@ -128,7 +128,7 @@ class Ledger:
         if number < len(self.members):
             return
         config = config_of(self.study, settings)
-        self.members.append(Member(number, settings, config, _hash(f"{_key(config)} {trial}"), 0, trial))
+        self.members.append(Member(number, settings, config, _hash(f"{_key(config, self.study)} {trial}"), 0, trial))
         if self.mine:
             said = [{"key": m.key, "settings": m.settings, "generation": 0, "trial": m.trial} for m in self.members]
             self._write_members(said)
@@ -163,13 +163,22 @@ class Ledger:
 
     def _claim(self, study, points, resume, extend) -> list[Member]:
         asked, file = study.model_dump(mode="json"), self._folder / "members.json"
-        keys = [] if points is None else [_key(config) for _, config in points]
+        keys = [] if points is None else [_key(config, study) for _, config in points]
         if file.exists():
             if not resume:
                 raise TrainingError(f"{self.out}: holds a study already. Choose another run.out, or go on with it.")
             old = _read(file, "members", "Bring it back, or choose another run.out")
             before = _read_yaml(self.out / "study.yaml")
-            changed = sorted(k for k in _flat(asked) | _flat(before) if _flat(asked).get(k) != _flat(before).get(k))
+            new, known = _settings_of(asked), _settings_of(before)
+            changed = sorted(k for k in new | known if new.get(k) != known.get(k))
+            fixed = [k for k in changed if k.partition(".")[0] == "evolution"]
+            if extend and study.search == "evolution":
+                fixed += [k for k in changed if k in ("mesh", "members_at_once")]
+            if fixed and extend:
+                raise TrainingError(
+                    f"{self.out}: the study to extend has other settings ({', '.join(fixed[:5])} differ), by which its "
+                    "members would be of two kinds. Give the old ones, or choose another run.out."
+                )
             if changed and not extend:
                 raise TrainingError(
                     f"{self.out}: holds another study ({', '.join(changed[:5])} differ). Give the old settings, choose "
@@ -305,11 +314,15 @@ class LotKeeper:
             self._checkpoints.close()
 
 
-def _key(config: TrainConfig) -> str:
-    """A hash of all settings but where the study lies."""
-    values = in_full(config)
-    values["run"].pop("out")
-    return _hash(json.dumps(values, sort_keys=True))
+def _key(config: TrainConfig, study: StudyConfig) -> str:
+    """A hash of all settings but where the study and the files lie that all members have."""
+    return _hash(json.dumps(by_content(in_full(config), keep=study.space), sort_keys=True))
+
+
+def _settings_of(study: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's settings by dotted names, wherever its files and folders lie."""
+    rest = flattened({key: value for key, value in study.items() if key != "base"})
+    return rest | {f"base.{key}": value for key, value in by_content(study.get("base") or {}).items()}
 
 
 def _lot_name(lot: Sequence[Member]) -> str:
@@ -318,13 +331,6 @@ def _lot_name(lot: Sequence[Member]) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _flat(values: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings as one dict by dotted names."""
-    if not isinstance(values, Mapping):
-        return {name: values}
-    return {k: v for key, value in values.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
 
 
 def _words(settings: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ def plan_sweep(study: StudyConfig | Mapping[str, Any] | str | Path, *, progress:
         return _plan_search(study, progress)
     groups: dict[str, list[tuple[dict[str, Any], TrainConfig]]] = {}
     for settings, config in members(study):
-        groups.setdefault(group_key(config), []).append((settings, config))
+        groups.setdefault(group_key(config, study.space), []).append((settings, config))
     return [_plan_group(study, group, progress) for group in groups.values()]
 
 

@@ -50,8 +50,18 @@ def write_study(
     try:
         import pandas
 
+        frame = pandas.DataFrame(rows)
+        for name in frame.columns:
+            values = [row[name] for row in rows if row[name] is not None]
+            alike = _is_number(values) or len({type(value) for value in values}) == 1
+            if not alike or any(isinstance(value, Mapping) for value in values):
+                # Numbers beside texts are no column of parquet's.
+                frame[name] = [
+                    row[name] if row[name] is None or isinstance(row[name], str) else json.dumps(row[name])
+                    for row in rows
+                ]
         buffer = io.BytesIO()
-        pandas.DataFrame(rows).to_parquet(buffer)
+        frame.to_parquet(buffer)
         write_atomically(out / "results.parquet", buffer.getvalue())
     except ImportError:
         log.info("results.parquet needs `pip install pandas pyarrow`; results.csv is the same.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import did_you_mean
-from leignn_jax.training.config import Seed, TrainConfig, in_full, make_config
+from leignn_jax.training.config import RunSettings, Seed, TrainConfig, by_content, in_full, make_config
 from leignn_jax.training.loss import METRICS
 from leignn_jax.training.strict_yaml import read_yaml
 
@@ -205,6 +205,12 @@ def _check_base(study: StudyConfig) -> None:
             raise ConfigError(f"base.run.{name}: members of a study are not logged there; leave it out.")
 
 
+def place_of(study: StudyConfig) -> Path:
+    """The study's folder; what else the base says need not be a config before members add to it."""
+    run = study.base.get("run", {})
+    return RunSettings(out=run.get("out", RunSettings.model_fields["out"].default)).out
+
+
 def _check_choices(study: StudyConfig) -> None:
     """ConfigError where a training can't be built with one of the choices, the others being the first ones."""
     _check_space(study)
@@ -241,6 +247,10 @@ def has_shapes(study: StudyConfig) -> bool:
 def _check_space(study: StudyConfig) -> None:
     if not study.space:
         raise ConfigError("space: name at least one setting to vary, such as run.seed: [0, 1, 2, 3].")
+    unused = [f"run.{name}" for name in ("devices", "tensorboard", "wandb", "keep", "checkpoint_minutes", "out")]
+    wrong = [name for name in study.space if name in (*unused, "data.cache", "data.test")]
+    if wrong:
+        raise ConfigError(f"space.{wrong[0]}: members can't differ in it; say it once, in the base.")
     empty = [name for name, choices in study.space.items() if choices == []]
     if empty:
         raise ConfigError(f"space.{empty[0]}: an empty list leaves no member; give one value or more.")
@@ -310,7 +320,7 @@ def _set(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
 
 # Settings that become array leaves: members that differ in these alone train in one program.
 NUMBERS: dict[str, frozenset[str]] = {
-    "run": frozenset({"seed", "out"}),
+    "run": frozenset({"seed"}),
     "optimizer": frozenset(
         {
             "learning_rate",
@@ -342,9 +352,7 @@ NUMBERS: dict[str, frozenset[str]] = {
 }
 
 
-def group_key(config: TrainConfig) -> str:
-    """The same for members that one compiled program can train."""
-    values = in_full(config)
-    for section, names in NUMBERS.items():
-        values[section] = {k: v for k, v in values[section].items() if k not in names}
+def group_key(config: TrainConfig, varied: Collection[str]) -> str:
+    """The same for members that one compiled program can train, wherever files lie that are not ``varied`` in the study."""
+    values = {name: value for name, value in by_content(in_full(config), keep=varied).items() if not is_number(name)}
     return yaml.safe_dump({**values, "with_stress": config.loss.kinds(stressed=True).with_stress}, sort_keys=True)

@@ -45,9 +45,9 @@ from leignn_jax.sweeps.cost import microseconds_per_atom
 from leignn_jax.sweeps.ledger import Ledger, Member
 from leignn_jax.sweeps.places import Evolution, Places
 from leignn_jax.sweeps.report import write_study
-from leignn_jax.sweeps.space import ASKED, COST, StudyConfig, checked_study, group_key, has_shapes, members
+from leignn_jax.sweeps.space import ASKED, COST, StudyConfig, checked_study, group_key, has_shapes, members, place_of
 from leignn_jax.sweeps.trials import Trials
-from leignn_jax.training.config import TrainConfig, make_config
+from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.evaluate import evaluate
 from leignn_jax.training.loop import Loop
 from leignn_jax.training.parallel import make_mesh
@@ -145,7 +145,7 @@ def sweep(
         points = None if study.search in ASKED else members(study)
     check_same({"the study": yaml.safe_dump(study.model_dump(mode="json")), **versions()})
     with together():
-        ledger = Ledger(make_config(study.base).run.out, study, points, resume, extend)
+        ledger = Ledger(place_of(study), study, points, resume, extend)
     try:
         ledger.share()
         run = _run_listed if points is not None else _run_asked
@@ -172,12 +172,12 @@ def _result(study: StudyConfig, ledger: Ledger, done: _Done) -> StudyResult:
     with together():
         # A worker that came too late has no trial of its own.
         if rows and done.finished and ledger.mine:
-            write_study(ledger.out, rows, history, list(study.space), study.objectives[0])
             if (best := potentials[0]) is not None:
                 best.save(ledger.out / "best.safetensors")
-                test = _tested(best, make_config(study.base))
+                test = _tested(best, ledger.members[rows[0]["member"]].config)
                 if test is not None:
                     write_atomically(ledger.out / "test.json", (json.dumps(test, indent=1) + "\n").encode())
+            write_study(ledger.out, rows, history, list(study.space), study.objectives[0])
     return StudyResult(rows, potentials, ledger.out, *done, from_first(test))
 
 
@@ -206,7 +206,7 @@ def _run_asked(study: StudyConfig, ledger: Ledger, progress: bool | None) -> _Do
             break
         with together():
             ledger.write_population(first)
-        name = group_key(configs[0])
+        name = group_key(configs[0], study.space)
         if name not in groups:
             groups[name] = _make_group(study, ledger, name, configs[0], mesh, progress)
         prepared, programs = groups[name]
@@ -230,14 +230,15 @@ def _run_listed(study: StudyConfig, ledger: Ledger, progress: bool | None) -> _D
     # Those that came later make groups of their own: what they are divided into must not depend on what has ended.
     groups: dict[tuple[int, str], list[Member]] = {}
     for member in ledger.members:
-        groups.setdefault((member.generation, group_key(member.config)), []).append(member)
+        groups.setdefault((member.generation, group_key(member.config, study.space)), []).append(member)
     log.info("%d members in %d groups.", len(ledger.members), len(groups))
     still_open = {member.number for member in ledger.open_members()}
     compiles, finished, signal = [], True, None
     for (_, name), group in groups.items():
         size = lot_size(study, len(group))
         lots = [group[first : first + size] for first in range(0, len(group), size)]
-        lots = [lot for lot in lots if lot[0].number in still_open]
+        # Lots of another size than before, where that has changed, may have members that have ended beside open ones.
+        lots = [lot for lot in lots if any(member.number in still_open for member in lot)]
         if not lots:
             compiles.append(0)
             continue
@@ -352,8 +353,14 @@ def _table(ledger: Ledger) -> tuple[list[dict[str, Any]], list[Potential | None]
         found.append((row, potential))
         history += [{"member": member.number, **one} for one in epochs]
     goal = ledger.study.objectives[0]
-    found.sort(key=lambda one: (_or_infinity(one[0].get(goal)), one[0]["member"]))
-    return [row for row, _ in found], [potential for _, potential in found], history
+    found.sort(key=lambda one: (one[1] is None, _or_infinity(one[0].get(goal)), one[0]["member"]))
+    # A member that diverged before it was validated lacks columns.
+    columns = dict.fromkeys([*(name for row, _ in found for name in row), goal])
+    return (
+        [{name: row.get(name) for name in columns} for row, _ in found],
+        [potential for _, potential in found],
+        history,
+    )
 
 
 def _potential_from_first(path: Path) -> Potential:

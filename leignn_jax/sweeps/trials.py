@@ -13,12 +13,14 @@ import importlib.util
 import json
 import logging
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from leignn_jax.errors import ConfigError, LeignnError, TrainingError
+from leignn_jax.files import write_atomically
 from leignn_jax.sweeps.space import Range, StudyConfig
 
 log = logging.getLogger("leignn_jax")
@@ -32,6 +34,16 @@ class Trial(NamedTuple):
 
     number: int
     settings: dict[str, Any]
+
+
+def _worker_of(out: Path) -> str:
+    """By what a worker's trials are known in a storage that it shares: drawn once, and kept wherever its folder comes to
+    lie."""
+    file = out / "ledger" / "worker.txt"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, f"{uuid.uuid4().hex}\n".encode())
+    return file.read_text().strip()
 
 
 class Trials:
@@ -48,8 +60,8 @@ class Trials:
 
     def __init__(self, study: StudyConfig, out: Path):
         optuna = _optuna()
-        self._config, self._worker = study, str(out.absolute())
-        self._own = study.storage is None
+        self._config, self._own = study, study.storage is None
+        self._worker = "" if self._own else _worker_of(out)
         self.where = str(out / "trials.log") if study.storage is None else study.storage
         with _reachable(self.where):
             storage = _storage(self.where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -301,6 +301,10 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = (), kind: 
         raise ConfigError("model: leave it out where run.start_from gives the model.")
     if config.data.reference_energies == "keep" and config.run.start_from is None:
         raise ConfigError('data.reference_energies: "keep" needs run.start_from, a potential to keep them of.')
+    if config.data.isolated_atoms is not None and config.data.reference_energies != "isolated":
+        raise ConfigError(
+            "data.isolated_atoms: the file is used with data.reference_energies=isolated; set that, or leave the file out."
+        )
     if config.loss.force_source == "direct" and config.loss.kinds(stressed=True).with_stress:
         raise ConfigError("loss: direct forces give no stress; set loss.stress_weight to 0.")
     return config
@@ -332,6 +336,29 @@ def in_full(config: TrainConfig) -> dict[str, Any]:
 def dump_config(config: TrainConfig) -> str:
     """The config as YAML, every value said."""
     return yaml.safe_dump(in_full(config), sort_keys=False)
+
+
+# Where files lie; a run or a study is known by what they hold, which hashes tell.
+_PLACES = ("data.train", "data.validation", "data.test", "data.isolated_atoms", "run.start_from")
+_OWN_PLACES = ("run.out", "data.cache")
+
+
+def by_content(values: Mapping[str, Any], keep: Collection[str] = ()) -> dict[str, Any]:
+    """Settings by dotted name, the same wherever files and folders lie: of a file no more than whether there is one.
+
+    keep: files that stay as they are.
+    """
+    flat = flattened(values)
+    return {k: v is not None if k in _PLACES and k not in keep else v for k, v in flat.items() if k not in _OWN_PLACES}
+
+
+def flattened(values: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings as one dict by dotted names."""
+    if not isinstance(values, Mapping):
+        return {name: values}
+    return {
+        k: v for key, one in values.items() for k, v in flattened(one, f"{name}.{key}" if name else str(key)).items()
+    }
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def _heed(findings: Sequence[Finding], names: Names, data: DataSettings, with_st
 
 def _check_against(train: Frames, other: Frames, name: str, data: DataSettings) -> None:
     new = sorted(set(other.table.present()) - set(train.table.present()))
-    if new and not isinstance(data.reference_energies, dict) and data.isolated_atoms is None:
+    if new and not isinstance(data.reference_energies, dict) and data.reference_energies != "isolated":
         first, found = _first_with(other, new)
         raise ElementError(
             f"{first}: holds {', '.join(found)}, which no frame of train holds: nothing could be learned about it."

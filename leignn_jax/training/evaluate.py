@@ -14,7 +14,7 @@ from leignn_jax.arguments import check_dtype, check_flag, check_structures
 from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import Labels, read_labels
 from leignn_jax.data.readers.units import convert, unit_factors
-from leignn_jax.errors import DataError, LeignnError
+from leignn_jax.errors import ConfigError, DataError, LeignnError
 from leignn_jax.potential import Potential, check_potential
 
 
@@ -82,6 +82,8 @@ def compare(
     potential: Potential, frames: Iterable[tuple[ase.Atoms, Labels]], direct: bool = False, dtype: str = "float32"
 ) -> Evaluation:
     """The evaluation of labelled frames, which need not be in memory together; arguments as in :func:`evaluate`."""
+    if direct and not potential.config.direct_forces:
+        raise ConfigError("direct: the potential has no head for direct forces; compare its gradient.")
     _, references = potential.split_references()
     labelled, ahead = tee(frames)
     predictions = potential.iter_predict((atoms for atoms, _ in ahead), dtype=dtype)

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from leignn_jax.errors import TrainingError
 from leignn_jax.files import FolderLock, make_folder, write_atomically
 from leignn_jax.potential import Potential
 from leignn_jax.potential_file import load_potential
 from leignn_jax.processes import is_first
 from leignn_jax.training.checkpoint import Checkpoints, check_room, named_leaves
-from leignn_jax.training.config import TrainConfig, dump_config
+from leignn_jax.training.config import TrainConfig, by_content, dump_config
 from leignn_jax.training.logs import History, open_loggers
 
 
@@ -108,13 +110,15 @@ def _claim(out: Path, config: TrainConfig, data: Mapping[str, Any], has_checkpoi
     """Write what the run is, or compare with what the folder says it is."""
     text = dump_config(config)
     config_file, data_file = out / "config.yaml", out / "data.json"
-    old = config_file.read_text(errors="replace") if has_checkpoint and config_file.exists() else text
-    if old != text:
-        lines = [line for line in text.splitlines() if line not in old.splitlines()]
-        raise TrainingError(
-            f"{out}: its checkpoints are of another config (now different: {'; '.join(x.strip() for x in lines[:5])}). "
-            "Give the old settings, or another run.out."
-        )
+    if has_checkpoint and config_file.exists():
+        before, now = _settings_in(config_file), by_content(yaml.safe_load(text))
+        changed = [name for name in now | before if name not in before or now.get(name) != before[name]]
+        if changed:
+            said = "; ".join(f"{name}: {now.get(name)}" for name in changed[:5])
+            raise TrainingError(
+                f"{out}: its checkpoints are of another config (now different: {said}). Give the old settings, or another "
+                "run.out."
+            )
     was = _hashes_in(data_file) if has_checkpoint and data_file.exists() else {}
     # A folder of an older version does not know all files.
     changed = [name for name, value in data["sha256"].items() if was.get(name, value) != value]
@@ -125,6 +129,18 @@ def _claim(out: Path, config: TrainConfig, data: Mapping[str, Any], has_checkpoi
         )
     write_atomically(config_file, text.encode())
     write_atomically(data_file, json.dumps(data, indent=1).encode())
+
+
+def _settings_in(file: Path) -> dict[str, Any]:
+    """What config.yaml says, by dotted names and without places."""
+    try:
+        return by_content(yaml.safe_load(file.read_text(errors="replace")))
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"{file}: damaged ({reason}), so that nobody can tell whether its checkpoints are of this config. Bring it "
+            "back, or choose another run.out."
+        ) from error
 
 
 def _hashes_in(file: Path) -> dict[str, str]:

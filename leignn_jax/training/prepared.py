@@ -60,6 +60,8 @@ def prepare(config: TrainConfig, devices: int = 1, progress: bool | None = False
     """
     data = config.data
     given = None if config.run.start_from is None else load_potential(config.run.start_from)
+    if given is not None and np.ndim(given.scale):
+        raise ConfigError(f"run.start_from: {config.run.start_from} is a committee; start from one of its members.")
     if given is not None and config.loss.force_source == "direct" and not given.config.direct_forces:
         raise ConfigError(
             f"loss.force_source is direct, but {config.run.start_from} has no such head: set it to gradient."

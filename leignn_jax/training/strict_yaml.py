@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _check_size(node: yaml.Node) -> None:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which plain YAML keeps the last in silence."""
+    """YAML that refuses a key given twice, of which plain YAML keeps the last in silence; 1e-3 is a number in it."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -79,3 +80,11 @@ class StrictLoader(yaml.SafeLoader):
                 raise ConfigError(f"line {line}: the key {key!r} stands twice.")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+# PyYAML asks for a point and the exponent's sign, which YAML 1.2 does not.
+StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)

@@ -26,8 +26,11 @@ from leignn_jax.files import FolderLock
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Prediction
 from leignn_jax.simulation import chunks, dynamics, folder
+from leignn_jax.simulation.biases import Umbrella
+from leignn_jax.simulation.collective_variables import Distance
 from leignn_jax.simulation.engine import make_ensemble, simulate
 from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover, Ramp
+from leignn_jax.simulation.own_models import PairEnergy
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 from leignn_jax.simulation.thermo import read_thermo
 from leignn_jax.simulation.trajectory import read_trajectory
@@ -140,6 +143,7 @@ import sys
 import ase.build
 from leignn_jax.simulation.engine import simulate
 from leignn_jax.simulation.ensembles import Langevin
+from leignn_jax.simulation.own_models import PairEnergy
 from leignn_jax.simulation.simple_models import LennardJones
 atoms = ase.build.bulk("Ar", cubic=True, a=5.4)
 atoms.rattle(0.05, seed=0)
@@ -555,3 +559,79 @@ def test_two_at_once_in_one_folder(tmp_path):
         run(steps=20, out=tmp_path / "md", resume=True)
     lock.close()
     assert run(steps=20, out=tmp_path / "md", resume=True).thermo["step"][-1] == 20
+
+
+def test_an_atom_thrown_far_leaves_the_last_good_step_and_the_others_as_they_were():
+    calm, wild = argon() * (2, 2, 2), argon() * (2, 2, 2)
+    wild.positions[0] = wild.positions[1] + [0.3, 0, 0]
+    more = {"steps": 20, "save_every": 1, "log_every": 1, "dtype": "float32", "timestep": 1.0}
+    alone = run(atoms=calm, **more)
+    both = run(atoms=[calm, wild], **more)
+    assert both.summary["stopped"][0] is None
+    assert both.summary["stopped"][1].startswith("step 0")
+    np.testing.assert_array_equal(both.trajectory[0].step, alone.trajectory.step)
+    assert both.atoms[1].get_distance(0, 1) == pytest.approx(0.3, abs=1e-5)
+
+
+def test_replicas_go_on_where_one_has_stopped_long_before(tmp_path):
+    start = ase.Atoms("Ar3", positions=[[0, 0, 0], [3.8, 0, 0], [1.9, 3.3, 0]])
+    velocities = np.random.default_rng(0).normal(size=(3, 3)) * 0.01
+    start.set_velocities(velocities)
+    leaves = start.copy()
+    velocities[0] = [-2.0, 0, 0]
+    leaves.set_velocities(velocities)
+    more = {"timestep": 2.0, "save_every": 10, "max_temperature": 1e9, "max_step": 5.0, "max_distance": 13.0}
+    whole = run(atoms=[start, leaves], steps=400, **more)
+    first = run(atoms=[start, leaves], steps=300, out=tmp_path / "run", **more)
+    last = first.trajectory[1].step[-1]
+    assert 20 <= last < 200
+    again = run(atoms=[start, leaves], steps=400, out=tmp_path / "run", resume=True, **more)
+    assert [t.step[-1] for t in again.trajectory] == [400, last]
+    np.testing.assert_array_equal(again.trajectory[0].positions, whole.trajectory[0].positions)
+
+
+def test_resume_refuses_another_function_variable_or_cell(tmp_path):
+    def umbrella(a, b):
+        return ARGON + Umbrella(Distance(a, b), 3.7, 5.0)
+
+    def pair(function):
+        return PairEnergy(function, {"a": 0.01}, cutoff=5.0)
+
+    def pull(params, r):
+        return -params["a"] * r
+
+    wide = argon()
+    wide.set_cell(1.05 * wide.cell, scale_atoms=True)
+    cases = [
+        ("model", umbrella(0, 1), umbrella(0, 2), None),
+        ("model", pair(lambda params, r: params["a"] * (r - 3.7) ** 2), pair(pull), None),
+        ("cells", ARGON, ARGON, wide),
+    ]
+    for i, (name, one, other, atoms) in enumerate(cases):
+        out = tmp_path / str(i)
+        run(model=one, steps=20, out=out)
+        with pytest.raises(SimulationError, match=f"was run with {name}"):
+            run(model=other, atoms=atoms, steps=40, out=out, resume=True)
+        run(model=one, steps=40, out=out, resume=True)
+
+
+def test_no_ramp_of_what_must_stay():
+    ramp = Ramp([0.0, 100.0], [50.0, 100.0])
+    with pytest.raises(ConfigError, match="time_constant: can't be a ramp"):
+        run(NoseHoover(40.0, ramp))
+
+
+def test_between_frames_far_apart_states_are_written_and_nothing_else_changes(tmp_path, monkeypatch):
+    more = {"steps": 150, "save_every": 60, "log_every": 10}
+    whole = run(**more)
+    for name in ("_SPLIT_STEPS", "_CHUNK_STEPS"):
+        monkeypatch.setattr(f"leignn_jax.simulation.engine.{name}", 20)
+    written = []
+    checkpoint = folder.SimulationFolder.checkpoint
+    monkeypatch.setattr(folder.SimulationFolder, "checkpoint", lambda self, run: written.append(checkpoint(self, run)))
+    split = run(out=tmp_path / "split", checkpoint_minutes=0.0, **more)
+    assert len(written) > 6
+    assert split.trajectory.step.tolist() == [0, 60, 120, 150]
+    assert split.thermo["step"].tolist() == list(range(0, 151, 10))
+    np.testing.assert_array_equal(split.trajectory.positions, whole.trajectory.positions)
+    np.testing.assert_array_equal(split.trajectory.step, whole.trajectory.step)

@@ -580,3 +580,28 @@ def test_many_kills_lose_nothing(tmp_path, seed):
     assert seen["most_frames"] > 50
     assert seen["killed_in_writes"] > 0
     assert seen["merges"] > 5
+
+
+class Slow:
+    """An array that takes its time to come to the host, as one from a device may."""
+
+    def __init__(self, values, until):
+        self.values, self.until = values, until
+
+    def __array__(self, dtype=None, copy=None):
+        end = time.monotonic() + 20
+        while not self.until() and time.monotonic() < end:
+            time.sleep(0.01)
+        return np.asarray(self.values, dtype)
+
+
+def test_a_part_that_is_written_while_frames_come_is_not_forgotten(tmp_path):
+    path = tmp_path / "trajectory.h5"
+    writer = TrajectoryWriter(path, ATOMS, flush_seconds=0.1)
+    writer.append(**frames([0]))
+    late = frames([1])
+    late["positions"] = Slow(late["positions"], path.exists)
+    writer.append(**late)
+    writer.append(**frames([2]))
+    writer.close()
+    assert read_trajectory(path).step.tolist() == [0, 1, 2]

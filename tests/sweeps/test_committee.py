@@ -98,6 +98,9 @@ def test_it_stops_where_it_is_unsure(members):
     np.testing.assert_array_equal(held.thermo["doubt_eV_per_A"], doubts[: first + 1])
     assert committee_predict(members, held.atoms).doubt == pytest.approx(doubts[first], rel=1e-3)
     assert committee_predict(members, held.atoms).doubt > bound
+    # The trajectory has it too, between the frames that were due.
+    assert held.trajectory.step.tolist() == [*range(0, 5 * first, 20), 5 * first]
+    np.testing.assert_allclose(held.trajectory.positions[-1], held.atoms.positions, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -112,6 +115,7 @@ def test_each_replica_stops_by_itself(members):
     assert run.summary["stopped"][0] is None
     assert "step 1:" in run.summary["stopped"][1]
     assert len(run.thermo[0]["step"]) == 11
+    assert [frames.step.tolist() for frames in run.trajectory] == [[0, 10], [0, 1]]
 
 
 def test_a_committee_in_a_sum(members):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import leignn_jax as leignn
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import TrainingError
 from leignn_jax.sweeps.ledger import Ledger
+from leignn_jax.sweeps.report import write_study
 from leignn_jax.sweeps.space import make_study, members
 from leignn_jax.training import loop
 
@@ -156,15 +158,72 @@ def test_a_ledger_without_its_members_is_told(data, tmp_path):
         leignn.sweep(study(data, tmp_path / "study", epochs=1), progress=False)
 
 
-@pytest.mark.parametrize("rates", [(1e-3, 2e-3), (1e30, 1e30 / 3)])
+@pytest.mark.parametrize("rates", [(1e-3, 2e-3), (1e30, 1e30 / 3), (1e30, 1e-3)])
 def test_epochs_without_validation(data, tmp_path, rates):
-    """Of two that go on, and of two that diverge before there is a loss."""
-    values = study(data, tmp_path / "study", rates)
+    """Of two that go on, of two that diverge before there is a loss, and of one of either."""
+    values = study(data, tmp_path / "study", rates, objectives=["validation_forces_rmse_mev_per_angstrom"])
     values["base"]["run"] |= {"validate_every": 2}
     values["base"]["optimizer"] |= {"clip_norm": 1e30}
     result = leignn.sweep(values, progress=False)
-    assert [row["validation_loss"] is None for row in result.rows] == [rates[0] > 1] * 2
+    assert [row["validation_loss"] is None for row in result.rows] == sorted(rate > 1 for rate in rates)
     assert (result.out / "curves.png").exists()
+    assert (result.out / "best.safetensors").exists() == (min(rates) < 1)
+
+
+def test_lots_of_another_size_leave_no_member_out(data, tmp_path, monkeypatch):
+    rates, calls, original = (1e-3, 2e-3, 3e-3, 4e-3), 0, loop.metrics
+
+    def interrupt(sums):
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(sums)
+
+    monkeypatch.setattr(loop, "metrics", interrupt)
+    stopped = leignn.sweep(study(data, tmp_path / "study", rates), progress=False)
+    monkeypatch.undo()
+    assert len(stopped.rows) == 2
+    wider = study(data, tmp_path / "study", rates) | {"members_at_once": 4}
+    result = leignn.sweep(wider, extend=True, progress=False)
+    assert result.finished
+    assert sorted(row["member"] for row in result.rows) == [0, 1, 2, 3]
+
+
+def test_a_study_goes_on_where_its_folder_and_its_data_have_come_to_lie(data, undisturbed, tmp_path):
+    shutil.copytree(undisturbed.out, tmp_path / "study")
+    shutil.copy(data, tmp_path / "moved.h5")
+    again = leignn.sweep(study(tmp_path / "moved.h5", tmp_path / "study"), progress=False)
+    assert again.compiles == [0]
+    same(again, undisturbed)
+    write_hdf5(tmp_path / "moved.h5", copper(21))
+    with pytest.raises(TrainingError, match="train file has changed"):
+        leignn.sweep(
+            study(tmp_path / "moved.h5", tmp_path / "study", (1e-3, 2e-3, 3e-3, 4e-3)), extend=True, progress=False
+        )
+
+
+def test_rules_of_evolution_stay(data, tmp_path):
+    values = study(data, tmp_path / "study", search="evolution", samples=4)
+    values["space"] = {"optimizer.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
+    one, other = (make_study(values | {"evolution": {"every": every}}) for every in (1, 2))
+    Ledger(tmp_path / "study", one, members(one)).close()
+    with pytest.raises(TrainingError, match=r"evolution.every differ\), by which its members would be of two kinds"):
+        Ledger(tmp_path / "study", other, members(other), extend=True)
+
+
+def test_settings_of_several_kinds_are_a_table(tmp_path):
+    import pandas
+
+    (tmp_path / "study.yaml").write_text("")
+    rows = [
+        {"member": 0, "x": 0.5, "y": "fit", "validation_loss": 1.0, "epochs": 1},
+        {"member": 1, "x": "1e-3", "y": {"Cu": -1.0}, "validation_loss": 2.0, "epochs": 1},
+    ]
+    write_study(tmp_path, rows, [{"member": i, "epoch": 1, "validation_loss": 1.0} for i in range(2)], ["x", "y"])
+    found = pandas.read_parquet(tmp_path / "results.parquet")
+    assert found["y"].tolist() == ["fit", '{"Cu": -1.0}']
+    assert found["validation_loss"].tolist() == [1.0, 2.0]
 
 
 def test_members_that_are_the_same_are_trained_once(data, tmp_path, caplog):

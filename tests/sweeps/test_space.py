@@ -1,9 +1,11 @@
 """Search spaces: members, groups, and words for mistakes."""
 
+from pathlib import Path
+
 import pytest
 
 from leignn_jax.errors import ConfigError
-from leignn_jax.sweeps.space import group_key, load_study, make_study, members
+from leignn_jax.sweeps.space import group_key, load_study, make_study, members, place_of
 
 BASE = {"data": {"train": "x.extxyz"}, "model": {"preset": "small"}}
 
@@ -45,11 +47,11 @@ def test_groups_are_what_changes_shapes():
         "optimizer.schedule": ["cosine", "constant"],
         "model.features": [8, 16],
     }
-    keys = [group_key(c) for _, c in members(make_study({"base": BASE, "space": space}))]
+    keys = [group_key(c, space) for _, c in members(make_study({"base": BASE, "space": space}))]
     assert len(keys) == 16
     assert len(set(keys)) == 2
     with_stress = {"base": BASE, "space": {"loss.stress_weight": [0.0, 1.0, 2.0]}}
-    assert len({group_key(c) for _, c in members(make_study(with_stress))}) == 2
+    assert len({group_key(c, space) for _, c in members(make_study(with_stress))}) == 2
 
 
 @pytest.mark.parametrize(
@@ -71,12 +73,19 @@ def test_groups_are_what_changes_shapes():
         ({"base": BASE, "space": {"run.seed": [0, 1]}, "patience_minutes": 5.0}, "patience_minutes: search grid"),
         ({"base": BASE, "space": {"run.seed": [0, 1]}, "evolution": {"every": 2}}, "evolution: search grid"),
         ({"base": BASE | {"run": {"devices": 4}}, "space": {"run.seed": [0, 1]}}, r"base\.run\.devices: a study's"),
+        ({"base": BASE, "space": {"run.devices": [1, 2]}}, r"space\.run\.devices: members can't differ in it"),
         ({"base": BASE | {"run": {"wandb": "mine"}}, "space": {"run.seed": [0, 1]}}, r"base\.run\.wandb: members"),
     ],
 )
 def test_mistakes_are_explained(values, message):
     with pytest.raises(ConfigError, match=message):
         make_study(values)
+
+
+def test_a_base_that_is_a_config_with_its_members_alone():
+    values = {"base": BASE | {"model": {"degree": 2}}, "space": {"model.variant": ["higher_order"]}}
+    made = make_study(values)
+    assert place_of(made) == Path("run")
 
 
 def test_files(tmp_path):

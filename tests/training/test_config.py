@@ -5,7 +5,7 @@ import pytest
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import ALL_VARIANTS, PRESETS
-from leignn_jax.training.config import dump_config, load_config, make_config
+from leignn_jax.training.config import by_content, dump_config, load_config, make_config
 from leignn_jax.training.strict_yaml import parse_yaml, read_yaml
 
 
@@ -175,3 +175,25 @@ def test_a_stress_is_learnt_where_there_is_one():
 def test_what_can_not_train_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         make_config(values)
+
+
+def test_isolated_atoms_that_nothing_takes():
+    values = {"data": {"train": "a.extxyz", "isolated_atoms": "b.extxyz"}}
+    with pytest.raises(ConfigError, match="reference_energies=isolated"):
+        make_config(values)
+    values["data"]["reference_energies"] = "isolated"
+    make_config(values)
+
+
+def test_an_exponent_without_a_point_is_a_number():
+    assert parse_yaml("[1e-3, 2E5, .5e1, 1.5e3, -1e+2]") == [1e-3, 2e5, 5.0, 1.5e3, -100.0]
+    assert parse_yaml("[1e, e5, 1e5x, a1e5]") == ["1e", "e5", "1e5x", "a1e5"]
+
+
+def test_places_are_no_settings():
+    one = {"data": {"train": "a/x", "batch_size": 4}, "run": {"out": "there", "start_from": None}}
+    other = {"data": {"train": "b/x", "batch_size": 4}, "run": {"out": "here", "start_from": None}}
+    assert by_content(one) == by_content(other)
+    assert by_content(one, keep=["data.train"]) != by_content(other, keep=["data.train"])
+    other["run"]["start_from"] = "si"
+    assert by_content(one) != by_content(other)

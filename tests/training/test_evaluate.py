@@ -7,7 +7,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from frames import copper
 
 import leignn_jax as leignn
-from leignn_jax.errors import ElementError
+from leignn_jax.errors import ConfigError, ElementError
 
 
 def test_an_element_of_the_test_set_only(tmp_path):
@@ -25,3 +25,8 @@ def test_an_element_of_the_test_set_only(tmp_path):
         leignn.evaluate(potential, tmp_path / "test.extxyz")
     with pytest.raises(ElementError, match="frame 1: Atom 2 is Au"):
         leignn.evaluate(potential, frames)
+
+
+def test_direct_forces_of_a_potential_without_them():
+    with pytest.raises(ConfigError, match="no head for direct forces"):
+        leignn.evaluate(leignn.load_potential("si"), copper(3), direct=True)

@@ -24,6 +24,7 @@ from leignn_jax import potential_file
 from leignn_jax.data.readers import write_hdf5
 from leignn_jax.errors import ConfigError, DataError, ElementError, LeignnError, TrainingError
 from leignn_jax.plotting import new_figure
+from leignn_jax.sweeps.committee import committee
 from leignn_jax.training import loop, report
 from leignn_jax.training.checkpoint import Checkpoints
 from leignn_jax.training.config import make_config
@@ -275,6 +276,28 @@ def test_another_config_or_data_is_refused(files, tmp_path, monkeypatch):
         leignn.train(values, resume=False, progress=False)
     write_hdf5(data / "train.h5", copper(20, 5))
     with pytest.raises(TrainingError, match="train file has changed"):
+        leignn.train(values, progress=False)
+
+
+def test_a_run_goes_on_where_its_folder_and_its_data_have_come_to_lie(files, tmp_path, monkeypatch):
+    values = stopped_run(files, tmp_path / "run", monkeypatch)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.copy(files / "train.h5", tmp_path / "other.h5")
+    values["data"]["train"], values["run"]["out"] = str(tmp_path / "other.h5"), str(tmp_path / "moved")
+    values["model"] = dict(reversed(values["model"].items()))
+    assert len(leignn.train(values, progress=False).history) == values["run"]["epochs"]
+    # Whether there is a file is no matter of places.
+    shutil.copy(files / "test.h5", tmp_path / "validation.h5")
+    with pytest.raises(TrainingError, match=r"another config .*data\.validation: True"):
+        leignn.train(values, [f"data.validation={tmp_path / 'validation.h5'}"], progress=False)
+
+
+def test_no_start_from_a_committee(files, tmp_path):
+    parts = [leignn.load_potential("si")] * 2
+    committee(parts).save(tmp_path / "committee.safetensors")
+    values = settings(files, tmp_path / "run", start_from=str(tmp_path / "committee.safetensors"))
+    del values["model"]
+    with pytest.raises(ConfigError, match="is a committee"):
         leignn.train(values, progress=False)
 
 

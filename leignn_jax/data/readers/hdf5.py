@@ -83,7 +83,7 @@ def _read_group(path: Path, group: h5py.Group, labels: Mapping[str, str]) -> Ite
                 if key in row:
                     atoms.set_array(key, np.asarray(row[key], np.float64))
             if masses is not None:
-                atoms.set_masses(masses)
+                atoms.set_array("masses", masses)
             yield atoms
 
 

@@ -32,11 +32,13 @@ def read_md17(path: Path, keys: Keys | None = None) -> Iterator[ase.Atoms]:
         check_ratio(path, sum(part.file_size for part in parts), sum(part.compress_size for part in parts))
         if len({part.filename for part in parts}) < len(parts):
             raise FileFormatError(f"{path}: an array stands there twice.")
-    named = {label: places_of(label, keys) for label in keys or {} if label in _NAMES}
+    named: dict[str, tuple[str, ...]] = {
+        label: places_of(label, keys) for label in ("energy", "forces") if label in (keys or {})
+    }
     found = {}
     with np.load(path, allow_pickle=False) as file:
         for what, usual in _NAMES.items():
-            places = named.get(what, usual)
+            places: tuple[str, ...] = named.get(what) or usual
             # Nothing else is read: rMD17 holds MD17's own labels too, as much again.
             name = only(places, file, path)
             if name is not None:
@@ -56,11 +58,10 @@ def read_md17(path: Path, keys: Keys | None = None) -> Iterator[ase.Atoms]:
         check_array(found["energy"], f"{path}: energies", (len(positions),), (len(positions), 1))
         energies = [float(energy) for energy in found["energy"].reshape(-1)]
     for r, e, f in zip(positions, energies, forces, strict=True):
-        atoms = frame(numbers, r, cell=cell, energy=e, forces=np.asarray(f, np.float64))
-        # Where they are looked for.
-        for label, places in named.items():
-            atoms.info[places[0]] = atoms.calc.results.pop(label)
-        yield atoms
+        labels = {"energy": e, "forces": np.asarray(f, np.float64)}
+        # Those that the user names stand where they are looked for.
+        info = {places[0]: labels.pop(label) for label, places in named.items()}
+        yield frame(numbers, r, cell=cell, info=info, **labels)
 
 
 def units_of_md17(path: Path) -> str:
