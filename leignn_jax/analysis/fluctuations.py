@@ -16,7 +16,7 @@ import numpy as np
 from ase import units
 from numpy.typing import ArrayLike
 
-from leignn_jax.analysis.statistics import Average, as_series, mean_with_error
+from leignn_jax.analysis.statistics import Average, as_series, mean_with_error, statistical_inefficiency
 from leignn_jax.analysis.thermodynamics import GPA
 from leignn_jax.arguments import check_number
 from leignn_jax.errors import ConfigError, DataError
@@ -76,11 +76,13 @@ def thermal_expansion(volume: ArrayLike, energy: ArrayLike, temperature: float, 
 def _mean(first: np.ndarray, second: np.ndarray, scale: float) -> Average:
     """Mean of the product of two fluctuations over ``scale``, as if both means were known.
 
-    They are those of the same frames, which takes off one of the independent samples.
+    They are those of the same frames, which takes off one of the independent samples: as many frames as are worth one.
     """
     products = (first - first.mean()) * (second - second.mean()) / scale
     average = mean_with_error(products)
-    missing = len(first) / (len(first) - 1)
+    worth = np.sqrt(statistical_inefficiency(first) * statistical_inefficiency(second))
+    # Of few frames, or few independent ones, it is itself not known.
+    missing = 1 / (1 - max(1.0, min(worth, len(first) / 10)) / len(first))
     return average._replace(value=average.value * missing, error=average.error * missing)
 
 

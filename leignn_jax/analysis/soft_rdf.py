@@ -70,7 +70,8 @@ def rdf_from_histogram(counts: jax.Array, edges: jax.Array, volume, first, secon
         first, second: N_a and N_b; the number of atoms twice for the total.
     """
     shells = 4 / 3 * jnp.pi * (edges[1:] ** 3 - edges[:-1] ** 3)
-    return counts * volume / (first * second * shells)
+    # One after the other: as whole numbers of 32 bits the product of many atoms overflows.
+    return counts * volume / shells / first / second
 
 
 def smooth_rdf(distances: jax.Array, weights: jax.Array, edges: jax.Array, width, volume, first, second) -> jax.Array:

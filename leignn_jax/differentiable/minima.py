@@ -107,6 +107,8 @@ def relaxed(
         raise ConfigError("Minima need float64, which is off in JAX: call this inside `with jax.enable_x64(True)`.")
     structures = check_structures(atoms)
     check_structures_of(model, structures)
+    if not cell and not isinstance(pressure, jax.core.Tracer) and check_number("pressure", pressure):
+        raise ConfigError("A pressure needs a cell that may change: cell='isotropic' or 'full'.")
     if cell and not atoms.pbc.all():
         raise ConfigError("cell: only a structure that is periodic in all three directions has one that can relax.")
     model, kind = without_constants(model), np.dtype("float64")
@@ -240,8 +242,9 @@ class _Surroundings:
         along = jax.jvp(lambda z: self.slope(model, pressure, z), (y,), (self.allowed(x),))[1]
         return self.allowed(along)
 
-    def conjugate(self, model, pressure, y, right):
-        """x with H x = right, the smallest curvature met on the way, and whether the residual has vanished.
+    def conjugate(self, model, pressure, y, right, rounding=_ROUNDING):
+        """x with H x = right, the smallest curvature met on the way, and whether the residual has vanished: by a factor, or
+        below ``rounding``.
 
         Not ``jax.scipy.sparse.linalg.cg``, which tells neither of the latter.
         """
@@ -250,8 +253,7 @@ class _Surroundings:
             return sum(jax.tree.leaves(jax.tree.map(lambda p, q: (p * q).sum(), a, b)))
 
         most = _PRODUCTS * sum(x.size for x in jax.tree.leaves(y))
-        # Residuals of nothing but rounding are done.
-        goal = jnp.maximum(_SHRINK**2 * dot(right, right), _ROUNDING**2)
+        goal = jnp.maximum(_SHRINK**2 * dot(right, right), rounding**2)
 
         def going(carry):
             k, _, _, _, rest, curvature = carry
@@ -283,8 +285,10 @@ class _Surroundings:
             rest = jax.tree.map(jnp.subtract, x, self.allowed(x))
             return ravel_pytree(jax.tree.map(jnp.add, self.product(model, pressure, y, x), rest))[0]
 
-        def by_conjugate(_, right):
-            x, _, solved = self.conjugate(model, pressure, y, self.allowed(restore(right)))
+        def by_conjugate(_, right, rounding=_ROUNDING):
+            x, _, solved = self.conjugate(model, pressure, y, self.allowed(restore(right)), rounding)
             return jnp.where(solved, ravel_pytree(x)[0], jnp.nan)
 
-        return restore(jax.lax.custom_linear_solve(product, flat, by_conjugate, symmetric=True))
+        # Forces of nothing but rounding are done; a cotangent is in the unit of whatever loss, however small.
+        back = partial(by_conjugate, rounding=0.0)
+        return restore(jax.lax.custom_linear_solve(product, flat, by_conjugate, back, symmetric=True))

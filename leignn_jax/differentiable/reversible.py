@@ -163,10 +163,20 @@ def scan(
     return state.replace(**moving), trouble, seen
 
 
-def over_slots(one: Callable[..., Any], carry, number, every: int, last: int, *, reverse: bool = False, spare=False):
+def over_slots(
+    one: Callable[..., Any],
+    carry,
+    number,
+    every: int,
+    last: int,
+    *,
+    reverse: bool = False,
+    spare: bool = False,
+    scan: Callable[..., Any] = jax.lax.scan,
+):
     """The carry after round ``number``, which ends with slot ``number * every``; those outside of 0 to ``last`` are none.
 
-    spare: there are rounds after that of ``last``.
+    spare: there are rounds after that of ``last``. scan: that of the slots, where it is another one.
 
     Slot n does step n. Slot 0 only takes energy and forces of the start, which belong to the model that is given and not
     to the one that the state was made with: it shares the program's one evaluation, whose compilation is what takes long.
@@ -179,7 +189,7 @@ def over_slots(one: Callable[..., Any], carry, number, every: int, last: int, *,
         there = (slot >= 0) & (slot <= last)
         return jax.lax.cond(there, one, lambda c, _: c, carry, slot), None
 
-    return jax.lax.scan(one_slot, carry, slots, reverse=reverse)[0]
+    return scan(one_slot, carry, jnp.flip(slots) if reverse else slots)[0]
 
 
 def moving_of(state: State) -> dict[str, Any]:

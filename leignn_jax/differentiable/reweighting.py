@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,8 @@ class Sample:
     kT: eV, pressure: eV/Å^3 (zero at constant volume), at which they were made, ``[frames, replicas]``.
     made: ``[frames, replicas]``, minus the logarithm of the density that the frames were drawn from.
     system: what was simulated. state: a state to begin lists from. model: what made them; None of several samples.
-    moves_cell: whether the pressure counts (static).
+    bath: what the ensemble remembers after the last frame; none of several samples.
+    moves_cell: whether the pressure counts (static). lengths: frames of each of several samples (static).
     """
 
     positions: Any
@@ -75,7 +77,9 @@ class Sample:
     system: System
     state: State
     model: Any
-    moves_cell: bool = struct.field(pytree_node=False)
+    bath: Any = ()
+    moves_cell: bool = struct.field(pytree_node=False, default=False)
+    lengths: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
 
 class Reweighted(NamedTuple):
@@ -170,6 +174,7 @@ def sample(
         system=system,
         state=state.replace(bath=()),
         model=model,
+        bath=out.state.bath,
         moves_cell=ensemble.moves_cell,
     )
 
@@ -223,7 +228,9 @@ def joined(samples: Sequence[Sample]) -> tuple[Sample, np.ndarray]:
     cutoff, skin, dtype = max(one.model.cutoff for one in samples), float(np.max(old.skin)), first.positions.dtype
     lists = make_lists(first.system.numbers, old.positions, old.cell, first.system.pbc, cutoff, skin, dtype, sizes)
     frames = dict(zip(_FRAMES, everything, strict=True))
-    joint = first.replace(**frames, state=first.state.replace(neighbors=lists), model=None)
+    lengths = tuple(one.energy.shape[0] for one in samples)
+    begin = first.state.replace(neighbors=lists)
+    joint = first.replace(**frames, state=begin, model=None, bath=(), lengths=lengths)
     # Of models that differ in numbers one program serves all.
     reduced = [_frames(one.model, joint, _same(one.kT, joint), _same(one.pressure, joint), None)[0] for one in samples]
     return joint, np.stack([np.asarray(u, np.float64) for u in reduced])
@@ -327,21 +334,25 @@ def reweighted(
         w = weights.reshape(*shape, *[1] * (x.ndim - 2))
         value = (w * x).sum((0, 1))
         # Of a ratio: the scatter of w (x - value).
-        return value, _error(jax.lax.stop_gradient(w * (x - value)))
+        return value, _error(jax.lax.stop_gradient(w * (x - value)), sample.lengths or shape[:1])
 
     flat, tree = jax.tree.flatten(seen)
     both = [average(x) for x in flat]
     return Reweighted(tree.unflatten([b[0] for b in both]), tree.unflatten([b[1] for b in both]), effective)
 
 
-def _error(parts):
-    """The standard error of the sum of ``[frames, replicas, ...]``, of blocks of frames, each replica for itself."""
-    frames, replicas = parts.shape[:2]
-    blocks = min(_BLOCKS, frames)
-    use = frames // blocks * blocks
-    sums = parts[frames - use :].reshape(blocks, -1, *parts.shape[1:]).sum(1)
-    sums = sums.reshape(blocks * replicas, *parts.shape[2:])
-    return jnp.sqrt(sums.shape[0] * sums.var(0, ddof=1))
+def _error(parts, lengths: Sequence[int]):
+    """The standard error of the sum of ``[frames, replicas, ...]``, of blocks of frames, each replica and each of several
+    samples of these ``lengths`` for itself: what they differ in for good is no noise."""
+    variance, first = 0.0, 0
+    for frames in lengths:
+        blocks = min(_BLOCKS, frames)
+        ends = [first + n * frames // blocks for n in range(blocks + 1)]
+        sums = jnp.stack([parts[a:b].sum(0) for a, b in pairwise(ends)])
+        sums = sums.reshape(-1, *parts.shape[2:])
+        variance += sums.shape[0] * sums.var(0, ddof=1)
+        first += frames
+    return jnp.sqrt(variance)
 
 
 def _frames(model: EnergyModel, sample: Sample, kT, pressure, observe):

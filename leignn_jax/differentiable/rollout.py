@@ -193,7 +193,7 @@ def rollout(
     _check_taming(truncate, decay, clip, every)
     limits = check_limits(max_temperature, max_step, max_distance)
     rounds = steps // every
-    lengths = segment_lengths(rounds, segment, every)
+    lengths, part = segment_lengths(rounds, segment, every), slots_together(segment, every)
     model = without_constants(model)
 
     def watch(things, trouble, before, after):
@@ -236,8 +236,14 @@ def rollout(
             after = _one_step(things, tamed, slot > 0)
             return after, watch(things, trouble, before, after)
 
+        def in_parts(one, carry, slots):
+            (state, trouble), _ = _in_segments(one, _kept(carry), slots, (part,))
+            return (state.replace(neighbors=jax.vmap(with_pairs)(state.neighbors)), trouble), None
+
+        scan = jax.lax.scan if part is None else in_parts
+
         def one_round(carry, number):
-            carry = over_slots(advance, carry, number, every, rounds * every, spare=spare > 0)
+            carry = over_slots(advance, carry, number, every, rounds * every, spare=spare > 0, scan=scan)
             return carry, see(things, carry[0])
 
         spare = -(rounds + 1) % (lengths[0] if lengths else 1)
@@ -326,6 +332,10 @@ def segment_lengths(rounds: int, segment: Segment, every: int = 1) -> tuple[int,
     if isinstance(segment, str) and segment == "sqrt":
         return (max(1, math.isqrt(rounds)),)
     if isinstance(segment, str) and segment == "recursive":
+        if (part := slots_together(segment, every)) is not None:
+            # Rounds are in parts already; as many as those have at most are one segment.
+            most = max(1, _PARTS * part // every)
+            return () if rounds <= most else (most,)
         shortest = min(rounds, max(1, _SHORTEST // every))
         parts = -(-rounds // shortest)
         if parts == 1:
@@ -341,3 +351,11 @@ def segment_lengths(rounds: int, segment: Segment, every: int = 1) -> tuple[int,
             f"multiple of the next, not {segment!r}."
         )
     return given
+
+
+def slots_together(segment: Segment, every: int) -> int | None:
+    """Steps that are kept together of those of one round, where "recursive" is to have fewer than are between two
+    observations; else None."""
+    if not (isinstance(segment, str) and segment == "recursive") or every <= _SHORTEST:
+        return None
+    return max(n for n in range(1, _SHORTEST + 1) if every % n == 0)

@@ -165,7 +165,14 @@ def check_target(target: Any, atoms: ase.Atoms) -> None:
         missing = sorted(set(target.pair or ()) - symbols)
         if missing:
             raise ConfigError(f"{target.name}: pair names {missing[0]}, and {target.structure} holds none.")
-    if isinstance(target, Density) and not target.sampling.ensemble.startswith("npt"):
+    if isinstance(target, Diffusivity):
+        sampling = target.sampling
+        if sampling.steps - sampling.discard < 3 * sampling.every:
+            raise ConfigError(
+                f"{target.name}: a diffusivity is a slope of the later half of the frames; three frames are needed, better "
+                "many. Make sampling.steps larger or sampling.every smaller."
+            )
+    if isinstance(target, Density) and not target.sampling.ensemble.lower().startswith("npt"):
         raise ConfigError(f"{target.name}: a density is constant in {target.sampling.ensemble}; choose ensemble npt.")
     if isinstance(target, PhononFrequency) and max(target.modes) >= 3 * len(atoms):
         raise ConfigError(

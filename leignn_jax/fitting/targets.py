@@ -62,7 +62,8 @@ def _loss(goals: Sequence[Goal], values: Sequence[Any], weights) -> tuple[Any, l
 class Walk:
     """A simulation that goes on from where it was, with whatever potential there is now.
 
-    memory: a pytree of arrays: where it stands, how many runs it has done, the number of the first, sizes of its lists.
+    memory: a pytree of arrays: where it stands and what its bath remembers, how many runs it has done, the number of the
+    first, sizes of its lists.
     """
 
     def __init__(self, sampling: Sampling, potential: Potential, atoms: ase.Atoms):
@@ -77,6 +78,7 @@ class Walk:
         """A memory of nothing but the structure; noise is of runs from number ``first`` on."""
         memory = {name: getattr(self.begin, name) for name in _WALK}
         return memory | {
+            "bath": self.begin.bath,
             "done": jnp.int32(0),
             "first": jnp.int32(first),
             "sizes": _as_array(self.begin.neighbors.sizes),
@@ -94,15 +96,16 @@ class Walk:
         neighbors = make_lists(*where, *reach, _as_sizes(self.memory["sizes"]))
         number = self.memory["first"] + self.memory["done"]
         keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(self.begin.key)
-        return self.begin.replace(**{name: jnp.asarray(frame[name]) for name in _WALK}, key=keys, neighbors=neighbors)
+        there = {name: jnp.asarray(frame[name]) for name in _WALK}
+        return self.begin.replace(**there, bath=self.memory["bath"], key=keys, neighbors=neighbors)
 
     def next(self) -> State:
         """The state that the next run begins with."""
         return self.state(self.memory)
 
     def go_on(self, frame: dict[str, Any]) -> None:
-        """Stand at the end of one more run."""
-        self.memory = {**self.memory, **{name: jnp.asarray(frame[name]) for name in _WALK}}
+        """Stand at the end of one more run; ``frame`` has what the bath remembers too."""
+        self.memory = {**self.memory, **jax.tree.map(jnp.asarray, {name: frame[name] for name in (*_WALK, "bath")})}
         self.memory["done"] += 1
 
     def enlarge(self, overflow: int) -> None:
@@ -189,7 +192,7 @@ class Reweighting:
             ) from error
         self.frames = {name: getattr(drawn, name) for name in self.frames}
         walk.memory = {**walk.memory, "sizes": _as_array(drawn.state.neighbors.sizes)}
-        walk.go_on({name: self.frames[name][-1] for name in _WALK})
+        walk.go_on({**{name: self.frames[name][-1] for name in _WALK}, "bath": drawn.bath})
 
 
 class Trajectory:
@@ -215,7 +218,7 @@ class Trajectory:
                 Seen(one, mean, x.std(0, ddof=1) / np.sqrt(s.replicas) if s.replicas > 1 else 0 * mean, jnp.ones(()))
                 for one, mean, x in zip(each, values, given, strict=True)
             ]
-            frame = {name: getattr(out.state, name) for name in _WALK}
+            frame = {name: getattr(out.state, name) for name in (*_WALK, "bath")}
             return total, (seen, frame, out.state.neighbors.overflow)
 
         def slope(potential, state, weights):

@@ -32,7 +32,7 @@ from leignn_jax.cells import transformed
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.properties.relax import relax
-from leignn_jax.properties.second_derivatives import second_derivatives
+from leignn_jax.properties.second_derivatives import check_invariant, second_derivatives
 from leignn_jax.simulation.dynamics import GIGAPASCAL, EnergyModel
 from leignn_jax.simulation.model_sums import check_structures_of
 
@@ -104,6 +104,7 @@ def elastic_constants(
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; derivatives that are not finite.
     """
     check_model(potential)
+    check_invariant(potential)
     if not check_atoms(atoms).pbc.all():
         raise ConfigError("Elastic constants need a structure that is periodic in three directions.")
     if atoms.constraints:

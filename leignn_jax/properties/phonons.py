@@ -40,8 +40,10 @@ from leignn_jax.properties.second_derivatives import (
     TERAHERTZ,
     check_displacement,
     check_finite,
+    check_invariant,
     check_smooth,
     checked_derivatives,
+    first_of_elements,
     graph_of,
     second_derivatives,
     signed_root,
@@ -127,7 +129,7 @@ class Phonons:
         """
         if min(grid) < 1 or not width > 0 or points < 2:
             raise ConfigError("density_of_states: grid and width must be positive, points at least two.")
-        steps = [(np.arange(n) + 0.5) / n - 0.5 for n in grid]
+        steps = [(np.arange(n) + 0.5) / n for n in grid]
         q = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 3)
         found = self.frequencies(q).ravel()
         axis = np.linspace(found.min() - 5 * width, found.max() + 5 * width, points)
@@ -209,10 +211,11 @@ def phonons(
     crystal, repeats = crystal_in_supercell(potential, atoms, supercell, dtype)
     with jax.enable_x64(dtype == "float64"):
         cell = np.arange(len(atoms))
-        found = jax.device_get(checked_derivatives(potential, crystal.graph, cell, displacement))
+        checked = first_of_elements(atoms.numbers)
+        found = jax.device_get(checked_derivatives(potential, crystal.graph, cell, checked, displacement))
         constants = np.asarray(_sum_rule(found[0]), np.float64)
     check_finite(constants)
-    check_smooth(found[0], found[1], 0, displacement)
+    check_smooth(found[0], found[1], cell, checked, displacement)
     return Phonons(atoms=_without_extras(atoms), supercell=repeats, crystal=crystal, force_constants=constants)
 
 
@@ -224,6 +227,7 @@ def crystal_in_supercell(
 ) -> tuple[Crystal, tuple[int, int, int]]:
     """The geometry that the pure functions below take, and the repetitions; on the host, arguments as :func:`phonons`."""
     check_model(potential)
+    check_invariant(potential)
     if not check_atoms(atoms).pbc.all():
         raise ConfigError("Phonons need a structure that is periodic in three directions; see normal_modes for others.")
     if atoms.constraints:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from leignn_jax.arguments import check_dtype, check_model, check_number
-from leignn_jax.errors import StructureError
+from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
 from leignn_jax.mapping import map_in_batches
 from leignn_jax.simulation.dynamics import EnergyModel
@@ -69,25 +69,42 @@ def signed_root(squares: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 @jax.jit
-def checked_derivatives(model: EnergyModel, graph: Graph, atoms, displacement):
-    """Second derivatives of these atoms, and central differences of the first of them to compare with."""
+def checked_derivatives(model: EnergyModel, graph: Graph, atoms, checked, displacement):
+    """Second derivatives of these atoms, and central differences of those at places ``checked`` to compare with."""
     return (
         second_derivatives(model, graph, atoms, displacement),
-        second_derivatives(model, graph, atoms[:1], _CHECK_STEP),
+        second_derivatives(model, graph, atoms[checked], _CHECK_STEP),
     )
 
 
-def check_smooth(derivatives, differences, first: int, displacement: float | None) -> None:
-    """Warn where the exact curvature at a point says nothing of the energy around it."""
-    exact, around = np.asarray(derivatives)[0, :, first], np.asarray(differences)[0, :, first]
-    if displacement is None and np.abs(exact - around).max() > _KINK * np.abs(around).max():
-        log.warning(
-            "The energy has a kink here: atom %d feels a spring of %.3g eV/Å^2, but over %.2g Å one of %.3g. Frequencies "
-            "are those of the tip; displacement=0.05 gives those of the motion around it.",
-            first,
-            np.abs(exact).max(),
-            _CHECK_STEP,
-            np.abs(around).max(),
+def first_of_elements(numbers: np.ndarray) -> np.ndarray:
+    """The place of the first atom of each element: a kink is at sites, and one element's are often alike."""
+    return np.unique(numbers, return_index=True)[1]
+
+
+def check_smooth(derivatives, differences, atoms, checked, displacement: float | None) -> None:
+    """Warn where the exact curvature at a point says nothing of the energy around it, of one of the atoms ``checked``."""
+    for place, rows in zip(checked, np.asarray(differences), strict=True):
+        atom = int(atoms[place])
+        exact, around = np.asarray(derivatives)[place, :, atom], rows[:, atom]
+        if displacement is None and np.abs(exact - around).max() > _KINK * np.abs(around).max():
+            log.warning(
+                "The energy has a kink here: atom %d feels a spring of %.3g eV/Å^2, but over %.2g Å one of %.3g. "
+                "Frequencies are those of the tip; displacement=0.05 gives those of the motion around it.",
+                atom,
+                np.abs(exact).max(),
+                _CHECK_STEP,
+                np.abs(around).max(),
+            )
+            return
+
+
+def check_invariant(model: EnergyModel) -> None:
+    """ConfigError where the energy depends on where a structure is, of which no crystal has waves or elastic constants."""
+    if not getattr(model, "conserves_momentum", True):
+        raise ConfigError(
+            "The model's energy depends on where the structure is (conserves_momentum is False): phonons and elastic "
+            "constants are not defined. Leave out the part that holds or biases atoms."
         )
 
 

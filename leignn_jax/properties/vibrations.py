@@ -22,6 +22,7 @@ from leignn_jax.properties.second_derivatives import (
     check_finite,
     check_smooth,
     checked_derivatives,
+    first_of_elements,
     graph_of,
 )
 from leignn_jax.simulation.constraints import free_components
@@ -56,7 +57,7 @@ def normal_modes(
     potential: EnergyModel,
     atoms: ase.Atoms,
     *,
-    rigid: bool = True,
+    rigid: bool | None = None,
     displacement: float | None = None,
     dtype: str = "float64",
 ) -> NormalModes:
@@ -67,7 +68,8 @@ def normal_modes(
         atoms: relaxed (see :func:`leignn_jax.relax`), with its masses. Constraints hold atoms as in
             :func:`leignn_jax.simulation.constraints.free_components`.
         rigid: whether the energy is the same after translation (and rotation, without periodicity), so that these
-            motions are taken out of the modes; never done where atoms are held.
+            motions are taken out of the modes; never done where atoms are held. None asks the model
+            (``conserves_momentum``).
         displacement: Å, for central differences of forces; None is exact derivatives.
         dtype: "float64" or "float32".
 
@@ -82,16 +84,19 @@ def normal_modes(
     moving, columns = np.flatnonzero(free.any(1)), np.flatnonzero(free)
     graph = graph_of(potential, atoms, dtype)
     with jax.enable_x64(dtype == "float64"):
-        found = jax.device_get(checked_derivatives(potential, graph, moving, displacement))
+        checked = first_of_elements(atoms.numbers[moving])
+        found = jax.device_get(checked_derivatives(potential, graph, moving, checked, displacement))
     rows = np.asarray(found[0], np.float64).reshape(3 * len(moving), free.size)[free[moving].ravel()]
     hessian = rows[:, columns]
     check_finite(hessian)
-    check_smooth(found[0], found[1], int(moving[0]), displacement)
+    check_smooth(found[0], found[1], moving, checked, displacement)
     size = len(columns)
     root = np.sqrt(np.repeat(atoms.get_masses(), 3))[columns]
     weighted = hessian / root / root[:, None]
     weighted = 0.5 * (weighted + weighted.T)
     basis = np.zeros((size, 0))
+    if rigid is None:
+        rigid = getattr(potential, "conserves_momentum", True)
     if rigid and free.all():
         basis = _rigid_motions(atoms, root)
     # The orthogonal complement of the rigid motions.

@@ -4,7 +4,7 @@ import ase.build
 import numpy as np
 import pytest
 from ase import units
-from scipy import stats
+from scipy import signal, stats
 
 from leignn_jax.analysis import (
     density,
@@ -113,3 +113,14 @@ def test_words():
         over_replicas(lambda a, b: a + b, series, series[1:])
     with pytest.raises(DataError, match=r"different shapes, \[1\], \[2\]"):
         over_replicas(np.asarray, [[1.0], [1.0, 2.0]])
+
+
+def test_frames_that_follow_each_other_are_worth_fewer():
+    # AR(1) noise of unit variance: the mean of N frames takes off g / N of the variance, g = (1 + a) / (1 - a).
+    a, frames, series = 0.9, 400, 1500
+    rng = np.random.default_rng(0)
+    noise = signal.lfilter([np.sqrt(1 - a * a)], [1, -a], rng.normal(size=(series, 500 + frames)))[:, 500:]
+    found = np.array([heat_capacity(one * kT, KELVIN).value / units.kB for one in noise])
+    plain = noise.var(axis=1).mean()
+    assert plain == pytest.approx(1 - (1 + a) / (1 - a) / frames, abs=0.015)
+    assert found.mean() == pytest.approx(1, abs=0.02)

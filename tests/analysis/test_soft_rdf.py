@@ -143,3 +143,10 @@ def test_inside_a_scan_under_vmap_and_jit_compiles_once(system):
     assert len(traces) == 1
     one = soft_histogram(pair_distances(start, mask), pair_weights(mask, mask, mask), edges, 0.1)
     np.testing.assert_allclose(found[0], one, rtol=1e-4)
+
+
+def test_many_atoms_fill_no_whole_number():
+    edges = jnp.linspace(0.0, 5.0, 11)
+    many = jnp.int32(50_000)
+    found = rdf_from_histogram(jnp.ones(10), edges, 1e6, many, many)
+    np.testing.assert_allclose(found, rdf_from_histogram(jnp.ones(10), edges, 1e6, 5e4, 5e4), rtol=1e-6)

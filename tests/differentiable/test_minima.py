@@ -143,6 +143,8 @@ def test_what_is_refused(argon):
         run.relaxed(model(ARGUMENT), ase.Atoms("Ar2", [[0, 0, 0], [0, 0, 3.8]]), cell="full")
     with pytest.raises(ConfigError, match="cell"):
         run.relaxed(model(ARGUMENT), argon, cell="cubic")
+    with pytest.raises(ConfigError, match="A pressure needs a cell"):
+        run.relaxed(model(ARGUMENT), argon, pressure=50.0)
     with pytest.raises(ConfigError, match="one structure"):
         run.relaxed(model(ARGUMENT), [argon])
     with jax.enable_x64(False), pytest.raises(ConfigError, match="float64"):
@@ -171,3 +173,15 @@ def test_silicon_by_parameters_of_the_bundled_potential():
     h = 1e-6
     numeric = (8 * (of(h) - of(-h)) - (of(2 * h) - of(-2 * h))) / (12 * h)
     np.testing.assert_allclose(slopes, numeric, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_loss_in_small_units_has_its_gradient(argon):
+    def of(argument, unit):
+        found = run.relaxed(model(argument), argon, cell="isotropic", pressure=argument["pressure"])
+        return unit * found.cell[0, 0]
+
+    slope = jax.jit(jax.grad(of))
+    plain, small = slope(ARGUMENT, 1.0), slope(ARGUMENT, 1e-18)
+    for name in ARGUMENT:
+        assert float(small[name]) == pytest.approx(1e-18 * float(plain[name]), rel=1e-6), name

@@ -197,3 +197,18 @@ def test_the_same_question_compiles_once(sample):
         return run.reweighted(wells(), sample, lambda system, state: factor * squared(system, state)).value
 
     assert float(jax.grad(scaled)(2.0)) == pytest.approx(plain, rel=1e-9)
+
+
+def test_errors_are_of_scatter_and_not_of_what_samples_differ_in():
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(300, 2))
+    apart = parts + np.repeat([5.0, 0.0, -5.0], 100)[:, None]
+    found = float(reweighting._error(jnp.asarray(apart), (100, 100, 100)))
+    assert found == pytest.approx(np.sqrt(parts.size), rel=0.25)
+    assert found < 0.2 * float(reweighting._error(jnp.asarray(apart), (300,)))
+
+
+def test_errors_count_every_frame():
+    rng = np.random.default_rng(0)
+    each = jax.jit(jax.vmap(lambda x: reweighting._error(x, (19,))))(jnp.asarray(rng.normal(size=(4000, 19, 1))))
+    assert float(jnp.sqrt((each**2).mean())) == pytest.approx(np.sqrt(19), rel=0.05)

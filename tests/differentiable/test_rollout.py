@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import leignn_jax as leignn
-from leignn_jax.differentiable.rollout import segment_lengths
+from leignn_jax.differentiable.rollout import segment_lengths, slots_together
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.simulation.ensembles import CSVR, NVE, CellRescaling, Langevin, NoseHoover, Ramp
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
@@ -386,6 +386,16 @@ def test_segments(rounds, segment, lengths):
     assert segment_lengths(rounds, segment) == lengths
 
 
+@pytest.mark.parametrize(
+    ("rounds", "every", "lengths", "part"),
+    [(40, 10, (1,), None), (40, 400, (), 10), (1000, 400, (125,), 10), (7, 97, (), 1), (3, 24, (), 8)],
+)
+def test_segments_of_many_steps_between_observations(rounds, every, lengths, part):
+    assert segment_lengths(rounds, "recursive", every) == lengths
+    assert slots_together("recursive", every) == part
+    assert slots_together("sqrt", every) is None
+
+
 @pytest.mark.slow
 def test_segments_of_segments_change_nothing_and_take_less_memory(argon):
     ensemble = Langevin(40.0, 0.01)
@@ -422,3 +432,22 @@ def test_velocities_are_drawn_at_the_ensembles_temperature():
     np.testing.assert_array_equal(drawn[0].velocities, drawn[1].velocities)
     with pytest.raises(ConfigError, match="no velocities: give a temperature"):
         run.start(LennardJones(cutoff=5.2), atoms, NVE())
+
+
+def test_recursive_segments_lie_between_observations_too(argon):
+    """Of 200 steps that are seen twice, the memory is that of ten steps and not of a hundred."""
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    found, memory = {}, {}
+    for segment in (None, "recursive"):
+
+        def loss(positions, segment=segment):
+            begin = state.replace(positions=positions)
+            out = run.rollout(
+                MODEL, NVE(), system, begin, 2.0, 200, observe=run.observables.pressure, every=100, segment=segment
+            )
+            return out.seen.sum()
+
+        program = jax.jit(jax.grad(loss)).lower(state.positions).compile()
+        found[segment], memory[segment] = program(state.positions), program.memory_analysis().temp_size_in_bytes
+    np.testing.assert_allclose(found["recursive"], found[None], rtol=1e-8)
+    assert memory["recursive"] < 0.2 * memory[None], memory

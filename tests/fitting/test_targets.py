@@ -152,6 +152,19 @@ def test_an_epoch_is_judged_by_a_sample_that_no_gradient_has_seen(potential, fol
     assert one.walk.done == 2
 
 
+def test_a_walk_goes_on_with_what_its_bath_remembers(potential, folder):
+    walk = targets_of(folder, potential, KINDS["rdf"] | {"file": str(folder / "g.txt")}).groups[0].walk
+    assert not any(x.any() for x in walk.next().bath["chain_velocities"])
+    group = targets_of(folder, potential, KINDS["rdf"] | {"file": str(folder / "g.txt")}).groups[0]
+    group.renew(potential)
+    assert group.walk.done == 0
+    group.slope(potential, jnp.ones(1))
+    assert all(x.all() for x in group.walk.next().bath["chain_velocities"])
+    again = targets_of(folder, potential, KINDS["rdf"] | {"file": str(folder / "g.txt")}).groups[0]
+    again.recall(jax.device_get(group.memory()))
+    jax.tree.map(np.testing.assert_array_equal, again.walk.next().bath, group.walk.next().bath)
+
+
 def test_what_is_simulated_alike_is_simulated_once(potential, folder):
     targets = [KINDS["lattice_constant"], KINDS["elastic_constant"], KINDS["pressure"], KINDS["trajectory"]]
     rdf = {**KINDS["rdf"], "file": str(folder / "g.txt")}
@@ -167,6 +180,7 @@ def test_what_is_simulated_alike_is_simulated_once(potential, folder):
         ({**KINDS["phonon_frequency"], "modes": [12]}, "4 atoms have 0 to 11"),
         ({**KINDS["density_of_states"], "end": 20000.0}, "show wavenumbers up to"),
         ({"observable": "density", "value": 9.0, "uncertainty": 0.1, "sampling": SAMPLING}, "choose ensemble npt"),
+        ({**KINDS["diffusivity"], "sampling": {**SAMPLING, "every": 20}}, "three frames are needed"),
         ({**KINDS["pressure"], "sampling": {**SAMPLING, "ensemble": "nve"}}, "ensemble with a temperature"),
     ],
 )

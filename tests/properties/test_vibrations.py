@@ -68,6 +68,8 @@ def test_wells():
     expected = np.sqrt(2.5 / np.repeat(atoms.get_masses()[::-1], 3)) * TERAHERTZ * INVERSE_CM
     np.testing.assert_allclose(found.frequencies, expected, rtol=1e-9)
     assert found.rigid.size == 0
+    # The wells hold the molecule where it is, as they say of themselves.
+    np.testing.assert_allclose(normal_modes(HarmonicWells(2.5, atoms.positions), atoms).frequencies, found.frequencies)
     assert np.abs(found.vectors[3:, 1]).max() < 1e-12
     # h nu of 1000 cm^-1 is 0.1239842 eV.
     assert found.zero_point_energy == pytest.approx(expected.sum() / 2 * 1.239841984e-4, rel=1e-6)
@@ -181,6 +183,9 @@ def test_bands_and_states(fcc):
     figure = plot_phonons(bands, density)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["Γ", "X", "L"]
     assert "THz" in figure.axes[0].get_ylabel()
+    # No grid has the centre, whose three motions cost nothing.
+    one = fcc.density_of_states((1, 1, 1), width=0.01)
+    assert one.frequency.min() > 0.5
     with pytest.raises(ConfigError, match="width"):
         fcc.density_of_states(width=0.0)
     with pytest.raises(ConfigError, match=r"face-centred cubic.*no point 'Z'; it has G, K"):
@@ -214,13 +219,14 @@ class Cones:
     """The tip of a rounded cone under every atom."""
 
     centers: Any
+    steep: Any = 1.0
     cutoff: float = struct.field(pytree_node=False, default=1.0)
 
     def compute(self, graph):
         away = graph.positions - self.centers
         length = jnp.sqrt((away**2).sum(-1, keepdims=True) + 1e-8)
         wells = HarmonicWells(1.0, self.centers).compute(graph)
-        return wells._replace(forces=-away / length)
+        return wells._replace(forces=jnp.where(self.steep > 0, -away / length, -away))
 
 
 def test_a_kink_is_named(caplog):
@@ -234,6 +240,9 @@ def test_a_kink_is_named(caplog):
     wide = normal_modes(Cones(atoms.positions), atoms, rigid=False, displacement=0.05)
     np.testing.assert_allclose(wide.frequencies, unit / np.sqrt(0.05), rtol=1e-4)
     assert not caplog.text
+    mixed = Atoms("OH", [[0, 0, 0], [3, 0, 0]])
+    normal_modes(Cones(mixed.positions, jnp.asarray([[0.0], [1.0]])), mixed, rigid=False)
+    assert "kink here: atom 1" in caplog.text
 
 
 def test_what_has_no_phonons():
@@ -243,6 +252,8 @@ def test_what_has_no_phonons():
     held.set_constraint(FixAtoms([0]))
     with pytest.raises(ConfigError, match="constraints"):
         phonons(MODEL, held)
+    with pytest.raises(ConfigError, match="conserves_momentum"):
+        phonons(HarmonicWells(1.0, np.zeros((1, 3))), bulk("Ar", a=5.3))
     with pytest.raises(ConfigError, match="supercell"):
         phonons(MODEL, bulk("Ar", a=5.3), supercell=(2, 0, 1))
     with pytest.raises(ConfigError, match="dtype"):
