@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -236,11 +237,11 @@ def rollout(
             after = _one_step(things, tamed, slot > 0)
             return after, watch(things, trouble, before, after)
 
-        def in_parts(one, carry, slots):
+        def in_parts(part: int, one, carry, slots):
             (state, trouble), _ = _in_segments(one, _kept(carry), slots, (part,))
             return (state.replace(neighbors=jax.vmap(with_pairs)(state.neighbors)), trouble), None
 
-        scan = jax.lax.scan if part is None else in_parts
+        scan = jax.lax.scan if part is None else partial(in_parts, part)
 
         def one_round(carry, number):
             carry = over_slots(advance, carry, number, every, rounds * every, spare=spare > 0, scan=scan)
