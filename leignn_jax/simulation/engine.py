@@ -336,18 +336,19 @@ def _present_line(run: Run):
 
 def _store(run: Run, folder, kept, lines, frame, line, wanted) -> None:
     """Give frames and lines that are new, of replicas that have not stopped, to the folder or to memory."""
+    # All processes have a part in it; what is new the first alone asks for.
+    new = _new(run, frame, line, wanted, on_host(run.stopped_at))
     if folder is None:
-        for r, (one, row) in enumerate(_new(run, frame, line, wanted)):
+        for r, (one, row) in enumerate(new):
             kept[r].append(one)
             lines[r].append(row)
     else:
-        folder.append(_new(run, frame, line, wanted))
+        folder.append(new)
 
 
-def _new(run: Run, frame, line, wanted) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+def _new(run: Run, frame, line, wanted, stopped_at) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
     """Of each replica its new frames, where they are ``wanted``, and log lines."""
     dt = float(run.timestep)
-    stopped_at = on_host(run.stopped_at)
     positions, cell = run.seen(frame["positions"], frame["images"], frame["cell"])
     for r, atoms in enumerate(run.structures):
         chosen, step = wanted(frame["step"], frame["stopped"][:, r], stopped_at[r])
