@@ -61,6 +61,12 @@ CHOICES = {
         "exchanged, decay 0.01": {"optimizer": {"weight_decay": 0.01}},
         "exchanged, decay 0.03": {"optimizer": {"weight_decay": 0.03}},
     },
+    "radial functions": {
+        "Bessel": {"model": {"radial_basis": "bessel"}},
+        "Gaussian": {"model": {"radial_basis": "gaussian"}},
+        "Bessel, 3 layers": {"model": {"radial_basis": "bessel", "layers": 3}},
+        "Gaussian, 3 layers": {"model": {"radial_basis": "gaussian", "layers": 3}},
+    },
     "stresses": {
         "hardly any stress": {"loss": {"stress_weight": 1e-9}},
         "stress 0.1": {"loss": {"stress_weight": 0.1}},
@@ -72,6 +78,7 @@ TITLES = {
     "batches": "Frames of a step",
     "models": "Models",
     "tensors": "Tensors exchanged or only summed, and weight decay",
+    "radial functions": "Radial functions and layers",
     "stresses": "Weight of the stress",
 }
 # The model of the groups in which it was not the default yet.
