@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ class RunFolder:
             self._config = config
             self._history = History(self.path / "metrics.csv")
             self._checkpoints = Checkpoints(folder, config.run.keep)
-            self._loggers = []
+            self._loggers, self._open = [], contextlib.ExitStack()
         except BaseException:
             self._lock.close()
             raise
@@ -67,7 +68,7 @@ class RunFolder:
             # A copy: the caller adds to his own.
             self._history.rows = list(histories[0])
             self._history.rewrite()
-            self._loggers = open_loggers(self._config)
+            self._loggers = open_loggers(self._config, self._open)
 
     def log_epoch(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add an epoch of the one member to metrics.csv and the loggers."""
@@ -100,10 +101,9 @@ class RunFolder:
 
     def close(self) -> None:
         if self.mine:
-            try:
-                self._checkpoints.close()
-            finally:
-                self._lock.close()
+            with contextlib.ExitStack() as stack:
+                for part in (self._lock, self._checkpoints, self._open):
+                    stack.callback(part.close)
 
 
 def _claim(out: Path, config: TrainConfig, data: Mapping[str, Any], has_checkpoint: bool) -> None:

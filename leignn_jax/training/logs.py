@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import sys
@@ -47,8 +48,12 @@ class History:
         write_atomically(self.path, text.getvalue().encode())
 
 
-def open_loggers(config: TrainConfig) -> list[Callable[[Mapping[str, Any]], None]]:
-    """Functions that take each epoch's row, as the config asks; ConfigError where a package is missing."""
+def open_loggers(config: TrainConfig, closing: contextlib.ExitStack) -> list[Callable[[Mapping[str, Any]], None]]:
+    """Functions that take each epoch's row, as the config asks, and to ``closing`` what ends them.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
     loggers: list[Callable[[Mapping[str, Any]], None]] = []
     if config.run.tensorboard:
         try:
@@ -56,6 +61,7 @@ def open_loggers(config: TrainConfig) -> list[Callable[[Mapping[str, Any]], None
         except ImportError as error:
             raise ConfigError("run.tensorboard needs `pip install tensorboardX`.") from error
         writer = SummaryWriter(str(config.run.out / "tensorboard"))
+        closing.callback(writer.close)
 
         def to_tensorboard(row: Mapping[str, Any]) -> None:
             for name, value in row.items():
@@ -70,6 +76,8 @@ def open_loggers(config: TrainConfig) -> list[Callable[[Mapping[str, Any]], None
         except ImportError as error:
             raise ConfigError("run.wandb needs `pip install wandb`.") from error
         run = wandb.init(project=config.run.wandb, dir=str(config.run.out), config=config.model_dump(mode="json"))
+        # Else the next training of this process would log into the same run.
+        closing.callback(run.finish)
         loggers.append(lambda row: run.log(dict(row), step=row["step"]))
     return loggers
 
