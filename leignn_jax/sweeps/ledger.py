@@ -8,6 +8,7 @@ In the study's folder::
     ledger/costs.json      what an evaluation takes, of each group, where they differ
     ledger/lot-LOT.json    best epoch and history of the members of a lot that has ended
     ledger/data.json       sha256 of the data of each group
+    ledger/worker.txt      by what a search's worker is known in a storage that it shares
     checkpoints/LOT/       of the lot that is under way
     potentials/NNN.safetensors
 
