@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from leignn_jax.errors import ConfigError, LeignnError, TrainingError
 from leignn_jax.files import write_atomically
 from leignn_jax.sweeps.space import Range, StudyConfig
+from leignn_jax.training.config import by_content
 
 log = logging.getLogger("leignn_jax")
 
@@ -76,15 +77,15 @@ class Trials:
     def _check_same(self) -> None:
         """Whose trials these are is written down by the first worker, and compared by the others."""
         asked = self._config.model_dump(mode="json")
-        asked["base"] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in asked["base"].items()}
-        # What each worker may have as it likes.
+        # What each worker may have as it likes, and where it has its files.
         for name in ("storage", "members_at_once", "mesh", "samples", "trials_per_shape", "patience_minutes"):
             asked.pop(name)
-        asked["base"].get("run", {}).pop("out", None)
+        asked["base"] = by_content(asked["base"])
         known = self._study.user_attrs.get("study")
         if known is None:
             self._study.set_user_attr("study", asked)
             return
+        known = {**known, "base": by_content(known["base"])}
         changed = [
             k for k in sorted(known.keys() | asked.keys()) if known.get(k) != json.loads(json.dumps(asked.get(k)))
         ]

@@ -213,7 +213,8 @@ def test_a_folder_that_was_moved_keeps_its_trials(data, tmp_path):
     trials = Trials(asked, here)
     told = [trials.ask(n, {}) for n in range(3)]
     here.rename(there)
-    moved = Trials(make_study(study(data, there)), there)
+    shutil.copy(data, tmp_path / "moved.h5")
+    moved = Trials(make_study(study(tmp_path / "moved.h5", there)), there)
     assert [moved.ask(n, {}) for n in range(3)] == told
     assert moved.ask(3, {}).number == 3
 
