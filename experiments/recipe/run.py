@@ -148,7 +148,7 @@ def report(rows: list[dict]) -> str:
         "# What pays at equal training time",
         "",
         "Preset small, default settings but for what is named, the model LEIGNN where not said otherwise and in the last "
-        f"two tables what is now the default, float32, {os.cpu_count()} CPU cores "
+        f"three tables what is now the default, float32, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), one of them used; errors on validation frames. Energy and forces are timed of one frame.",
     ]
     for group, title in TITLES.items():
