@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import ase
 import numpy as np
@@ -79,11 +80,19 @@ def _unknown_names(atoms: ase.Atoms, labels: Labels) -> dict[str, str]:
     for label, allowed in shapes.items():
         if getattr(labels, label) is None:
             for name, value in {**atoms.info, **atoms.arrays}.items():
-                array = np.asarray(value)
                 alike = isinstance(name, str) and any(word in name.lower() for word in words[label])
-                if alike and array.dtype.kind in "iuf" and array.shape in allowed:
+                if alike and _shape_of_numbers(value) in allowed:
                     found.setdefault(label, name)
     return found
+
+
+def _shape_of_numbers(value: Any) -> tuple[int, ...] | None:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        # Lists of several lengths.
+        return None
+    return array.shape if array.dtype.kind in "iuf" else None
 
 
 def _smearing(atoms: ase.Atoms, keys: Keys | None) -> float:

@@ -508,6 +508,12 @@ def test_labels_under_unknown_names_are_told(tmp_path, caplog):
     ase.io.write(tmp_path / "t.extxyz", atoms)
     list(iter_labelled(tmp_path / "t.extxyz"))
     assert "data.keys.forces=Forces" in caplog.text
+    caplog.clear()
+    other = ase.Atoms("H", info={"energy_of": "nothing", "forces_by_step": [[1.0], [1.0, 2.0]]})
+    ase.io.write(tmp_path / "t.traj", other)
+    (found,) = iter_labelled(tmp_path / "t.traj")
+    assert found[0].info == other.info
+    assert not caplog.text
 
 
 def test_an_apostrophe_in_plain_english(tmp_path):
