@@ -229,10 +229,11 @@ def _most_similar(frames: Sequence[ase.Atoms]) -> np.ndarray:
         length = abs(np.linalg.det(lattices[0])) ** (1 / 3)
         cells = [c.ravel() / length * np.sqrt(len(first)) for c in lattices]
     else:
-        one, other = np.triu_indices(len(first), 1)
-        if len(one) > _DISTANCES:
+        if len(first) * (len(first) - 1) // 2 > _DISTANCES:
             # As many of a large cluster's tell as well which frame is like which.
             one, other = np.random.default_rng(0).integers(len(first), size=(2, _DISTANCES))
+        else:
+            one, other = np.triu_indices(len(first), 1)
         places = [np.linalg.norm(a.positions[one] - a.positions[other], axis=1) for a in frames]
         cells = [np.zeros(0)] * len(frames)
     place, cell = np.array(places), np.array(cells)

@@ -84,10 +84,12 @@ def first_of_elements(numbers: np.ndarray) -> np.ndarray:
 
 def check_smooth(derivatives, differences, atoms, checked, displacement: float | None) -> None:
     """Warn where the exact curvature at a point says nothing of the energy around it, of one of the atoms ``checked``."""
+    if displacement is not None:
+        return
     for place, rows in zip(checked, np.asarray(differences), strict=True):
         atom = int(atoms[place])
         exact, around = np.asarray(derivatives)[place, :, atom], rows[:, atom]
-        if displacement is None and np.abs(exact - around).max() > _KINK * np.abs(around).max():
+        if np.abs(exact - around).max() > _KINK * np.abs(around).max():
             log.warning(
                 "The energy has a kink here: atom %d feels a spring of %.3g eV/Å^2, but over %.2g Å one of %.3g. "
                 "Frequencies are those of the tip; displacement=0.05 gives those of the motion around it.",

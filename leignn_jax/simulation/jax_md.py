@@ -53,14 +53,14 @@ from leignn_jax.simulation.dynamics import (
 )
 from leignn_jax.simulation.ensembles import Ensemble, Ramp, time_of, value_at
 
+log = logging.getLogger("leignn_jax")
+
 # jax-md's unit of time per fs.
 _FS = float(ase.units.fs)
 _IN_ITS_UNITS = {"tau": _FS, "gamma": 1 / _FS, "pressure": 1 / GIGAPASCAL}
 # What the state of this package holds in the place of jax-md's.
 _OURS = ("position", "momentum", "force", "mass")
 # Those that are told their degrees of freedom, or need not know them.
-log = logging.getLogger("leignn_jax")
-
 _HOLDS_ATOMS = ("nve", "nvt_nose_hoover", "nvt_langevin")
 _CHAINS = ("chain", "thermostat")
 _TAU = 100.0  # fs

@@ -137,9 +137,15 @@ def _reader(path: Path, keys: Keys | None) -> _Reader:
     inner = path.with_suffix("").suffix.lower() if suffix in UNPACK else suffix
     if inner in (".extxyz", ".xyz"):
         return read_extxyz
-    readers = {".npz": read_md17, ".db": read_database, ".h5": read_hdf5, ".hdf5": read_hdf5, ".json": read_json}
-    reader = {**readers, ".aselmdb": read_aselmdb}.get(suffix)
-    return _read_by_ase if reader is None else partial(reader, keys=keys)
+    readers = {
+        ".npz": read_md17,
+        ".db": read_database,
+        ".aselmdb": read_aselmdb,
+        ".h5": read_hdf5,
+        ".hdf5": read_hdf5,
+        ".json": read_json,
+    }
+    return partial(readers[suffix], keys=keys) if suffix in readers else _read_by_ase
 
 
 def _own_units(path: Path, keys: Keys | None) -> str:

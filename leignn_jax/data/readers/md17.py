@@ -22,7 +22,6 @@ _NAMES = {
     "energy": ("energies", "E"),
     "forces": ("forces", "F"),
 }
-_OWN = "kcal/mol/angstrom"
 
 
 def read_md17(path: Path, keys: Keys | None = None) -> Iterator[ase.Atoms]:
@@ -75,4 +74,4 @@ def units_of_md17(path: Path) -> str:
             said = {name: str(file[name]) for name in ("e_unit", "r_unit") if name in file}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise FileFormatError(f"{path}: can't be read ({error}). Is it truncated or of another format?") from error
-    return units_said(path, {"e_unit": _OWN, **said})
+    return units_said(path, {"e_unit": "kcal/mol", **said})
