@@ -38,7 +38,8 @@ _BLOCKS = 10
 class Integrated(NamedTuple):
     """A free-energy difference by thermodynamic integration.
 
-    value: eV, from the first coupling to the last. error: its standard error, eV.
+    value: eV, from the first coupling to the last. error: its standard error, eV; its upper
+    bound where all couplings are averages over one pooled sample, whose slopes scatter together.
     slopes: ``[couplings]`` eV, the averages of dU/dc. slope_errors: their standard errors.
     """
 

@@ -100,7 +100,8 @@ def elastic_constants(
         dtype: "float64" or "float32".
 
     Raises:
-        ConfigError: a structure that is not periodic or has constraints, a wrong dtype.
+        ConfigError: a structure that is not periodic or has constraints, a wrong dtype; a model whose energy depends on
+            where the structure is.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; derivatives that are not finite.
     """
     check_model(potential)

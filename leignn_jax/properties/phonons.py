@@ -204,7 +204,8 @@ def phonons(
         dtype: "float64" or "float32".
 
     Raises:
-        ConfigError: a structure that is not periodic, constraints, repetitions below one, a wrong dtype.
+        ConfigError: a structure that is not periodic, constraints, repetitions below one, a wrong dtype; a model whose
+            energy depends on where the structure is.
         ElementError, StructureError: as :meth:`leignn_jax.Potential.predict`; second derivatives that are not finite.
     """
     check_displacement(displacement)

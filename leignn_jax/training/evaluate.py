@@ -53,6 +53,7 @@ def evaluate(
         direct: judge the direct head's forces instead of the energy's gradient.
 
     Raises:
+        ConfigError: ``direct`` of a potential without direct forces.
         DataError: no frame has a label.
         LeignnError: frames that can't be read or that hold another element; names file and frame.
     """
