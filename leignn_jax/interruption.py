@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop at the next good moment."""
+"""SIGTERM and Ctrl-C as a request to stop at the next good moment, and how far apart these are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+
+import jax
+
+# Atoms times steps that a CPU computes between two looks at the clock: 5 to 15 s of a small model on one core.
+_ON_CPU = 50_000
 
 
 class StopRequest(threading.Event):
@@ -36,6 +41,12 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def steps_at_once(most: int, atoms: int) -> int:
+    """Steps of a compiled chunk of so many atoms, after which the bar moves and a signal is obeyed: at most ``most``, and on
+    a CPU fewer of a large system."""
+    return most if jax.default_backend() != "cpu" else max(1, min(most, _ON_CPU // max(1, atoms)))
 
 
 def exit_code(name: str | None) -> int:

@@ -1,4 +1,4 @@
-"""A function of many rows, some of them at a time."""
+"""A function of many rows, and its derivatives in many directions, some of them at a time."""
 
 from __future__ import annotations
 
@@ -27,3 +27,15 @@ def map_in_batches(function: Callable[[Any], Any], values: Any, most: int) -> An
 
     out = jax.lax.map(jax.vmap(function), jax.tree.map(split, values))
     return jax.tree.map(lambda x: x.reshape(batches * size, *x.shape[2:])[:count], out)
+
+
+def derivatives_by(function: Callable[[Any], Any], x: Any, places: Any, most: int) -> Any:
+    """Derivatives ``[chosen, *result]`` of ``function`` by the elements of the array ``x`` at ``places``, ``[chosen]``
+    numbers into it flattened; forward mode, at most ``most`` side by side; pure."""
+    x = jnp.asarray(x)
+
+    def along(place):
+        direction = (jnp.arange(x.size) == place).astype(x.dtype).reshape(x.shape)
+        return jax.jvp(function, (x,), (direction,))[1]
+
+    return map_in_batches(along, jnp.asarray(places), most)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from leignn_jax.arguments import check_atoms, check_dtype, check_mapping, check_number, check_path, check_whole, shown
 from leignn_jax.errors import ConfigError, ElementError, LeignnError, StructureError
 from leignn_jax.graph import Graph, bucket
-from leignn_jax.mapping import map_in_batches
+from leignn_jax.mapping import derivatives_by
 from leignn_jax.models.config import ModelConfig
 from leignn_jax.models.leignn import pair_geometry, species_index
 from leignn_jax.models.network import init_params, network
@@ -254,13 +254,8 @@ class Potential:
         def forces(positions):
             return self.energy_and_forces(graph.replace(positions=positions))[1]
 
-        def column(direction):
-            return -jax.jvp(forces, (graph.positions,), (direction.reshape(shape),))[1]
-
-        size = shape[0] * 3
-        directions = jnp.eye(size, dtype=graph.positions.dtype)
-        rows = map_in_batches(column, directions, 16)
-        return rows.reshape(*shape, *shape)
+        rows = derivatives_by(forces, graph.positions, jnp.arange(shape[0] * 3), 16)
+        return -rows.reshape(*shape, *shape)
 
     def _network(self, graph: Graph, vectors):
         """Atomic energies without references, and direct forces, as functions of the pair vectors."""

@@ -21,7 +21,6 @@ from leignn_jax import cli, files, potential_file
 from leignn_jax.commands.output import plain
 from leignn_jax.data import public
 from leignn_jax.data.readers import write_hdf5
-from leignn_jax.interruption import exit_code
 from leignn_jax.properties import relax
 from leignn_jax.simulation import chunks, engine
 from leignn_jax.sweeps import study
@@ -374,10 +373,6 @@ def test_a_disk_that_fills_up_while_training(run, tmp_path, monkeypatch):
     assert done.code == 1
     file = tmp_path / "run" / "potential.safetensors"
     assert done.err.splitlines()[-1] == f"Error: {file}: the disk is full; free some space."
-
-
-def test_exit_codes_of_signals():
-    assert [exit_code(name) for name in ("SIGINT", "SIGTERM", None)] == [130, 143, 143]
 
 
 def test_numbers_that_json_does_not_have_are_null():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from leignn_jax.mapping import map_in_batches
+from leignn_jax.mapping import derivatives_by, map_in_batches
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 23])
@@ -34,3 +34,15 @@ def test_the_function_is_traced_once():
         traced.clear()
         jax.jit(lambda x: map_in_batches(function, x, 16)).lower(jnp.zeros(rows))
         assert len(traced) == 1
+
+
+def test_derivatives_by_some_elements():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+
+    def function(x):
+        return jnp.sin(x) @ x.T
+
+    whole = jnp.moveaxis(jax.jacobian(function)(x).reshape(3, 3, 6), -1, 0)
+    np.testing.assert_allclose(
+        derivatives_by(function, x, [4, 0, 5], 2), whole[jnp.asarray([4, 0, 5])], rtol=1e-5, atol=1e-6
+    )

@@ -46,7 +46,7 @@ from leignn_jax.cells import transformed
 from leignn_jax.device_neighbors import NeighborList, update
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder, write_atomically
-from leignn_jax.interruption import stop_requests
+from leignn_jax.interruption import steps_at_once, stop_requests
 from leignn_jax.list_sizes import grown
 from leignn_jax.progress import ProgressBar, is_shown
 from leignn_jax.simulation.dynamics import (
@@ -392,16 +392,16 @@ def _descend(model, system, structures, near, goal, cell, steps, dtype, skin, pr
 
     state, first = fire_start(model, system, lists_at(positions, cells), positions, cells, goal, cell=cell)
     lines = [jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(first))]
-    done, growths = 0, 0
+    done, growths, length = 0, 0, steps_at_once(_CHUNK_STEPS, sum(map(len, structures)))
     with ProgressBar("relaxing", steps, is_shown(progress)) as bar:
         while done < steps and bool((state.status == RUNNING).any()) and not stop.is_set():
-            count, after, found = fire_chunk(model, system, state, goal, steps, cell=cell, length=_CHUNK_STEPS)
+            count, after, found = fire_chunk(model, system, state, goal, steps, cell=cell, length=length)
             overflow = int(np.bitwise_or.reduce(np.asarray(after.neighbors.overflow)))
             if overflow:
                 growths += 1
                 if growths > _GROWTHS:
                     raise SimulationError(
-                        f"Neighbour lists grew {_GROWTHS} times within {_CHUNK_STEPS} steps: a structure collapses. Start "
+                        f"Neighbour lists grew {_GROWTHS} times within {length} steps: a structure collapses. Start "
                         "from one that is closer to a minimum, or use a potential that knows such densities."
                     )
                 # Compiling costs more than a few more pairs: one that has begun to shrink will go on.

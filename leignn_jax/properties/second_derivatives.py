@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from leignn_jax.arguments import check_dtype, check_model, check_number
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.graph import Graph
-from leignn_jax.mapping import map_in_batches
+from leignn_jax.mapping import derivatives_by, map_in_batches
 from leignn_jax.simulation.dynamics import EnergyModel
 from leignn_jax.simulation.model_sums import check_structures_of
 
@@ -44,21 +44,21 @@ def second_derivatives(
 
     displacement: Å, for central differences of forces; None is exact derivatives.
     """
-    shape, dtype = graph.positions.shape, graph.positions.dtype
+    positions = jnp.asarray(graph.positions)
     columns = (jnp.asarray(atoms)[:, None] * 3 + jnp.arange(3)).ravel()
 
     def forces(positions):
         return model.compute(graph.replace(positions=positions)).forces
 
-    def column(place):
-        direction = (jnp.arange(shape[0] * 3) == place).astype(dtype).reshape(shape)
-        here = jnp.asarray(graph.positions)
-        if displacement is None:
-            return -jax.jvp(forces, (here,), (direction,))[1]
-        return (forces(here - displacement * direction) - forces(here + displacement * direction)) / (2 * displacement)
+    def difference(place):
+        moved = (jnp.arange(positions.size) == place).reshape(positions.shape) * displacement
+        return (forces(positions - moved) - forces(positions + moved)) / (2 * displacement)
 
-    rows = map_in_batches(column, columns, _TOGETHER)
-    return rows.reshape(-1, 3, *shape)
+    if displacement is None:
+        rows = -derivatives_by(forces, positions, columns, _TOGETHER)
+    else:
+        rows = map_in_batches(difference, columns, _TOGETHER)
+    return rows.reshape(-1, 3, *positions.shape)
 
 
 def signed_root(squares: Float[Array, "*n"]) -> Float[Array, "*n"]:

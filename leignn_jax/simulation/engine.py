@@ -28,7 +28,7 @@ from leignn_jax.arguments import (
 )
 from leignn_jax.errors import ConfigError, SimulationError
 from leignn_jax.files import make_folder
-from leignn_jax.interruption import stop_requests
+from leignn_jax.interruption import steps_at_once, stop_requests
 from leignn_jax.processes import check_devices, check_same, connect, is_first, largest, on_host, together, versions
 from leignn_jax.progress import ProgressBar, is_shown
 from leignn_jax.simulation.chunks import LIMITS, REASONS, SAVED, UNSURE, Limits, Run, check_limits, line_of
@@ -42,7 +42,7 @@ from leignn_jax.simulation.trajectory import read_trajectory
 
 log = logging.getLogger("leignn_jax")
 
-# Steps of a chunk: enough that the host's work between chunks does not count.
+# Steps of a chunk at most: enough that the host's work between chunks does not count.
 _CHUNK_STEPS = 200
 # Steps between two frames that are one chunk at most: in between nothing is saved and no signal obeyed.
 _SPLIT_STEPS = 500
@@ -248,7 +248,7 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     kept: list[list[dict[str, np.ndarray]]] = [[] for _ in run.structures]
     lines: list[list[dict[str, np.ndarray]]] = [[] for _ in run.structures]
     first = int(run.state.step)
-    spans, logs = _chunk_of(save_every, log_every)
+    spans, logs = _chunk_of(save_every, log_every, sum(map(len, run.structures)))
     wanted = partial(_wanted, save_every=save_every, last=steps, span=log_every * logs)
     began = saved = clock.monotonic()
     measured: tuple[float, int] | None = None
@@ -297,12 +297,12 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     return Simulation(final, trajectory, numbers, summary, state.bath)
 
 
-def _chunk_of(save_every: int, log_every: int) -> tuple[int, int]:
+def _chunk_of(save_every: int, log_every: int, atoms: int) -> tuple[int, int]:
     """Spans of a chunk, and log lines of each: a span ends with a frame or, where these are far apart, in between."""
     lines = save_every // log_every
-    most = max(1, _SPLIT_STEPS // log_every)
+    most = max(1, steps_at_once(_SPLIT_STEPS, atoms) // log_every)
     logs = lines if lines <= most else max(n for n in range(1, most + 1) if lines % n == 0)
-    return max(1, _CHUNK_STEPS // (logs * log_every)), logs
+    return max(1, steps_at_once(_CHUNK_STEPS, atoms) // (logs * log_every)), logs
 
 
 def _wanted(step, stopped, stopped_at, *, save_every: int, last: int, span: int) -> tuple[np.ndarray, np.ndarray]:
