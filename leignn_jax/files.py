@@ -105,15 +105,15 @@ def make_folder(path: Path, kind: type[Exception]) -> None:
         raise kind(f"{path}: the folder can't be made: {why_not_written(error)}.") from error
 
 
-def _lock_folder(folder: Path) -> int | None:
-    """A lock on a folder, which the system takes back when this process ends, however it does, or closes the handle; None
-    where the system or the disk knows none. Raises BlockingIOError where another process has it."""
+def lock(path: Path) -> int | None:
+    """A lock on a file or folder, which the system takes back when this process ends, however it does, or closes the
+    handle; None where the system or the disk knows none. Raises BlockingIOError where another process has it."""
     try:
         import fcntl
     except ImportError:
         return None
-    # Of the folder itself, so that no file is left.
-    handle = os.open(folder, os.O_RDONLY)
+    # Of a folder itself, so that no file is left.
+    handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -134,7 +134,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, error: type[Exception], work: str):
         try:
-            self._handle = _lock_folder(folder)
+            self._handle = lock(folder)
         except BlockingIOError:
             raise error(
                 f"{folder}: another process is working on the {work} in this folder. Wait for it, or choose another folder."

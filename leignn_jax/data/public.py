@@ -25,7 +25,7 @@ import yaml
 
 from leignn_jax.data.readers import PICKLED
 from leignn_jax.errors import ConfigError, DownloadError, FileFormatError
-from leignn_jax.files import sync_folder, write_atomically
+from leignn_jax.files import lock, sync_folder, write_atomically
 from leignn_jax.models.config import did_you_mean
 from leignn_jax.progress import ProgressBar, is_shown
 
@@ -175,6 +175,10 @@ def fetch(file: RemoteFile, folder: Path, page: str, progress: bool | None = Non
                 f"{path.name} can't be downloaded from {file.address}: {_reason(error)}. Download it by other means (its "
                 f"page: {page}) and put it to {path}; the same command then goes on."
             ) from error
+        except _Busy:
+            raise DownloadError(
+                f"{path}: another process is downloading this file. Wait for it; the same command then goes on."
+            ) from None
         except ValueError as error:
             raise DownloadError(
                 f"{path.name} from {file.address} is not the file that {right}: its checksum is not {checksum}. It has been "
@@ -208,6 +212,10 @@ def _fits(path: Path, checksum: str) -> bool:
     return pooch.file_hash(str(path), alg=algorithm) == expected
 
 
+class _Busy(Exception):
+    """Another process downloads the file."""
+
+
 class _Downloader:
     """A downloader for pooch: by HTTP, with a progress bar, and on from where an earlier one was cut off.
 
@@ -220,19 +228,33 @@ class _Downloader:
         self._resume, self._progress = resume, progress
 
     def __call__(self, address: str, output: str, _pooch: Any) -> None:
+        self._part.touch()
+        try:
+            handle = lock(self._part)
+        except BlockingIOError:
+            raise _Busy from None
+        try:
+            self._download(address, output)
+        finally:
+            if self._part.exists() and not self._part.stat().st_size:
+                self._part.unlink()
+            if handle is not None:
+                os.close(handle)
+
+    def _download(self, address: str, output: str) -> None:
         import requests
 
         from leignn_jax import __version__
 
-        have = self._part.stat().st_size if self._resume and self._part.exists() else 0
+        have = self._part.stat().st_size if self._resume else 0
         # What is sent must have the length that is told.
         headers = {"Accept-Encoding": "identity", "User-Agent": f"leignn_jax/{__version__}"}
         if have:
             headers["Range"] = f"bytes={have}-"
         with requests.get(address, headers=headers, stream=True, timeout=_PATIENCE) as response:
             if have and response.status_code == requests.codes.requested_range_not_satisfiable:
-                self._part.unlink()
-                return self(address, output, _pooch)
+                os.truncate(self._part, 0)
+                return self._download(address, output)
             response.raise_for_status()
             if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
                 raise requests.exceptions.HTTPError(response=response)

@@ -75,7 +75,17 @@ def open_loggers(config: TrainConfig, closing: contextlib.ExitStack) -> list[Cal
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError("run.wandb needs `pip install wandb`.") from error
-        run = wandb.init(project=config.run.wandb, dir=str(config.run.out), config=config.model_dump(mode="json"))
+        # A training that goes on logs into the run that it began.
+        note = config.run.out / "wandb.txt"
+        known = note.read_text().strip() if note.exists() else None
+        run = wandb.init(
+            project=config.run.wandb,
+            dir=str(config.run.out),
+            config=config.model_dump(mode="json"),
+            id=known,
+            resume=None if known is None else "allow",
+        )
+        write_atomically(note, run.id.encode())
         # Else the next training of this process would log into the same run.
         closing.callback(run.finish)
         loggers.append(lambda row: run.log(dict(row), step=row["step"]))

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ from ase.data import atomic_numbers
 
 from leignn_jax.data import bundled_data, get_data, public, public_data, read_frames
 from leignn_jax.errors import ConfigError, DownloadError, FileFormatError
-from leignn_jax.files import in_words
+from leignn_jax.files import in_words, lock
 
 CONTENT = bytes(range(256)) * 400
 
@@ -164,6 +165,19 @@ def test_a_part_is_not_used_where_no_checksum_tells(offer, server):
     server.cut = None
     get_data("one", folder)
     assert server.asked[-1] == ("a.bin", None)
+    assert (folder / "a.bin").read_bytes() == CONTENT
+
+
+def test_another_process_is_at_the_same_file(offer, server):
+    folder = offer()
+    folder.mkdir()
+    (folder / ".a.bin.part").write_bytes(CONTENT[:100])
+    other = lock(folder / ".a.bin.part")
+    with pytest.raises(DownloadError, match=r"a\.bin: another process is downloading this file\. Wait"):
+        get_data("one", folder)
+    assert (folder / ".a.bin.part").read_bytes() == CONTENT[:100]
+    os.close(other)
+    get_data("one", folder)
     assert (folder / "a.bin").read_bytes() == CONTENT
 
 

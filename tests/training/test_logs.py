@@ -1,5 +1,6 @@
 """Rows of epochs beside the CSV file."""
 
+import contextlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ import pytest
 from copper_runs import settings
 
 import leignn_jax as leignn
+from leignn_jax.training.config import make_config
+from leignn_jax.training.logs import open_loggers
 
 pytestmark = pytest.mark.usefixtures("fast_compiles", "shared_programs", "without_pictures")
 
@@ -29,16 +32,27 @@ def test_epochs_go_to_the_loggers_that_are_named_and_these_are_closed(files, tmp
             said.append("writer closed")
 
     class Run:
+        id = "abc"
+
         def log(self, row, step):
             said.append(("wandb", step, row["epoch"]))
 
         def finish(self):
             said.append("wandb finished")
 
+    def begun(project, id, resume, **_):
+        said.append((project, id, resume))
+        return Run()
+
     monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda project, **_: said.append(project) or Run()))
-    leignn.train(settings(files, tmp_path / "run", epochs=2, tensorboard=True, wandb="mine"), progress=False)
-    assert said[:2] == [("writer", "tensorboard"), "mine"]
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=begun))
+    values = settings(files, tmp_path / "run", epochs=2, tensorboard=True, wandb="mine")
+    leignn.train(values, progress=False)
+    assert said[:2] == [("writer", "tensorboard"), ("mine", None, None)]
     assert [one for one in said if one[0] == "wandb"] == [("wandb", 4, 1), ("wandb", 8, 2)]
     assert ("validation_loss", 8) in said
     assert sorted(said[-2:]) == ["wandb finished", "writer closed"]
+    said.clear()
+    with contextlib.ExitStack() as closing:
+        open_loggers(make_config(values), closing)
+    assert ("mine", "abc", "allow") in said
