@@ -67,6 +67,11 @@ CHOICES = {
         "Bessel, 3 layers": {"model": {"radial_basis": "bessel", "layers": 3}},
         "Gaussian, 3 layers": {"model": {"radial_basis": "gaussian", "layers": 3}},
     },
+    "decays": {
+        "decay 0.01": {"optimizer": {"weight_decay": 0.01}},
+        "decay 0.03": {"optimizer": {"weight_decay": 0.03}},
+        "decay 0.1": {"optimizer": {"weight_decay": 0.1}},
+    },
     "stresses": {
         "hardly any stress": {"loss": {"stress_weight": 1e-9}},
         "stress 0.1": {"loss": {"stress_weight": 0.1}},
@@ -79,6 +84,7 @@ TITLES = {
     "models": "Models",
     "tensors": "Tensors exchanged or only summed, and weight decay",
     "radial functions": "Radial functions and layers",
+    "decays": "Weight decay of the model with bounds",
     "stresses": "Weight of the stress",
 }
 # The model of the groups in which it was not the default yet.
@@ -148,7 +154,7 @@ def report(rows: list[dict]) -> str:
         "# What pays at equal training time",
         "",
         "Preset small, default settings but for what is named, the model LEIGNN where not said otherwise and in the last "
-        f"three tables what is now the default, float32, {os.cpu_count()} CPU cores "
+        f"four tables what is now the default, float32, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), one of them used; errors on validation frames. Energy and forces are timed of one frame.",
     ]
     for group, title in TITLES.items():

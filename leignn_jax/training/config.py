@@ -127,7 +127,8 @@ class OptimizerSettings(Section):
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
     warmup_epochs: may be a fraction of an epoch; None: two, or a tenth of the training where that is less.
     plateau_patience: epochs; None never.
-    weight_decay: of matrices, beside the gradient; where frames are few some of it lowers errors (``experiments/recipe``).
+    weight_decay: of matrices, beside the gradient. None: 3e-4 for each epoch, at most 0.03, as the more often frames are
+        seen the more of it lowers errors (``experiments/recipe``).
     freeze: patterns of parameters that are not trained.
     """
 
@@ -141,7 +142,7 @@ class OptimizerSettings(Section):
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.999
     epsilon: Positive = 1e-8
-    weight_decay: NotNegative = 0.01
+    weight_decay: NotNegative | None = None
     clip_norm: Positive = 10.0
     ema_decay: BelowOne = 0.999
     freeze: list[str] = []
@@ -207,6 +208,7 @@ class TrainConfig(Section):
         o, loss = self.optimizer, self.loss
         total = float(self.run.epochs * steps_per_epoch)
         warmup = min(2.0, 0.1 * self.run.epochs) if o.warmup_epochs is None else o.warmup_epochs
+        decay = min(0.03, 3e-4 * self.run.epochs) if o.weight_decay is None else o.weight_decay
         first = LossWeights(loss.energy_weight, loss.forces_weight, loss.stress_weight, loss.huber_delta)
 
         def final(value, start):
@@ -228,7 +230,7 @@ class TrainConfig(Section):
             beta1=o.beta1,
             beta2=o.beta2,
             epsilon=o.epsilon,
-            weight_decay=o.weight_decay,
+            weight_decay=decay,
             clip_norm=o.clip_norm,
             ema_decay=o.ema_decay,
             weights=first,
