@@ -127,8 +127,8 @@ class OptimizerSettings(Section):
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
     warmup_epochs: may be a fraction of an epoch; None: two, or a tenth of the training where that is less.
     plateau_patience: epochs; None never.
-    weight_decay: of matrices, beside the gradient. None: 3e-4 for each epoch, at most 0.03, as the more often frames are
-        seen the more of it lowers errors (``experiments/recipe``).
+    weight_decay: of matrices, beside the gradient. None: 0.01, and of more than 100 epochs 1e-4 for each, at most 0.03:
+        the more often frames are seen the more of it lowers errors (``experiments/recipe``).
     freeze: patterns of parameters that are not trained.
     """
 
@@ -208,7 +208,7 @@ class TrainConfig(Section):
         o, loss = self.optimizer, self.loss
         total = float(self.run.epochs * steps_per_epoch)
         warmup = min(2.0, 0.1 * self.run.epochs) if o.warmup_epochs is None else o.warmup_epochs
-        decay = min(0.03, 3e-4 * self.run.epochs) if o.weight_decay is None else o.weight_decay
+        decay = min(max(0.01, 1e-4 * self.run.epochs), 0.03) if o.weight_decay is None else o.weight_decay
         first = LossWeights(loss.energy_weight, loss.forces_weight, loss.stress_weight, loss.huber_delta)
 
         def final(value, start):
