@@ -190,7 +190,7 @@ class FitOptimizer(OptimizerSettings):
 
     algorithm: Literal["adam", "amsgrad", "muon"] = "adam"
     learning_rate: Positive = 2e-3
-    weight_decay: NotNegative | None = 0.0
+    weight_decay: NotNegative = 0.0
 
 
 class FitConfig(TrainConfig):

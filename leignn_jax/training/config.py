@@ -127,8 +127,7 @@ class OptimizerSettings(Section):
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
     warmup_epochs: may be a fraction of an epoch; None: two, or a tenth of the training where that is less.
     plateau_patience: epochs; None never.
-    weight_decay: of matrices, beside the gradient. None: 0.01, and of more than 100 epochs 1e-4 for each, at most 0.03:
-        the more often frames are seen the more of it lowers errors (``experiments/recipe``).
+    weight_decay: of matrices, beside the gradient; where frames are few some of it lowers errors (``experiments/recipe``).
     freeze: patterns of parameters that are not trained.
     """
 
@@ -142,7 +141,7 @@ class OptimizerSettings(Section):
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.999
     epsilon: Positive = 1e-8
-    weight_decay: NotNegative | None = None
+    weight_decay: NotNegative = 0.01
     clip_norm: Positive = 10.0
     ema_decay: BelowOne = 0.999
     freeze: list[str] = []
@@ -208,7 +207,6 @@ class TrainConfig(Section):
         o, loss = self.optimizer, self.loss
         total = float(self.run.epochs * steps_per_epoch)
         warmup = min(2.0, 0.1 * self.run.epochs) if o.warmup_epochs is None else o.warmup_epochs
-        decay = min(max(0.01, 1e-4 * self.run.epochs), 0.03) if o.weight_decay is None else o.weight_decay
         first = LossWeights(loss.energy_weight, loss.forces_weight, loss.stress_weight, loss.huber_delta)
 
         def final(value, start):
@@ -230,7 +228,7 @@ class TrainConfig(Section):
             beta1=o.beta1,
             beta2=o.beta2,
             epsilon=o.epsilon,
-            weight_decay=decay,
+            weight_decay=o.weight_decay,
             clip_norm=o.clip_norm,
             ema_decay=o.ema_decay,
             weights=first,

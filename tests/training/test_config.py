@@ -93,13 +93,6 @@ def test_warm_up_is_at_most_a_tenth_of_the_training():
     assert said.hyperparameters(10).warmup_steps == 20.0
 
 
-def test_weights_decay_more_in_long_trainings():
-    for epochs, decay in ((10, 0.01), (200, 0.02), (1000, 0.03)):
-        assert make_config({"run": {"epochs": epochs}}).hyperparameters(10).weight_decay == pytest.approx(decay)
-    said = make_config({"run": {"epochs": 10}, "optimizer": {"weight_decay": 0.1}})
-    assert said.hyperparameters(10).weight_decay == 0.1
-
-
 def test_published_recipe():
     config = make_config({"recipe": "published", "optimizer": {"clip_norm": 5.0}})
     hyper = config.hyperparameters(10)
