@@ -4,9 +4,9 @@
     python experiments/potentials/run.py ethanol si      # some
     python experiments/potentials/run.py --table         # results.md and cards from what is there
 
-Each system's settings are configs/SYSTEM.yaml: files, epochs, of two the weight decay; the rest is the default at preset small. Its
-learning curve, parity plots and metrics.json end in SYSTEM/, and the potential, with the card in cards.yaml, in the package:
-``leignn.load_potential("SYSTEM")``. Work files go to runs/, where a stopped run goes on.
+Each system's settings are configs/SYSTEM.yaml: files, epochs, of two the weight decay; the rest is the default recipe at
+preset small. Its learning curve, parity plots and metrics.json end in SYSTEM/, and the potential, with the card in
+cards.yaml, in the package: ``leignn.load_potential("SYSTEM")``. Work files go to runs/, where a stopped run goes on.
 """
 
 import argparse
