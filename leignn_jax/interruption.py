@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
-# Atoms times steps that a CPU computes between two looks at the clock: 5 to 15 s of a small model on one core.
+# Atoms times steps that a CPU computes between two looks at the host: 3 to 15 s of a small model.
 _ON_CPU = 50_000
 
 

@@ -10,12 +10,11 @@ import leignn_jax as leignn
 from leignn_jax.training import loop
 
 SIZE = {"features": 8, "layers": 1, "num_radial": 4, "cutoff": 4.0, "repulsion": False}
-
-
 MODEL = {"preset": "small", **SIZE}
 
 
 def settings(files, out, **run):
+    """What a short training on the file of copper is told."""
     return {
         "data": {"train": str(files / "train.h5"), "batch_size": 4, "validation_fraction": 0.2},
         "model": MODEL,

@@ -51,9 +51,7 @@ def figure(known: np.ndarray, found: dict[str, np.ndarray]):
 
     drawn, axes = plt.subplots(figsize=(5.5, 5))
     for (name, values), marker in zip(found.items(), "o^xs", strict=False):
-        axes.plot(
-            known, values, marker, markersize=4, label=name, alpha=0.8, fillstyle="none" if marker == "s" else "full"
-        )
+        axes.plot(known, values, marker, markersize=4, label=name, alpha=0.8, fillstyle="none")
     ends = [known.min() - 0.3, known.max() + 0.3]
     axes.plot(ends, ends, color="0.5", linewidth=0.8)
     axes.set(xlabel="DFT (eV per adsorbed atom)", ylabel="predicted (eV per adsorbed atom)", xlim=ends, ylim=ends)

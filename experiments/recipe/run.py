@@ -70,7 +70,6 @@ CHOICES = {
     "decays": {
         "decay 0.01": {"optimizer": {"weight_decay": 0.01}},
         "decay 0.03": {"optimizer": {"weight_decay": 0.03}},
-        "decay 0.1": {"optimizer": {"weight_decay": 0.1}},
     },
     "stresses": {
         "hardly any stress": {"loss": {"stress_weight": 1e-9}},

@@ -175,10 +175,8 @@ def fetch(file: RemoteFile, folder: Path, page: str, progress: bool | None = Non
                 f"{path.name} can't be downloaded from {file.address}: {_reason(error)}. Download it by other means (its "
                 f"page: {page}) and put it to {path}; the same command then goes on."
             ) from error
-        except _Busy:
-            raise DownloadError(
-                f"{path}: another process is downloading this file. Wait for it; the same command then goes on."
-            ) from None
+        except DownloadError:
+            raise
         except ValueError as error:
             raise DownloadError(
                 f"{path.name} from {file.address} is not the file that {right}: its checksum is not {checksum}. It has been "
@@ -212,10 +210,6 @@ def _fits(path: Path, checksum: str) -> bool:
     return pooch.file_hash(str(path), alg=algorithm) == expected
 
 
-class _Busy(Exception):
-    """Another process downloads the file."""
-
-
 class _Downloader:
     """A downloader for pooch: by HTTP, with a progress bar, and on from where an earlier one was cut off.
 
@@ -224,7 +218,7 @@ class _Downloader:
     """
 
     def __init__(self, path: Path, resume: bool, progress: bool | None):
-        self._part, self._name = path.with_name(f".{path.name}.part"), path.name
+        self._part, self._path = path.with_name(f".{path.name}.part"), path
         self._resume, self._progress = resume, progress
 
     def __call__(self, address: str, output: str, _pooch: Any) -> None:
@@ -232,7 +226,9 @@ class _Downloader:
         try:
             handle = lock(self._part)
         except BlockingIOError:
-            raise _Busy from None
+            raise DownloadError(
+                f"{self._path}: another process is downloading this file. Wait for it; the same command then goes on."
+            ) from None
         try:
             self._download(address, output)
         finally:
@@ -265,7 +261,7 @@ class _Downloader:
                 have = 0
             length = response.headers.get("Content-Length")
             total = None if length is None else have + int(length)
-            bar = ProgressBar(self._name, total, is_shown(self._progress), unit="bytes", done=have)
+            bar = ProgressBar(self._path.name, total, is_shown(self._progress), unit="bytes", done=have)
             with open(self._part, "ab" if have else "wb") as file, bar:
                 for chunk in _bytes_sent(response):
                     file.write(chunk)
