@@ -93,8 +93,8 @@ print(*sorted(path.name for path in result.out.iterdir()), sep="\n")
 # %% [markdown]
 # ## Judge it
 #
-# On test frames that took no part in the training, beside the bundled potential (64 features, 2 layers, 900 frames, 391
-# epochs, 12 minutes on one CPU core). Energies are compared less the reference energies of the atoms.
+# On test frames that took no part in the training, beside the bundled potential (64 features, 2 layers, 900 frames, 600
+# epochs, 13 minutes on one CPU core). Energies are compared less the reference energies of the atoms.
 
 # %%
 frames = leignn.read_frames(bundled_data("ethanol") / "test.extxyz.xz", index=f":{TEST_FRAMES}")

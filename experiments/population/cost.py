@@ -75,8 +75,8 @@ def table(device: str, rows: list[dict]) -> str:
         "",
         f"Preset small, ethanol, batches of {BATCH} frames, float32, {device}; medians of {TURNS} turns of {SECONDS:g} s.",
         "",
-        "| members | frames x members per second, on the device | batch by batch | gain | beside one alone | "
-        "compiling (s), on the device | batch by batch |",
+        "| members | frames x members per second, on the device | batch by batch | gain "
+        "| on the device, beside one alone batch by batch | compiling (s), on the device | batch by batch |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for first, second in zip(rows[::2], rows[1::2], strict=True):
