@@ -156,6 +156,17 @@ def check_atoms(atoms: Any, name: str = "atoms") -> ase.Atoms:
     return atoms
 
 
+def check_masses(atoms: ase.Atoms) -> np.ndarray:
+    """``[atoms]`` amu, the masses, positive numbers."""
+    masses = atoms.get_masses()
+    wrong = np.flatnonzero(~(np.isfinite(masses) & (masses > 0)))
+    if len(wrong):
+        raise ConfigError(
+            f"Atom {wrong[0]} has the mass {masses[wrong[0]]} amu; give it a real one (atoms.set_masses)."
+        )
+    return masses
+
+
 def check_structures(atoms: Any, name: str = "atoms") -> list[ase.Atoms]:
     """One structure or several, as a list."""
     import ase

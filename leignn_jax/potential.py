@@ -279,8 +279,10 @@ class Potential:
         """``[pairs]`` Å where the wall of each pair begins, 0 where it has none; None where no pair has one."""
         if self.walls is None or not self.config.repulsion:
             return None
-        # Padding and unknown elements, whose index is the number of elements, get 0.
-        table = jnp.pad(jnp.asarray(self.walls, dtype), (0, 1))
+        # Of both orders of two elements, that a gradient step leaves them alike. Padding and unknown elements, whose index
+        # is the number of elements, get 0.
+        walls = jnp.asarray(self.walls, dtype)
+        table = jnp.pad(0.5 * (walls + walls.T), (0, 1))
         ends = graph.lists.receivers, graph.lists.senders
         return table[tuple(species_index(self.config, graph.numbers[end]) for end in ends)]
 

@@ -37,11 +37,16 @@ def save_potential(potential: Potential, path: str | Path) -> None:
     """Write ``potential`` to ``path``, atomically: a reader sees the old file or the new one and nothing between.
 
     Raises:
-        ConfigError: a number of it is NaN or infinite, or its scale or a wall is negative; nothing is written.
+        ConfigError: a number of it is NaN or infinite, its scale or a wall is negative, or the path is a folder; nothing is
+            written.
     """
     from leignn_jax import __version__
 
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(
+            f"{path}: is a folder; give the name of a file in it, such as {path / 'potential.safetensors'}."
+        )
     arrays = {f"params/{k}": np.asarray(v) for k, v in flatten_dict(potential.params, sep="/").items()}
     arrays |= {name: np.asarray(getattr(potential, name), np.float64) for name in _CONSTANTS}
     if potential.walls is not None:

@@ -327,3 +327,21 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
         type(x) for x in leignn.preset("small", **plain, elements=("Si",)).to_dict().values()
     ]
     leignn.Potential.create(config, jax.random.key(0)).save(tmp_path / "silicon.safetensors")
+
+
+def test_a_gradient_step_leaves_walls_alike_in_both_orders(potential, tmp_path):
+    walled = potential.with_walls({("H", "O"): 1.4})
+    atoms = ase.Atoms("HO", positions=[[0, 0, 0], [0.95, 0, 0]])
+    graph = leignn.Graph.from_ase(atoms, walled.cutoff)
+    slope = jax.grad(lambda p: p.energy(graph)[0])(walled)
+    assert np.abs(slope.walls).max() > 0
+    moved = jax.tree.map(lambda x, g: np.asarray(x) - 1e-6 * np.asarray(g), walled, slope)
+    np.testing.assert_array_equal(moved.walls, np.asarray(moved.walls).T)
+    moved.save(tmp_path / "moved.safetensors")
+    leignn.load_potential(tmp_path / "moved.safetensors")
+
+
+def test_a_folder_is_no_place_for_a_potential(potential, tmp_path):
+    with pytest.raises(ConfigError, match="is a folder; give the name of a file"):
+        potential.save(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -37,17 +37,11 @@ def plain(value: Any) -> Any:
 
 def write_frames(path: Path, frames: Sequence[ase.Atoms]) -> None:
     """Structures into a file, extended XYZ."""
-    import io
-
-    import ase.io
-
     from leignn_jax.arguments import check_path
+    from leignn_jax.extxyz import extxyz_of
     from leignn_jax.files import write_atomically
 
-    text = io.StringIO()
-    for atoms in frames:
-        ase.io.write(text, atoms, format="extxyz")
-    write_atomically(check_path("--out", path), text.getvalue().encode())
+    write_atomically(check_path("--out", path), extxyz_of(frames).encode())
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from leignn_jax.arguments import numbers_of, shown
+from leignn_jax.arguments import check_mapping, did_you_mean, numbers_of, shown
 from leignn_jax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ DEFAULT_KEYS: dict[str, tuple[str, ...]] = {
 }
 # Beyond these no calculation of electrons gives a number: eV per atom, eV/Å, eV/Å^3.
 LARGEST = {"energy": 1e8, "forces": 1e6, "stress": 1e4}
+# Å, beyond which positions or cell have moved since a calculator computed them: files have fewer digits than memory.
+_MOVED = 1e-3
 # Of two names of one label: what digits left out and single precision may make of the same number.
 _RELATIVE, _ABSOLUTE = 1e-4, {"energy": 1e-4, "forces": 1e-3, "stress": 1e-4}
 
@@ -82,13 +84,46 @@ def read_labels(atoms: ase.Atoms, name: str = "frame", keys: Keys | None = None)
             of the calculator's results, of ``atoms.info`` or of ``atoms.arrays``.
 
     Raises:
+        ConfigError: keys of something that is no label.
         DataError: no atoms, no number or not a finite one, a shape that does not fit, a key that the frame lacks, two
-            names of one label that say different numbers.
+            names of one label that say different numbers, or results of a calculator that are of other positions.
     """
+    check_keys(keys)
     if len(atoms) == 0:
         raise DataError(f"{name}: no atoms. Take the frame out of the file.")
+    if _is_of_another(atoms):
+        raise DataError(
+            f"{name}: what its calculator holds is of another structure: one calculator was used for several frames, or the "
+            "atoms were moved since. Compute each frame and give it atoms.calc = SinglePointCalculator(atoms, energy=..., "
+            "forces=...)."
+        )
     labels = Labels(**{label: _read(atoms, name, label, keys or {}) for label in DEFAULT_KEYS})
     return labels if has_volume(atoms) else labels._replace(stress=None)
+
+
+def check_keys(keys: Any) -> None:
+    """ConfigError where ``keys`` name something that is no label."""
+    for label in check_mapping("keys", keys):
+        if label not in DEFAULT_KEYS:
+            raise ConfigError(
+                f"keys: {label!r} is no label{did_you_mean(label, DEFAULT_KEYS)} Labels are {', '.join(DEFAULT_KEYS)}."
+            )
+
+
+def _is_of_another(atoms: ase.Atoms) -> bool:
+    """Whether a calculator's results are of other atoms; whole lattice vectors between them make no difference."""
+    of = getattr(atoms.calc, "atoms", None)
+    if of is None or of is atoms or not atoms.calc.results:
+        return False
+    if len(of) != len(atoms) or (of.numbers != atoms.numbers).any() or (of.pbc != atoms.pbc).any():
+        return True
+    if np.abs(of.cell.array - atoms.cell.array).max() > _MOVED:
+        return True
+    moved = atoms.positions - of.positions
+    if atoms.pbc.any() and np.abs(moved).max(initial=0) > _MOVED:
+        along = moved @ np.linalg.pinv(atoms.cell.array)
+        moved = moved - (np.round(along) * atoms.pbc) @ atoms.cell.array
+    return bool(np.abs(moved).max(initial=0) > _MOVED)
 
 
 def has_volume(atoms: ase.Atoms) -> bool:

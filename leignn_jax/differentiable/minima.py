@@ -7,7 +7,8 @@ At a minimum y* (displacements and strain) the generalized forces f(y, model) va
 the Hessian. H is never made: one conjugate-gradient solve with its products, translations, held atoms and rotations of the
 cell projected out, gives a derivative in either mode. What is computed of the minimum, its energy, lattice constants,
 :func:`leignn_jax.properties.elasticity.elastic_tensor` or second derivatives of its ``graph``, then has the derivative with
-the minimum's own movement in it. First derivatives only: H itself is held.
+the minimum's own movement in it. H itself is held: n such steps, each from where the one before ends, have the first n
+derivatives.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def relaxed(
     steps: int = 2000,
     skin: float = 0.5,
     sizes: ListSizes | None = None,
+    order: int = 1,
 ) -> Minimum:
     """The minimum that a structure falls into; pure in the model and the pressure, for jit, vmap, grad and jvp. float64.
 
@@ -90,6 +92,7 @@ def relaxed(
         cell: False holds it, "isotropic" changes its volume only, "full" its shape too. pressure: GPa.
         steps: of FIRE, at most.
         skin: Å. sizes: of the lists; larger ones where a list was too small.
+        order: up to which derivatives are right, by solves that each of them costs; those beyond it are wrong.
 
     Raises:
         ConfigError: settings that do not fit together, or float64 is off in JAX.
@@ -103,6 +106,7 @@ def relaxed(
     check_choice("cell", cell, _KINDS)
     check_whole("steps", steps, 1, MOST_STEPS)
     check_number("skin", skin, positive=True)
+    check_whole("order", order, 1)
     if not jax.config.read("jax_enable_x64"):
         raise ConfigError("Minima need float64, which is off in JAX: call this inside `with jax.enable_x64(True)`.")
     structures = check_structures(atoms)
@@ -132,7 +136,8 @@ def relaxed(
         free = getattr(model, "conserves_momentum", True) and bool((system.mobile > 0).all())
     target = jnp.asarray(pressure, kind) / GIGAPASCAL
     for _ in range(_GROWTHS):
-        found, end = _settle(model, target, system, lists, positions, vectors, cell=cell, steps=steps, free=free)
+        given = (model, target, system, lists, positions, vectors)
+        found, end = _settle(*given, cell=cell, steps=steps, free=free, order=order)
         overflow = end.neighbors.overflow
         if isinstance(overflow, jax.core.Tracer) or not (much := int(np.bitwise_or.reduce(np.asarray(overflow)))):
             break
@@ -142,8 +147,8 @@ def relaxed(
     return found
 
 
-@partial(jax.jit, static_argnames=("cell", "steps", "free"))
-def _settle(model, pressure, system, lists, positions, vectors, *, cell: Cell, steps: int, free: bool):
+@partial(jax.jit, static_argnames=("cell", "steps", "free", "order"))
+def _settle(model, pressure, system, lists, positions, vectors, *, cell: Cell, steps: int, free: bool, order: int):
     """The minimum, and where FIRE ended."""
     still, held = jax.lax.stop_gradient((model, pressure))
     goal = Goal(_MAX_FORCE, _MAX_STRESS / GIGAPASCAL, held)
@@ -155,14 +160,17 @@ def _settle(model, pressure, system, lists, positions, vectors, *, cell: Cell, s
         return jax.tree.map(jnp.subtract, y, there.conjugate(still, held, y, there.slope(still, held, y))[0])
 
     y = jax.lax.stop_gradient(jax.lax.fori_loop(0, _NEWTON, newton, there.zero()))
-    # Zero but for its derivative, which moves the minimum with model and pressure.
-    change = there.solve(still, held, y, there.slope(model, pressure, y))
+    moved = y
+    for _ in range(order):
+        # Zero but for its derivatives, which move the minimum with model and pressure.
+        change = there.solve(still, held, y, there.slope(model, pressure, moved))
+        moved = jax.tree.map(jnp.subtract, moved, change)
     # Along a random direction curvatures of all motions are met, not only of those that a force points along.
     shaken = there.allowed(jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), y))
     _, curvature, _ = there.conjugate(still, held, y, shaken)
     left = jnp.max(jnp.array([jnp.abs(x).max() for x in there.slope(still, held, y)]))
 
-    positions, vectors = there.at(jax.tree.map(jnp.subtract, y, change))
+    positions, vectors = there.at(moved)
     energy, _, _ = evaluate(model, system, end.neighbors, positions, vectors)
     fits, arrived = (end.neighbors.overflow == 0).all(), (end.status == CONVERGED).all()
     valid = fits & arrived & (left < _LEFT) & (curvature > _SADDLE) & jnp.isfinite(energy).all()

@@ -14,7 +14,7 @@ from leignn_jax.analysis.scattering import scattering_intensity
 from leignn_jax.analysis.soft_angles import neighbor_vectors, smooth_angle_distribution, triple_mask
 from leignn_jax.analysis.soft_rdf import pair_distances, pair_weights, smooth_rdf
 from leignn_jax.analysis.thermodynamics import GRAM_PER_CM3
-from leignn_jax.arguments import check_array, check_number
+from leignn_jax.arguments import check_array, check_number, check_sequence, check_whole
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation import dynamics
 from leignn_jax.simulation.dynamics import State, System
@@ -92,17 +92,20 @@ def rdf(
         reach: Å, up to which the lists are complete: the model's cutoff.
 
     Raises:
-        ConfigError: the last edge and three widths lie beyond ``reach``.
+        ConfigError: the last edge and three widths lie beyond ``reach``, edges that don't grow, or, where it is called, an
+            element that is not there.
     """
-    edges = jnp.asarray(edges)
-    needed = float(edges[-1]) + 3 * width
-    if needed > reach:
+    edges = _edges(edges)
+    needed = float(edges[-1]) + 3 * check_number("width", width, positive=True)
+    _check_kind(kind, 2)
+    if needed > check_number("reach", reach, positive=True):
         raise ConfigError(
             f"An RDF up to {float(edges[-1]):g} Å with width {width:g} Å needs pairs up to {needed:g} Å; the lists reach "
             f"{reach:g} Å. Shorten it, or start with a larger skin and say so in reach."
         )
 
     def observe(system: System, state: State):
+        _check_present(system, kind)
         # All replicas in one graph, then pairs back to their own replica.
         graph = dynamics.joined_graph(system, state.neighbors, state.positions, state.cell)
         replicas, pairs = state.neighbors.pair_mask.shape
@@ -163,8 +166,9 @@ def angle_distribution(
     Raises:
         ConfigError: bonds and three times their fade are longer than ``reach``.
     """
-    edges = jnp.asarray(check_array("edges", edges, (None,)))
+    edges = _edges(edges)
     check_number("width", width, positive=True)
+    _check_kind(kind, 3)
     longest = check_number("r_max", r_max, positive=True) + 3 * check_number("fade", fade, positive=True)
     if longest > check_number("reach", reach, positive=True):
         raise ConfigError(
@@ -173,6 +177,7 @@ def angle_distribution(
         )
 
     def observe(system: System, state: State):
+        _check_present(system, kind)
         graph = dynamics.joined_graph(system, state.neighbors, state.positions, state.cell)
         vectors, mask = neighbor_vectors(graph.lists, graph.vectors())
         triples = triple_mask(graph.numbers, graph.numbers[graph.lists.neighbors], mask, kind)
@@ -186,6 +191,30 @@ def angle_distribution(
         return jax.lax.map(of_replica, tuple(x.reshape(replicas, -1, *x.shape[1:]) for x in each))
 
     return observe
+
+
+def _edges(edges: Any) -> jax.Array:
+    edges = check_array("edges", edges, (None,))
+    if len(edges) < 2 or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any() or edges[0] < 0:
+        raise ConfigError("edges must be two numbers or more that grow, from 0 on.")
+    return jnp.asarray(edges)
+
+
+def _check_kind(kind: Any, count: int) -> None:
+    if kind is not None:
+        numbers = [check_whole("kind, an atomic number", one, 1) for one in check_sequence("kind", kind)]
+        if len(numbers) != count:
+            raise ConfigError(f"kind must be {count} atomic numbers, or None for all, not {len(numbers)}.")
+
+
+def _check_present(system: System, kind: Any) -> None:
+    """ConfigError where a structure lacks an element that is asked for; of a system that is traced it can't be known."""
+    if kind is None or isinstance(system.numbers, jax.core.Tracer):
+        return
+    for structure, numbers in enumerate(np.asarray(system.numbers)):
+        missing = [number for number in kind if number not in numbers]
+        if missing:
+            raise ConfigError(f"kind: structure {structure} has no atom of atomic number {missing[0]}.")
 
 
 def _check_periodic(system: System, what: str) -> None:

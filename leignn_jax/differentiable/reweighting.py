@@ -40,6 +40,7 @@ from leignn_jax.simulation.dynamics import (
     EnergyModel,
     State,
     System,
+    check_reach,
     make_lists,
     move_to,
     volume,
@@ -122,7 +123,7 @@ def sample(
     """
     check_model(model, "model")
     ensemble = make_ensemble(ensemble, temperature, pressure)
-    check_call(ensemble, system, state, timestep, steps)
+    check_call(model, ensemble, system, state, timestep, steps)
     check_whole("every", every, 1, MOST_STEPS)
     check_whole("discard", discard, 0, MOST_STEPS)
     if steps % every or discard % every or discard >= steps:
@@ -306,12 +307,7 @@ def reweighted(
     if pressure is not None and not sample.moves_cell:
         raise ConfigError("pressure: the sample is of constant volume; draw one with a barostat.")
     check_number("least", least, positive=True)
-    reach = sample.state.neighbors.cutoff
-    if not isinstance(reach, jax.core.Tracer) and model.cutoff > float(np.asarray(reach).min()) * (1 + 1e-6):
-        raise ConfigError(
-            f"The model's cutoff is {model.cutoff:g} Å, and the lists of the sample hold pairs within "
-            f"{float(np.asarray(reach).min()):g} Å. Draw the sample with a model of that cutoff, such as a sum."
-        )
+    check_reach(model, sample.state.neighbors, "draw the sample with a model of that cutoff, such as a sum")
     model, shape = without_constants(model), sample.energy.shape
     kT = sample.kT if kT is None else jnp.broadcast_to(jnp.asarray(kT, sample.kT.dtype), shape)
     bars = sample.pressure if pressure is None else jnp.asarray(pressure, sample.kT.dtype) / GIGAPASCAL

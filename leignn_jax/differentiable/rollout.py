@@ -43,7 +43,7 @@ from leignn_jax.differentiable.whole_numbers import either
 from leignn_jax.errors import ConfigError
 from leignn_jax.list_sizes import ListSizes
 from leignn_jax.simulation.chunks import LIMITS, centers, check_limits, start_state
-from leignn_jax.simulation.dynamics import EnergyModel, State, System, make_lists, make_system, move_to
+from leignn_jax.simulation.dynamics import EnergyModel, State, System, check_reach, make_lists, make_system, move_to
 from leignn_jax.simulation.ensembles import Ensemble, InParts
 from leignn_jax.simulation.model_sums import check_structures_of, without_constants
 from leignn_jax.simulation.settings import check_bath, check_ensemble, make_ensemble
@@ -173,11 +173,12 @@ def rollout(
         max_temperature, max_step, max_distance: as in :func:`leignn_jax.simulate`; beyond them the rollout is not valid.
 
     Raises:
-        ConfigError: steps, every and segment do not fit; the state was started with another ensemble.
+        ConfigError: steps, every and segment do not fit; the state was started with another ensemble, or with a model of
+            a shorter cutoff.
     """
     check_model(model, "model")
     ensemble = make_ensemble(ensemble, temperature, pressure)
-    check_call(ensemble, system, state, timestep, steps)
+    check_call(model, ensemble, system, state, timestep, steps)
     check_whole("every", every, 1, MOST_STEPS)
     if steps % every:
         raise ConfigError(f"steps ({steps}) must be a positive multiple of every ({every}).")
@@ -269,11 +270,12 @@ def rollout(
     return Rollout(state.replace(neighbors=neighbors), seen, valid, trouble)
 
 
-def check_call(ensemble: Ensemble, system: System, state: State, timestep: Any, steps: int) -> None:
+def check_call(model: EnergyModel, ensemble: Ensemble, system: System, state: State, timestep: Any, steps: int) -> None:
     """ConfigError where these are not what a rollout can go on with."""
     if not isinstance(system, System) or not isinstance(state, State):
         raise ConfigError("system and state must be what `start` returns, in this order.")
     check_bath(ensemble, system, state)
+    check_reach(model, state.neighbors, "start with a model of that cutoff, such as a sum")
     if not isinstance(timestep, jax.core.Tracer):
         check_number("timestep", timestep, positive=True)
     check_whole("steps", steps, 1, MOST_STEPS)

@@ -68,7 +68,8 @@ class LEIGNNCalculator(Calculator):
         """Fill ``results``; raises StructureError and ElementError for structures that can't be computed."""
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
-        assert atoms is not None  # ASE has set it above
+        if atoms is None:
+            raise StructureError("The calculator has no structure yet: set it as atoms.calc and ask the atoms.")
         if "stress" in properties and not atoms.pbc.all():
             raise PropertyNotImplementedError("A stress needs a cell that is periodic in all three directions.")
         graph = self._updated_graph(atoms)
@@ -95,15 +96,14 @@ class LEIGNNCalculator(Calculator):
         if self._graph is None or self._outdated(atoms):
             self.network.check_elements(atoms.numbers)
             near = near_origin(atoms.positions, cell, pbc)
-            self._offsets = near.offsets(cell)
             pairs = find_pairs(near.positions, cell, pbc, self.network.cutoff + self.skin)
             graph = Graph.from_pairs(near.positions, atoms.numbers, cell, pbc, pairs, self.dtype)
             wanted = (bucket(graph.shape[0], 4), bucket(graph.shape[1], 16), bucket(graph.shape[2], 4))
             # A list that shrinks a little keeps the larger program; one that shrinks by half is another system.
             other = any(have > 2 * w for w, have in zip(wanted, self._sizes, strict=True))
             self._sizes = wanted if other else tuple(map(max, wanted, self._sizes))
-            self._graph = graph.pad(*self._sizes)
-            self._listed = atoms.copy()
+            # Together, that a structure which was refused leaves the list of the one before as it was.
+            self._graph, self._listed, self._offsets = graph.pad(*self._sizes), atoms.copy(), near.offsets(cell)
             return self._graph
         positions = np.zeros_like(self._graph.positions)
         positions[: len(atoms)] = atoms.positions - self._offsets

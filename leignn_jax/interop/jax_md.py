@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from leignn_jax.arguments import check_array, check_number
+from leignn_jax.arguments import check_array, check_number, check_whole
 from leignn_jax.cells import inverse, transformed
 from leignn_jax.device_neighbors import NeighborList, allocate, lattice_of, update
 from leignn_jax.errors import ConfigError
@@ -105,8 +105,7 @@ def neighbor_list(
     check_number("skin", skin, least=0)
     numbers = check_array("numbers", numbers, (None,), kinds="iu").astype(np.int32)
     potential.check_elements(numbers)
-    if box is not None and check_array("box", box, np.shape(box)).shape not in ((), (1,), (3,), (3, 3)):
-        raise ConfigError(f"box must be a number, three lengths or a matrix [3, 3], not of shape {np.shape(box)}.")
+    _check_box(box)
     if np.shape(pbc) not in ((), (3,)):
         raise ConfigError(f"pbc must be True, False or three of them, not of shape {np.shape(pbc)}.")
     network, _ = potential.split_references()
@@ -123,7 +122,7 @@ def neighbor_list(
         real = transformed(R, cell) if fractional_coordinates else R
         made = allocate(real, cell, periodic, numbers, network.cutoff, skin, dtype=dtype)
         sizes = made.sizes
-        if extra_capacity:
+        if check_whole("extra_capacity", extra_capacity):
             sizes = sizes._replace(neighbors=sizes.neighbors + extra_capacity)
             sizes = sizes._replace(pairs=sizes.pairs + extra_capacity * len(numbers))
         while sizes != made.sizes or int(made.overflow):
@@ -170,6 +169,19 @@ def _near(neighbor: Neighbors, positions, cell):
     now, then = transformed(positions, inverse(lattice)), transformed(made.positions, inverse(before))
     jumps = jnp.where(made.pbc, jnp.round(jax.lax.stop_gradient(now - then)), 0.0)
     return positions - transformed(jumps, lattice)
+
+
+def _check_box(box: Any) -> None:
+    if box is None:
+        return
+    try:
+        shape = np.shape(box)
+    except ValueError:
+        raise ConfigError(
+            "box must be a number, three lengths or a matrix [3, 3]; its rows differ in length."
+        ) from None
+    if shape not in ((), (1,), (3,), (3, 3)) or check_array("box", box, shape) is None:
+        raise ConfigError(f"box must be a number, three lengths or a matrix [3, 3], not of shape {shape}.")
 
 
 def _check_names(names) -> None:

@@ -32,7 +32,15 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from leignn_jax.arguments import check_atoms, check_model, check_sequence, check_whole
+from leignn_jax.arguments import (
+    check_atoms,
+    check_masses,
+    check_model,
+    check_number,
+    check_sequence,
+    check_whole,
+    shown,
+)
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.mapping import map_in_batches
@@ -94,7 +102,12 @@ class Phonons:
     def frequencies(self, q: Any) -> np.ndarray:
         """``[..., modes]`` THz in ascending order, imaginary ones as negative numbers, at ``q`` [..., 3] in units of the
         reciprocal cell."""
-        q = np.asarray(q, float)
+        try:
+            q = np.asarray(q, float)
+        except (TypeError, ValueError):
+            q = np.zeros(0)
+        if q.shape[-1:] != (3,) or not q.size or not np.isfinite(q).all():
+            raise ConfigError("q must be wave vectors [..., 3] of finite numbers, in units of the reciprocal cell.")
         with jax.enable_x64(True):
             flat = _frequencies(self.crystal.replace(graph=None), self.force_constants, self._wave_vectors(q))
             return np.asarray(flat).reshape(*q.shape[:-1], -1)
@@ -108,6 +121,9 @@ class Phonons:
         Raises:
             ConfigError: a point that this lattice is without.
         """
+        check_whole("points", points, 2)
+        if path is not None and (not isinstance(path, str) or not path):
+            raise ConfigError(f"path must be names of special points, such as 'GXWKGL', not {shown(path)}.")
         try:
             line = self.atoms.cell.bandpath(path, npoints=points)
         except KeyError as error:
@@ -127,9 +143,9 @@ class Phonons:
 
         The integral is the number of modes, three per atom of the cell.
         """
-        if min(grid) < 1 or not width > 0 or points < 2:
-            raise ConfigError("density_of_states: grid and width must be positive, points at least two.")
-        steps = [(np.arange(n) + 0.5) / n for n in grid]
+        check_number("width", width, positive=True)
+        check_whole("points", points, 2)
+        steps = [(np.arange(n) + 0.5) / n for n in _three("grid", grid)]
         q = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 3)
         found = self.frequencies(q).ravel()
         axis = np.linspace(found.min() - 5 * width, found.max() + 5 * width, points)
@@ -238,22 +254,29 @@ def crystal_in_supercell(
     if supercell is None:
         heights = 1 / np.linalg.norm(np.asarray(atoms.cell.reciprocal()), axis=1)
         supercell = tuple(int(n) for n in np.ceil(2 * potential.cutoff / heights - 1e-9))  # pyright: ignore
-    given = check_sequence("supercell", supercell) if isinstance(supercell, Iterable) else [supercell] * 3
-    repeats = tuple(check_whole("supercell", n, 1) for n in given)
-    if len(repeats) != 3 or math.prod(repeats) * len(atoms) > _MOST_ATOMS:
-        raise ConfigError(
-            f"supercell must be three numbers, of at most {_MOST_ATOMS:,} atoms in all, not {supercell!r:.60}."
-        )
+    repeats = _three("supercell", supercell)
+    if math.prod(repeats) * len(atoms) > _MOST_ATOMS:
+        raise ConfigError(f"supercell: {repeats} are more than {_MOST_ATOMS:,} atoms.")
     large = _repeated(atoms, repeats)
     vectors, weights = _nearest_images(atoms, large)
     crystal = Crystal(
         graph=graph_of(potential, large, dtype),
-        masses=atoms.get_masses(),
+        masses=check_masses(atoms),
         owner=np.tile(np.arange(len(atoms), dtype=np.int32), len(large) // len(atoms)),
         vectors=vectors,
         weights=weights,
     )
     return crystal, repeats  # pyright: ignore[reportReturnType]
+
+
+def _three(name: str, value: Any) -> tuple[int, int, int]:
+    """Whole numbers along the three vectors; one number is that along each."""
+    several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
+    given = check_sequence(name, value) if several else [value] * 3
+    numbers = [check_whole(name, n.item() if hasattr(n, "item") else n, 1) for n in given]
+    if len(numbers) != 3:
+        raise ConfigError(f"{name} must be one whole number or three, not {len(numbers)}.")
+    return tuple(numbers)  # pyright: ignore[reportReturnType]
 
 
 def force_constants(

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import ase
-import ase.io
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +44,7 @@ from leignn_jax.arguments import (
 from leignn_jax.cells import transformed
 from leignn_jax.device_neighbors import NeighborList, update
 from leignn_jax.errors import ConfigError, SimulationError
+from leignn_jax.extxyz import extxyz_of
 from leignn_jax.files import make_folder, write_atomically
 from leignn_jax.interruption import steps_at_once, stop_requests
 from leignn_jax.list_sizes import grown
@@ -469,8 +469,7 @@ def _reason(status: int, step: int, history, cell: Cell, early: str | None) -> s
 
 
 def _write(folder: Path, result: Relaxation) -> None:
-    frames = io.StringIO()
-    ase.io.write(frames, result.atoms, format="extxyz")
+    frames = [result.atoms] if isinstance(result.atoms, ase.Atoms) else result.atoms
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["structure", "step", "energy_eV", "max_force_eV_per_A", "max_stress_GPa", "volume_A3"])
@@ -482,7 +481,7 @@ def _write(folder: Path, result: Relaxation) -> None:
         {"energy_eV": float(e), "converged": bool(c), "steps": int(s), "reason": why}
         for e, c, s, why in zip(result.energy, result.converged, result.steps, result.reason, strict=True)
     ]
-    write_atomically(folder / "relaxed.extxyz", frames.getvalue().encode())
+    write_atomically(folder / "relaxed.extxyz", extxyz_of(frames).encode())
     write_atomically(folder / "history.csv", table.getvalue().encode())
     write_atomically(folder / "summary.json", (json.dumps(facts, indent=1) + "\n").encode())
 

@@ -64,8 +64,9 @@ def second_derivatives(
 def signed_root(squares: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Square roots, of negative numbers minus the root of what they are below zero; derivative 0 at 0."""
     size = jnp.abs(squares)
-    some = size > 0
-    return jnp.where(some, jnp.sign(squares) * jnp.sqrt(jnp.where(some, size, 1.0)), 0.0)
+    # Asked so that what is not a number stays none.
+    zero = size == 0
+    return jnp.where(zero, 0.0, jnp.sign(squares) * jnp.sqrt(jnp.where(zero, 1.0, size)))
 
 
 @jax.jit

@@ -13,7 +13,7 @@ import ase.units
 import jax
 import numpy as np
 
-from leignn_jax.arguments import check_atoms
+from leignn_jax.arguments import check_atoms, check_masses
 from leignn_jax.errors import ConfigError
 from leignn_jax.properties.second_derivatives import (
     INVERSE_CM,
@@ -79,6 +79,7 @@ def normal_modes(
     """
     free = free_components(check_atoms(atoms))
     check_displacement(displacement)
+    masses = check_masses(atoms)
     if not free.any():
         raise ConfigError("All atoms are held: there is nothing that vibrates.")
     moving, columns = np.flatnonzero(free.any(1)), np.flatnonzero(free)
@@ -91,7 +92,7 @@ def normal_modes(
     check_finite(hessian)
     check_smooth(found[0], found[1], moving, checked, displacement)
     size = len(columns)
-    root = np.sqrt(np.repeat(atoms.get_masses(), 3))[columns]
+    root = np.sqrt(np.repeat(masses, 3))[columns]
     weighted = hessian / root / root[:, None]
     weighted = 0.5 * (weighted + weighted.T)
     basis = np.zeros((size, 0))

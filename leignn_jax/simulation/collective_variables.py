@@ -23,7 +23,7 @@ from flax import struct
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from leignn_jax.arguments import check_sequence, check_whole
+from leignn_jax.arguments import check_number, check_sequence, check_whole
 from leignn_jax.cells import inverse, transformed
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation.dynamics import System
@@ -53,8 +53,8 @@ def nearest(positions, cell, pbc, first, second) -> Float[Array, "... 3"]:
 def length(vectors) -> Float[Array, "..."]:
     """Lengths of vectors ``[..., 3]``; of one of zero 0, with a slope of 0."""
     squared = (vectors**2).sum(-1)
-    there = squared > 0
-    return jnp.where(there, jnp.sqrt(jnp.where(there, squared, 1.0)), 0.0)
+    zero = squared == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
 
 
 def _turn(sine, cosine):
@@ -155,6 +155,9 @@ class Coordination:
             object.__setattr__(self, name, atoms)
         if check_whole("Coordination: power", self.power, 2) % 2:
             raise ConfigError(f"Coordination: power must be even, not {self.power}.")
+        # A leaf, that jax may put anything into.
+        if isinstance(self.radius, int | float):
+            check_number("Coordination: radius", self.radius, positive=True)
 
     @property
     def indices(self) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from flax import struct
 from jaxtyping import Array, Float
 
+from leignn_jax.arguments import check_masses
+from leignn_jax.data.labels import DEFAULT_KEYS
 from leignn_jax.device_neighbors import NeighborList, blank_list, lattice_vectors, renewed_each, update_near
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
@@ -188,6 +190,17 @@ def check_answers(model: EnergyModel, system: System, neighbors: NeighborList, p
             )
 
 
+def check_reach(model: EnergyModel, neighbors: NeighborList, remedy: str) -> None:
+    """ConfigError where a model's cutoff is beyond that of the lists; of lists that are traced it can't be known."""
+    if isinstance(neighbors.cutoff, jax.core.Tracer):
+        return
+    reach = float(np.asarray(neighbors.cutoff).min())
+    if model.cutoff > reach * (1 + 1e-6):
+        raise ConfigError(
+            f"The model's cutoff is {model.cutoff:g} Å, and the lists hold pairs within {reach:g} Å: {remedy}."
+        )
+
+
 def check_start(model: EnergyModel, system: System, energy, forces) -> None:
     """ConfigError where a model has no finite energy or forces for a structure that a simulation starts with."""
     real = np.asarray(system.numbers) > 0
@@ -285,12 +298,7 @@ def make_system(structures: list[ase.Atoms], dtype: Any, *, hold_momentum: bool 
     held = np.zeros(len(structures))
     for r, atoms in enumerate(structures):
         count = len(atoms)
-        numbers[r, :count], masses[r, :count] = atoms.numbers, atoms.get_masses()
-        wrong = np.flatnonzero(~(np.isfinite(masses[r]) & (masses[r] > 0)))
-        if len(wrong):
-            raise ConfigError(
-                f"Atom {wrong[0]} has the mass {masses[r, wrong[0]]} amu; give it a real one (atoms.set_masses)."
-            )
+        numbers[r, :count], masses[r, :count] = atoms.numbers, check_masses(atoms)
         free = free_components(atoms, center_held=hold_momentum)
         mobile[r, :count] = free
         held[r] = float(hold_momentum and free.all() and count > 1)
@@ -317,9 +325,13 @@ def check_strain(system: System) -> None:
 
 def structure_of(start: ase.Atoms, state: Any, r: int, positions, constant: float, moves_cell: bool) -> ase.Atoms:
     """Replica r of a state as a structure: a copy of ``start`` at ``positions`` [atoms, 3] Å, and cell where that moves,
-    with energy plus ``constant`` eV, forces and stress in its calculator where they are finite numbers."""
+    with energy plus ``constant`` eV, forces and stress in its calculator where they are finite numbers. What stands in its
+    info or arrays under a label's name was of the start and is left out."""
     atoms, count = start.copy(), len(start)
     atoms.calc = None
+    for name in (name for names in DEFAULT_KEYS.values() for name in names):
+        atoms.info.pop(name, None)
+        atoms.arrays.pop(name, None)
     if moves_cell:
         atoms.set_cell(np.asarray(state.cell[r], float))
     atoms.set_positions(positions, apply_constraint=False)

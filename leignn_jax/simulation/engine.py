@@ -191,7 +191,7 @@ def simulate(
     with jax.enable_x64(dtype == "float64"):
         run = Run(potential, structures, ensemble, timestep, temperature, seed, skin, np.dtype(dtype), devices)
         limits = jax.device_put(Limits(*(np.asarray(x, dtype) for x in limits)))
-        settings = {} if out is None else run_settings(run, save_every, log_every)
+        settings = {} if out is None else run_settings(run, save_every, log_every, single)
         folder = None if out is None else SimulationFolder(Path(out), run, settings, single, resume)
         try:
             return _simulate(run, folder, limits, steps, save_every, log_every, checkpoint_minutes, progress, single)

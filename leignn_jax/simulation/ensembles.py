@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from leignn_jax.arguments import check_whole
 from leignn_jax.cells import inverse, transformed
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation.dynamics import (
@@ -406,6 +407,7 @@ class CellRescaling(Ensemble):
         """The first volume in Å^3, ``[replicas]``; ConfigError for an unknown shape."""
         if self.shape not in ("isotropic", "anisotropic", "triclinic"):
             raise ConfigError(f"shape: {self.shape!r} is not one of isotropic, anisotropic, triclinic.")
+        check_whole("every", self.every, 1)
         return {"first_volume": volume(state.cell)}
 
     def kT(self, state: State, dt):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
@@ -16,12 +15,12 @@ from types import FunctionType
 from typing import Any
 
 import ase
-import ase.io
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.errors import SimulationError
+from leignn_jax.extxyz import extxyz_of
 from leignn_jax.files import FolderLock, make_folder, why_not_written, write_atomically
 from leignn_jax.list_sizes import ListSizes
 from leignn_jax.potential import Potential
@@ -101,9 +100,7 @@ class SimulationFolder:
     def _write_end(self, summary: dict[str, Any], final: list[ase.Atoms]) -> None:
         try:
             for atoms, part in zip(final, self.parts, strict=True):
-                text = io.StringIO()
-                ase.io.write(text, atoms, format="extxyz")
-                write_atomically(part / "final.extxyz", text.getvalue().encode())
+                write_atomically(part / "final.extxyz", extxyz_of([atoms]).encode())
             write_atomically(self.path / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
         except OSError as error:
             raise SimulationError(
@@ -146,7 +143,8 @@ class SimulationFolder:
             raise SimulationError(f"{self.path}: there is no state to resume from. Start without resume.") from None
         for name, value in self.settings.items():
             # Folders of older versions do not say on how many devices, where there was one, nor some other things.
-            before = meta.get(name, {"devices": 1, "model": value, "cells (sha256)": value}.get(name))
+            unsaid = {"devices": 1, "model": value, "cells (sha256)": value, "replicas": value}
+            before = meta.get(name, unsaid.get(name))
             if before != value:
                 raise SimulationError(
                     f"{self.path}: was run with {name} = {before}, not {value}. Resume with the same settings."
@@ -168,7 +166,7 @@ def _restartable(run: Run) -> dict[str, Any]:
     }
 
 
-def run_settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
+def run_settings(run: Run, save_every: int, log_every: int, single: bool) -> dict[str, Any]:
     """What a resumed simulation must have in common with its start."""
     return {
         "ensemble": type(run.ensemble).__name__,
@@ -176,6 +174,8 @@ def run_settings(run: Run, save_every: int, log_every: int) -> dict[str, Any]:
         "timestep": float(run.timestep),
         "save_every": save_every,
         "log_every": log_every,
+        # Whose files lie in folders of their own.
+        "replicas": None if single else len(run.structures),
         "dtype": str(run.dtype),
         "devices": 1 if run.mesh is None else run.mesh.size,
         "skin": run.skin,

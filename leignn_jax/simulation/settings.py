@@ -77,8 +77,8 @@ def check_ensemble(ensemble: Ensemble, kelvin: Any, structures: list[ase.Atoms])
         numbers = _numbers(where, value.values if ramp else value)
         if ramp:
             times = _numbers(where, value.times)
-            if numbers.ndim != 1 or numbers.shape != times.shape or (np.diff(times) < 0).any():
-                raise ConfigError(f"{where}: a ramp needs as many values as times, and times that grow.")
+            if numbers.ndim != 1 or not numbers.size or numbers.shape != times.shape or (np.diff(times) < 0).any():
+                raise ConfigError(f"{where}: a ramp needs as many values as times, one or more, and times that grow.")
         if not ramp and numbers.shape not in ((), (replicas,)):
             raise ConfigError(
                 f"{where}: has shape {numbers.shape}; give one number, or one for each of {replicas} replicas."

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import ase
-import ase.io
 import numpy as np
 from ase import units
 from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import ArrayLike, DTypeLike
 
 from leignn_jax.errors import FileFormatError, SimulationError
+from leignn_jax.extxyz import extxyz_of
 from leignn_jax.files import remove_leftovers, why_not_written
 from leignn_jax.simulation import h5md
 from leignn_jax.simulation.h5md_checks import wrong_cells, wrong_clock, wrong_system
@@ -204,7 +204,7 @@ def write_extxyz(path: str | Path, trajectory: Trajectory, wrap: bool = False) -
             temporary = Path(folder) / "frames.xyz"
             with open(temporary, "w") as file:
                 for piece in trajectory.pieces():
-                    ase.io.write(file, piece.to_atoms(wrap), format="extxyz")
+                    file.write(extxyz_of(piece.to_atoms(wrap)))
             os.replace(temporary, path)
     except OSError as error:
         raise SimulationError(f"{path}: can't be written: {why_not_written(error)}.") from error

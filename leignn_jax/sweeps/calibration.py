@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special, stats
 
 from leignn_jax.arguments import check_number, check_structures
-from leignn_jax.data import read_frames
+from leignn_jax.data import read_frames, read_labels
 from leignn_jax.errors import DataError
 from leignn_jax.plotting import new_figure, plain_ticks
 from leignn_jax.potential import Potential
@@ -85,7 +85,10 @@ def calibrate(
     spreads, errors = [], []
     for index, said in enumerate(iter_committee(members, frames, dtype=dtype)):
         spreads.append(said.forces_std)
-        errors.append(said.forces - _forces_of(frames[index], index))
+        forces = read_labels(frames[index], f"frame {index}").forces
+        if forces is None:
+            raise DataError(f"Frame {index} has no forces: give labelled frames.")
+        errors.append(said.forces - forces)
     spread, error = np.concatenate(spreads), np.concatenate(errors)
     by_atom = stats.spearmanr(np.linalg.norm(spread, axis=1), np.linalg.norm(error, axis=1))
     spread, error = spread.ravel(), error.ravel()
@@ -96,14 +99,6 @@ def calibrate(
     expected = {width: float(special.erf(width / np.sqrt(2))) for width in _WIDTHS}
     correlation = float(np.asarray(by_atom.statistic))
     return Calibration(spread, error, correlation, found, used, coverage, expected, len(frames))
-
-
-def _forces_of(atoms: ase.Atoms, index: int) -> np.ndarray:
-    try:
-        return atoms.get_forces(apply_constraint=False)
-    except Exception as error:
-        # Whatever its calculator raises.
-        raise DataError(f"Frame {index} has no forces: give labelled frames.") from error
 
 
 def calibration_figure(calibration: Calibration) -> Any:

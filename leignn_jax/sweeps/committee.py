@@ -29,6 +29,9 @@ def committee(potentials: Sequence[Potential]) -> Potential:
     potentials = [
         check_potential(p, f"potentials[{i}]") for i, p in enumerate(check_sequence("potentials", potentials))
     ]
+    for index, potential in enumerate(potentials):
+        if is_committee(potential):
+            raise ConfigError(f"potentials[{index}] is a committee itself; give the potentials that it was made of.")
     if not potentials:
         raise ConfigError("A committee needs one potential or more.")
     configs = {p.config for p in potentials}
@@ -166,7 +169,9 @@ class CommitteeModel(Adds):
 
     def doubts(self, graph: Graph) -> Any:
         """``[atoms]`` eV/Å, the root of the summed variances of the components of each atom's force over members."""
-        return jnp.sqrt(_compute_each(self.members, graph).forces.var(0).sum(-1))
+        squared = _compute_each(self.members, graph).forces.var(0).sum(-1)
+        agree = squared == 0
+        return jnp.where(agree, 0.0, jnp.sqrt(jnp.where(agree, 1.0, squared)))
 
     def without_constants(self) -> CommitteeModel:
         """See :func:`leignn_jax.simulation.model_sums.without_constants`."""

@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from leignn_jax.graph import Graph
-from leignn_jax.potential import Potential, Prediction, compute
+from leignn_jax.potential import Potential, Prediction, check_potential, compute
 from leignn_jax.testing.answers import Worst, evaluate, values_of
 
 # Pairs: a graph padded to less costs next to nothing.
@@ -67,7 +67,7 @@ def as_model(potential: Potential, dtype: Any = np.float64) -> PotentialModel:
         ElementError: when called, for an element that the potential does not know.
         StructureError: when called, for a structure without an energy.
     """
-    return PotentialModel(potential, dtype)
+    return PotentialModel(check_potential(potential), dtype)
 
 
 def check_padding(

@@ -4,12 +4,14 @@ import ase
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from leignn_jax.data.labelled import iter_labelled
 from leignn_jax.data.labels import label_names, read_labels
-from leignn_jax.errors import DataError
+from leignn_jax.data.readers import read_frames
+from leignn_jax.errors import ConfigError, DataError
 
 
 def frame(**results):
@@ -176,3 +178,48 @@ def test_labels_that_are_no_numbers(label, value):
 def test_numbers_beyond_sense(label, size):
     with pytest.raises(DataError, match=r"name: the (energy|force|stress)"):
         read_labels(box(**{label: np.full(size, 1e200)}), "name")
+
+
+def test_a_calculator_that_several_frames_share():
+    frames = [frame() for _ in range(2)]
+    shared = LennardJones(sigma=1.0, rc=2.0)
+    for number, atoms in enumerate(frames):
+        atoms.positions[1, 0] += 0.1 * number
+        atoms.calc = shared
+        atoms.get_forces()
+    with pytest.raises(DataError, match="frame 0: what its calculator holds is of another structure"):
+        read_labels(frames[0], "frame 0")
+    assert read_labels(frames[1]).energy == frames[1].get_potential_energy()
+
+
+def test_atoms_that_were_moved_after_they_were_computed():
+    atoms = frame(energy=1.0)
+    atoms.positions[0] += atoms.cell[0] - 2 * atoms.cell[2]
+    assert read_labels(atoms).energy == 1.0
+    for change in (
+        lambda a: a.positions.__iadd__([0, 0, 0.01]),
+        lambda a: a.set_cell([5, 5, 5.1]),
+        lambda a: a.set_pbc(False),
+        lambda a: a.numbers.__iadd__(1),
+        lambda a: a.append("H"),
+    ):
+        atoms = frame(energy=1.0)
+        change(atoms)
+        with pytest.raises(DataError, match="of another structure"):
+            read_labels(atoms)
+
+
+def test_keys_of_no_label(tmp_path):
+    ase.io.write(tmp_path / "one.extxyz", frame(energy=1.0))
+    for wrong, message in (({"enrgy": "x"}, "did you mean 'energy'"), ("x", "keys must be a dict")):
+        with pytest.raises(ConfigError, match=message):
+            read_labels(frame(energy=1.0), keys=wrong)
+        with pytest.raises(ConfigError, match=message):
+            read_frames(tmp_path / "one.extxyz", keys=wrong)
+
+
+@pytest.mark.parametrize("index", [0, -1, slice(0, 1), None])
+def test_an_index_that_is_no_text(tmp_path, index):
+    ase.io.write(tmp_path / "one.extxyz", frame(energy=1.0))
+    with pytest.raises(ConfigError, match="index must be a slice as text"):
+        read_frames(tmp_path / "one.extxyz", index=index)

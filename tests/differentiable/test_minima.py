@@ -185,3 +185,19 @@ def test_a_loss_in_small_units_has_its_gradient(argon):
     plain, small = slope(ARGUMENT, 1.0), slope(ARGUMENT, 1e-18)
     for name in ARGUMENT:
         assert float(small[name]) == pytest.approx(1e-18 * float(plain[name]), rel=1e-6), name
+
+
+def test_second_derivatives_where_they_are_asked_for(argon):
+    def size(pressure, order):
+        found = run.relaxed(model(ARGUMENT), argon, cell="isotropic", pressure=pressure, order=order)
+        return jnp.abs(jnp.linalg.det(found.cell))
+
+    h = 1e-3
+    up, here, down = (float(size(ARGUMENT["pressure"] + s * h, 1)) for s in (1, 0, -1))
+    wanted = (up - 2 * here + down) / h**2
+    first = jax.grad(size)
+    slope = float(first(ARGUMENT["pressure"], 2))
+    assert slope == pytest.approx((up - down) / (2 * h), rel=1e-4)
+    assert float(first(ARGUMENT["pressure"], 1)) == pytest.approx(slope, rel=1e-8)
+    for twice in (jax.grad(first), jax.jacfwd(jax.jacfwd(size)), jax.jacfwd(first)):
+        assert float(twice(ARGUMENT["pressure"], 2)) == pytest.approx(wanted, rel=1e-3)

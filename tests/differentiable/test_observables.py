@@ -159,3 +159,35 @@ def test_pressure_is_that_of_the_log(two):
         system, state = run.start(IdealGas(), gas, NVE(), temperature=300.0, dtype="float64")
     expected = 4 * BOLTZMANN * float(see.temperature(system, state)[0]) / 40**3 * GIGAPASCAL
     assert float(see.pressure(system, state)[0]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"width": -0.1},
+        {"width": "x"},
+        {"edges": [3.0, 2.0]},
+        {"edges": [2.0]},
+        {"edges": [[2.0, 3.0]]},
+        {"kind": ("Ar", "Ar")},
+        {"kind": 18},
+        {"kind": (18, 18, 18, 18)},
+        {"reach": np.nan},
+    ],
+)
+def test_histograms_that_can_not_be(wrong):
+    given = {"edges": [2.0, 3.0, 4.0], "width": 0.1, "reach": 5.2, **wrong}
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        see.rdf(**given)
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        see.angle_distribution(**{"r_max": 4.0, **given})
+
+
+def test_an_element_that_is_not_there(two):
+    _, system, state = two
+    for look in (
+        see.rdf([2.0, 3.0], 0.1, (18, 14), reach=5.2),
+        see.angle_distribution([30.0, 60.0], 1.0, (18, 14, 18), r_max=4.0, reach=5.2),
+    ):
+        with pytest.raises(ConfigError, match="no atom of atomic number 14"):
+            look(system, state)

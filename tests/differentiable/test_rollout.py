@@ -451,3 +451,14 @@ def test_recursive_segments_lie_between_observations_too(argon):
         found[segment], memory[segment] = program(state.positions), program.memory_analysis().temp_size_in_bytes
     np.testing.assert_allclose(found["recursive"], found[None], rtol=1e-8)
     assert memory["recursive"] < 0.2 * memory[None], memory
+
+
+def test_a_model_that_reaches_beyond_the_lists_is_refused(argon):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    farther = LennardJones(cutoff=8.0)
+    for call in (run.rollout, partial(run.sample, every=1)):
+        ensemble = NVE() if call is run.rollout else Langevin(40.0)
+        with pytest.raises(ConfigError, match="cutoff is 8 Å, and the lists hold pairs within 5 Å"):
+            call(farther, ensemble, system, state, 1.0, 2)
+    shorter = run.rollout(LennardJones(cutoff=4.5), NVE(), system, state, 1.0, 1)
+    assert shorter.valid

@@ -304,3 +304,24 @@ def test_phonons_of_phonopy_and_of_ase(tmp_path):
     other.run_qpoints(waves)
     # At these waves the supercell is exact.
     np.testing.assert_allclose(np.asarray(other.qpoints.frequencies), ours.frequencies(waves), atol=0.03)
+
+
+def test_a_structure_that_was_refused_leaves_no_trace():
+    atoms = silicon()
+    atoms.calc = POTENTIAL.calculator()
+    atoms.get_potential_energy()
+    overlapping = atoms.copy()
+    overlapping.positions[0] += 10 * overlapping.cell[0]
+    overlapping.positions[3] = overlapping.positions[2]
+    overlapping.calc = atoms.calc
+    with pytest.raises(StructureError):
+        overlapping.get_potential_energy()
+    moved = atoms.copy()
+    moved.positions[0] += 0.01
+    moved.calc = atoms.calc
+    assert moved.get_potential_energy() == pytest.approx(POTENTIAL.predict(moved).energy, abs=1e-4)
+
+
+def test_a_calculator_without_atoms_says_so():
+    with pytest.raises(StructureError, match="no structure yet"):
+        POTENTIAL.calculator().get_potential_energy()

@@ -21,7 +21,7 @@ from leignn_jax.properties.phonons import (
     phonons,
     plot_phonons,
 )
-from leignn_jax.properties.second_derivatives import INVERSE_CM, TERAHERTZ
+from leignn_jax.properties.second_derivatives import INVERSE_CM, TERAHERTZ, signed_root
 from leignn_jax.properties.vibrations import normal_modes
 from leignn_jax.simulation.simple_models import HarmonicWells, LennardJones
 
@@ -264,3 +264,35 @@ def test_what_has_no_phonons():
     pair_held.set_constraint(FixedPlane(0, (0, 1, 1)))
     with pytest.raises(ConfigError, match="FixedPlane"):
         normal_modes(MODEL, pair_held)
+
+
+def test_what_is_no_number_has_no_frequency():
+    np.testing.assert_array_equal(signed_root(jnp.array([-4.0, 0.0, 9.0, jnp.nan])), [-2.0, 0.0, 3.0, np.nan])
+    slopes = jax.vmap(jax.grad(signed_root))(jnp.array([-4.0, 0.0, 9.0, jnp.nan]))
+    np.testing.assert_allclose(slopes, [0.25, 0.0, 1 / 6, np.nan], rtol=1e-6)
+
+
+@pytest.mark.parametrize("mass", [0.0, -39.9, np.nan])
+def test_a_mass_that_is_none(mass):
+    atoms = bulk("Ar", a=5.3, cubic=True)
+    masses = atoms.get_masses()
+    masses[1] = mass
+    atoms.set_masses(masses)
+    for compute in (normal_modes, phonons):
+        with pytest.raises(ConfigError, match="Atom 1 has the mass"):
+            compute(MODEL, atoms)
+
+
+def test_wave_vectors_and_grids_that_are_none(fcc):
+    found = phonons(MODEL, fcc.atoms, supercell=jnp.asarray(2))
+    assert found.supercell == (2, 2, 2)
+    for q in ((0, 0), "G", [], (np.nan, 0, 0), [[0, 0], [0, 0, 0]]):
+        with pytest.raises(ConfigError, match="q must be"):
+            found.frequencies(q)
+    for grid in ((3, 3), (2, 2, 2, 3), (2, 2, 0), "x", 1.5):
+        with pytest.raises(ConfigError, match="grid"):
+            found.density_of_states(grid)
+    np.testing.assert_array_equal(found.density_of_states(2).density, found.density_of_states((2, 2, 2)).density)
+    for path, points in (("", 20), (3, 20), (None, 1.5), (None, 1)):
+        with pytest.raises(ConfigError, match=r"path|points"):
+            found.band_structure(path, points)

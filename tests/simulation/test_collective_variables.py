@@ -237,3 +237,16 @@ def test_where_it_is_open_a_variable_may_be_of_positions():
     out = leignn.simulate(model, atoms, "nve", steps=0, temperature=1.0, dtype="float64")
     assert out.trajectory.energy[0] == pytest.approx(0.125)
     assert HarmonicWells(1.0, atoms.positions).conserves_momentum is False
+
+
+def test_a_position_that_is_no_number_is_no_distance():
+    positions = jnp.array([[0.0, 0.0, 0.0], [jnp.nan, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    space = (positions, jnp.zeros((3, 3)), jnp.zeros(3, bool))
+    assert np.isnan(Distance(0, 1)(*space))
+    assert Distance(0, 2)(*space) == 0
+
+
+@pytest.mark.parametrize("radius", [0.0, -2.0, float("nan")])
+def test_a_radius_that_is_none(radius):
+    with pytest.raises(ConfigError, match="radius"):
+        Coordination((0,), (1,), radius)

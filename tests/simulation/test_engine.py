@@ -503,6 +503,8 @@ def test_logged_energies_are_those_of_the_potential(tmp_path):
         ({"ensemble": CellRescaling(40.0, every=0)}, "CellRescaling, every"),
         ({"ensemble": CellRescaling(40.0, shape="cube")}, "isotropic, anisotropic, triclinic"),  # pyright: ignore
         ({"ensemble": CSVR(Ramp(np.array([5.0, 0.0]), np.array([1.0, 2.0])))}, "times that grow"),
+        ({"ensemble": Langevin(Ramp([], []))}, "one or more"),
+        ({"ensemble": CellRescaling(40.0, every=2.5)}, "every"),
         ({"temperature": -5.0}, "temperature of the start: -5.0 is out of range"),
         ({"ensemble": "npt", "atoms": ase.build.molecule("H2O")}, "periodic in all three"),
     ],
@@ -635,3 +637,25 @@ def test_between_frames_far_apart_states_are_written_and_nothing_else_changes(tm
     assert split.thermo["step"].tolist() == list(range(0, 151, 10))
     np.testing.assert_array_equal(split.trajectory.positions, whole.trajectory.positions)
     np.testing.assert_array_equal(split.trajectory.step, whole.trajectory.step)
+
+
+def test_one_replica_is_not_resumed_as_one_of_several(tmp_path):
+    run(steps=20, out=tmp_path / "alone")
+    with pytest.raises(SimulationError, match="replicas = None, not 1"):
+        run(steps=40, replicas=1, out=tmp_path / "alone", resume=True)
+    run(steps=20, replicas=1, out=tmp_path / "several")
+    with pytest.raises(SimulationError, match="replicas = 1, not None"):
+        run(steps=40, out=tmp_path / "several", resume=True)
+
+
+def test_labels_of_the_start_are_none_of_the_end(tmp_path):
+    atoms = argon()
+    atoms.info |= {"energy": -5.0, "stress": np.eye(3), "name": "mine"}
+    atoms.arrays |= {"REF_forces": np.ones((len(atoms), 3)), "layer": np.arange(len(atoms))}
+    found = run(atoms=atoms, steps=20, out=tmp_path)
+    assert found.atoms.info == {"name": "mine"}
+    assert "REF_forces" not in found.atoms.arrays
+    written = ase.io.read(tmp_path / "final.extxyz")
+    assert written.get_potential_energy() == pytest.approx(found.atoms.get_potential_energy())
+    assert written.info["name"] == "mine"
+    np.testing.assert_array_equal(written.arrays["layer"], np.arange(len(atoms)))

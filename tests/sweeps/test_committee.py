@@ -277,3 +277,23 @@ def test_one_answer_of_a_committee_is_refused_in_words(members, potentials):
     walled = potentials[0].with_walls({("Si", "Si"): 2.0})
     with pytest.raises(ConfigError, match="some of these have walls"):
         leignn.committee([walled, potentials[1]])
+
+
+def test_where_members_agree_their_doubt_has_a_slope_of_zero(members, potentials):
+    graph = leignn.Graph.from_ase(ase.build.bulk("Si"), CONFIG.cutoff)
+    model = CommitteeModel(members)
+    doubts, slopes = jax.value_and_grad(lambda r: model.doubts(graph.replace(positions=r)).sum())(graph.positions)
+    assert doubts < 1e-6
+    assert np.isfinite(slopes).all()
+
+
+def test_a_committee_of_committees_is_refused(members, potentials):
+    with pytest.raises(ConfigError, match=r"potentials\[1\] is a committee"):
+        leignn.committee([potentials[0], members])
+
+
+def test_labels_of_other_names_calibrate_as_they_evaluate(members):
+    frames = [crystal(seed) for seed in range(2)]
+    for atoms in frames:
+        atoms.arrays["REF_forces"] = np.random.default_rng(0).normal(size=(len(atoms), 3))
+    assert leignn.calibrate(members, frames).frames == 2

@@ -13,8 +13,8 @@ import ase
 import ase.io
 from ase.io.formats import filetype
 
-from leignn_jax.arguments import check_path
-from leignn_jax.data.labels import Keys
+from leignn_jax.arguments import check_path, shown
+from leignn_jax.data.labels import Keys, check_keys
 from leignn_jax.data.readers.databases import read_aselmdb, read_database, units_of_database
 from leignn_jax.data.readers.deepmd import read_deepmd
 from leignn_jax.data.readers.extxyz import read_extxyz
@@ -65,12 +65,13 @@ def iter_frames(path: str | os.PathLike, *, units: str | None = None, keys: Keys
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
-        ConfigError: units that are not known.
+        ConfigError: units that are not known, keys of something that is no label.
         FileFormatError: truncated, pickled, or of a form that no reader knows; names the file and the frame.
         DataError: a file without frames. The last two come when the frame is reached.
     """
     path = check_path("path", path)
     unit_factors(units)
+    check_keys(keys)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")
     return _iter_checked(path, _reader(path, keys), UNITS[units or _own_units(path, keys)], keys)
@@ -159,6 +160,8 @@ def _own_units(path: Path, keys: Keys | None) -> str:
 
 
 def _slice(index: str) -> slice:
+    if not isinstance(index, str):
+        raise ConfigError(f"index must be a slice as text, such as ':100' or '-1:', not {shown(index)}.")
     try:
         parts = [int(part) if part.strip() else None for part in index.split(":")]
     except ValueError:
