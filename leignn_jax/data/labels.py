@@ -113,7 +113,7 @@ def check_keys(keys: Any) -> None:
 def _is_of_another(atoms: ase.Atoms) -> bool:
     """Whether a calculator's results are of other atoms; whole lattice vectors between them make no difference."""
     of = getattr(atoms.calc, "atoms", None)
-    if of is None or of is atoms or not atoms.calc.results:
+    if of is None or of is atoms or not _results(atoms):
         return False
     if len(of) != len(atoms) or (of.numbers != atoms.numbers).any() or (of.pbc != atoms.pbc).any():
         return True
