@@ -283,6 +283,11 @@ def interrupt_after(monkeypatch, owner, name):
         (["train", "."], "no such config file"),
         (["train", "--tran", "x"], "--train"),
         (["trian"], "train"),
+        # A setting longer than a file's name may be.
+        (
+            ["train", "--train", "absent.h5", f"data.reference_energies={{Cu: -1.{'0' * 300}}}"],
+            "absent.h5: no such file",
+        ),
         (["data", "inspec", "x"], "inspect"),
         (["evaluate", "absent.safetensors", "x"], "no such file"),
         (["evaluate", "si", "absent.extxyz"], "absent.extxyz: no such file or folder"),

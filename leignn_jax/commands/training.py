@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,8 @@ def train(
 ) -> None:
     """Train a potential; the same command goes on with a run that was stopped."""
     words = words or []
-    files = [w for w in words if "=" not in w or Path(w).is_file()]
+    # Not Path.is_file, which takes a long setting for a file's name that is too long.
+    files = [w for w in words if "=" not in w or os.path.isfile(w)]
     overrides = [w for w in words if w not in files]
     if len(files) > 1:
         stop(f"One config file, not {len(files)}: {', '.join(files)}. Settings are written key=value.")

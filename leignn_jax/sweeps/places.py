@@ -156,11 +156,12 @@ class Places:
 class Evolution:
     """Population-based training: the better replace the worse, with settings that differ a little.
 
-    It follows from the losses and the study's seed alone. See :class:`leignn_jax.training.protocols.Tuner`.
+    It follows from the losses and the study's seed alone. Of the places only the first so many hold ``members``: the others
+    fill a lot up. See :class:`leignn_jax.training.protocols.Tuner`.
     """
 
-    def __init__(self, study: StudyConfig, settings: list[dict[str, Any]]):
-        self.study, self.settings = study, settings
+    def __init__(self, study: StudyConfig, settings: list[dict[str, Any]], members: int):
+        self.study, self.settings, self.members = study, settings, members
 
     def begin(self, standing: Standing) -> None:
         """Nothing: all members are there."""
@@ -169,8 +170,8 @@ class Evolution:
         return (standing.epoch + 1) % self.study.evolution.every == 0
 
     def decide(self, standing: Standing, trained: Callable[[int], Trained]) -> list[Change]:
-        told, places = self.study.evolution, range(len(self.settings))
-        for place in places:
+        told, places = self.study.evolution, range(self.members)
+        for place in range(len(self.settings)):
             if standing.histories[place][-1]["epoch"] == standing.epoch:
                 standing.histories[place][-1]["settings"] = self.settings[place]
         if standing.epoch % told.every or all(standing.ended):
@@ -183,7 +184,8 @@ class Evolution:
             return value if math.isfinite(value) and row["diverged_at_step"] is None else math.inf
 
         order = sorted(places, key=lambda place: (loss(place), place))
-        some = int(len(order) * told.fraction)
+        # Of two members or three one, too.
+        some = min(max(1, int(len(order) * told.fraction)), len(order) // 2)
         best, worst = order[:some], order[len(order) - some :]
         rng = np.random.default_rng([self.study.seed, standing.epoch])
         changes = []

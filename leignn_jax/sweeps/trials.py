@@ -64,6 +64,8 @@ class Trials:
         self._config, self._own = study, study.storage is None
         self._worker = "" if self._own else _worker_of(out)
         self.where = str(out / "trials.log") if study.storage is None else study.storage
+        # By this worker's clock, of trials whose own worker has not been heard of.
+        self._first_met: dict[int, float] = {}
         with _reachable(self.where):
             storage = _storage(self.where)
             self._study = optuna.create_study(
@@ -235,8 +237,9 @@ class Trials:
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             for trial in running:
                 worker, seen = trial.user_attrs.get("worker"), trial.user_attrs.get("seen")
-                started = trial.datetime_start.timestamp() if trial.datetime_start is not None else time.time()
-                late = time.time() - (started if seen is None else seen) > 60 * self._config.patience_minutes
+                # Not the storage's own start, which is in local time of whichever host asked.
+                since = self._first_met.setdefault(trial.number, time.time()) if seen is None else seen
+                late = time.time() - since > 60 * self._config.patience_minutes
                 if self._mine(trial) or not (late or self._own):
                     continue
                 log.warning("Trial %d of %s is given up as lost and asked again.", trial.number, worker or "nobody")

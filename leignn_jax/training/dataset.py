@@ -298,7 +298,7 @@ def training_set(
 ) -> ExampleSet:
     """Examples with a plan for every batch of all epochs."""
     examples, sizes = make_examples(frames, cutoff, references)
-    batch_size = data.batch_size or frames_of_a_batch(sizes[:, 0])
+    batch_size = min(data.batch_size or frames_of_a_batch(sizes[:, 0]), len(examples))
     batches = (epoch_order(len(examples), batch_size, data.order_seed, e) for e in range(epochs))
     return ExampleSet(examples, sizes, batch_size, plan_batches(sizes, batches))
 

@@ -49,7 +49,12 @@ class Prepared(NamedTuple):
         return config.loss.kinds(stressed=bool(self.splits.train.table.stressed.any()))
 
     def order(self, config: TrainConfig, epoch: int) -> np.ndarray:
-        """Frame numbers of the batches of an epoch, ``[batches, frames]``."""
+        """Frame numbers of the batches of an epoch, ``[batches, frames]``.
+
+        Beyond ``run.epochs``, where places of a search are filled anew, those of the epochs before come again: shapes are
+        planned for them.
+        """
+        epoch %= config.run.epochs
         return epoch_order(len(self.train.examples), self.train.batch_size, config.data.order_seed, epoch)
 
 
@@ -143,7 +148,7 @@ def train_batches(
     order = prepared.order(config, epoch)
     for step in range(first_step, prepared.steps_per_epoch):
         parts = order[step * per_step : (step + 1) * per_step]
-        shape = max((prepared.train.shape_of(part) for part in parts), key=lambda s: s.pairs)
+        shape = max((prepared.train.shape_of(part) for part in parts), key=prepared.train.plan.shapes.index)
         parts = parts.reshape(devices, data.accumulate, -1)[own].reshape(len(own) * data.accumulate, -1)
         batches = [collate([prepared.train.examples[i] for i in part], shape) for part in parts]
         if mesh is None:

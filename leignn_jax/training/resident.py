@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 
 from leignn_jax.data.batches import Batch, Shape
+from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.pair_ops import PairLists
 
@@ -50,6 +51,11 @@ def join_frames(examples: Sequence[Batch]) -> ResidentFrames:
     # Those of a store are read when they are asked for: once.
     examples = list(examples)
     sizes = np.array([e.graph.shape[:3] for e in examples], np.int32)
+    atoms, pairs = sizes[:, :2].sum(0, dtype=np.int64)
+    if max(atoms, pairs) >= 2**31:
+        raise ConfigError(
+            f"data.on_device: frames of {atoms:,} atoms and {pairs:,} pairs are more than a device can count; leave it out."
+        )
     width = int(sizes[:, 2].max())
     examples = [e.replace(graph=e.graph.pad(neighbors=width)) for e in examples]
     frames = jax.tree.map(lambda *parts: np.concatenate(parts), *examples)

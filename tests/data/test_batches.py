@@ -90,6 +90,7 @@ def test_every_batch_fits_its_planned_shape(frames, size, seed, shapes):
     assert 1 <= len(plan.shapes) <= shapes
     assert 0 <= plan.padding < 1
     assert sum(plan.share) == pytest.approx(1)
+    assert len({shape.pairs for shape in plan.shapes}) == len(plan.shapes)
     for batch in np.concatenate(batches):
         shape = plan.shape_for(sizes[batch])
         assert sizes[batch][:, 0].sum() <= shape.atoms

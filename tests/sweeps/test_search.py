@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from frames import copper
 
 import leignn_jax as leignn
@@ -504,7 +505,7 @@ def test_who_diverged_is_replaced_and_nobody_copies_him():
     def trained(place):
         return Trained(None, 0, [])
 
-    (change,) = Evolution(asked, list(settings)).decide(standing, trained)
+    (change,) = Evolution(asked, list(settings), 4).decide(standing, trained)
     assert (change.place, change.source) == (3, 2)
 
 
@@ -523,3 +524,46 @@ def test_perturbed_settings_stay_in_their_space():
             assert len(set(found)) == 2
         else:
             assert set(found) == {"b", "c"}
+
+
+def test_places_are_filled_anew_with_frames_of_any_size(tmp_path):
+    """A place goes on past the epochs of its first member; each batch has a shape then, too."""
+    frames = [atoms[: 1 + n % 16] for n, atoms in enumerate(copper(24, sizes=((4, 1, 1),)))]
+    for n, atoms in enumerate(frames):
+        atoms.calc = SinglePointCalculator(atoms, energy=float(n), forces=np.zeros((len(atoms), 3)))
+    write_hdf5(tmp_path / "mixed.h5", frames)
+    asked = study(tmp_path / "mixed.h5", tmp_path / "out", samples=6, members_at_once=1, halving=None)
+    asked["base"]["data"] |= {"batch_size": 3, "on_device": False}
+    asked["base"]["run"]["epochs"] = 1
+    assert len(leignn.sweep(asked, progress=False).rows) == 6
+
+
+def evolution(losses, members, fraction=0.25):
+    """Who is replaced by whom."""
+    asked = make_study(
+        {
+            "base": {"data": {"train": "none.h5"}, "run": {"out": "nowhere"}},
+            "space": {"optimizer.learning_rate": {"uniform": [0.1, 0.9]}},
+            "search": "evolution",
+            "samples": len(losses),
+            "evolution": {"every": 1, "fraction": fraction},
+        }
+    )
+    standing = Standing.start(len(losses))
+    standing.epoch = 1
+    for i, loss in enumerate(losses):
+        standing.histories[i].append({"epoch": 1, "validation_loss": loss, "diverged_at_step": None})
+    settings = [{"optimizer.learning_rate": 0.5} for _ in losses]
+    changes = Evolution(asked, settings, members).decide(standing, lambda place: Trained(None, 0, []))
+    return [(change.place, change.source) for change in changes]
+
+
+def test_who_fills_a_lot_up_neither_takes_part_nor_counts():
+    assert evolution([1.0, 5.0, *[5.0] * 6], members=2) == [(1, 0)]
+    assert evolution([5.0, 4.0, 3.0, 2.0, *[1.0] * 4], members=4) == [(0, 3)]
+
+
+def test_of_few_members_one_is_replaced():
+    assert evolution([1.0, 99.0, 2.0], members=3) == [(1, 0)]
+    assert evolution([2.0, 1.0], members=2) == [(0, 1)]
+    assert evolution([2.0], members=1) == []

@@ -10,10 +10,11 @@ from frames import copper
 
 import leignn_jax as leignn
 from leignn_jax.data import read_frames, shortest_distances
+from leignn_jax.data.batches import BatchPlan, Shape
 from leignn_jax.errors import ConfigError, DataError, ElementError, LeignnError
 from leignn_jax.sweeps.committee import committee
 from leignn_jax.training.config import make_config
-from leignn_jax.training.prepared import prepare, resident_frames
+from leignn_jax.training.prepared import prepare, resident_frames, train_batches
 
 pytestmark = pytest.mark.usefixtures("fast_compiles", "shared_programs", "without_pictures")
 
@@ -196,3 +197,34 @@ def test_a_cache_refuses_what_memory_refuses(files, tmp_path):
                 leignn.train(one, progress=False)
             words.append(str(caught.value))
         assert words[0] == words[1]
+
+
+def test_batches_of_one_update_take_the_largest_of_their_shapes(files, tmp_path):
+    """Also where two shapes have as many pairs."""
+    clusters = [copper(1, seed)[0][: 1 + seed % 4] for seed in range(16)]
+    for atoms in clusters:
+        atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.zeros((len(atoms), 3)))
+        atoms.pbc = False
+    ase.io.write(tmp_path / "clusters.extxyz", clusters)
+    values = settings(files, tmp_path / "run")
+    values["data"] = {"train": str(tmp_path / "clusters.extxyz"), "batch_size": 1, "accumulate": 2}
+    config = make_config(values)
+    prepared = prepare(config)
+    tied = [Shape(2, 8, 1, 1), Shape(4, 8, 3, 1)]
+    prepared = prepared._replace(train=prepared.train._replace(plan=BatchPlan(tuple(tied), (0.5, 0.5), 0.0)))
+    for epoch in range(3):
+        for _, batch in train_batches(prepared, config, 0, epoch):
+            assert batch.graph.numbers.shape[0] == 2
+
+
+def test_a_batch_is_no_larger_than_the_set(files, tmp_path):
+    values = settings(files, tmp_path / "run")
+    values["data"]["batch_size"] = 500
+    prepared = prepare(make_config(values))
+    assert prepared.train.batch_size == len(prepared.train.examples)
+
+
+def test_epochs_beyond_the_last_have_the_batches_of_those_before(files, tmp_path):
+    config = make_config(settings(files, tmp_path / "run"))
+    prepared = prepare(config)
+    np.testing.assert_array_equal(prepared.order(config, config.run.epochs + 1), prepared.order(config, 1))
