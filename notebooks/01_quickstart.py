@@ -29,8 +29,8 @@ STEPS = 2000  # of molecular dynamics, 1 fs each
 # %% [markdown]
 # ## A potential
 #
-# Six trained potentials are bundled: `si`, `ethanol`, `aspirin`, `water`, `lips`, `methane`. Each says what it is, what it
-# was trained on, how large its errors are and what is beyond it.
+# Seven trained potentials are bundled: `si`, `ethanol`, `aspirin`, `water`, `lips`, `methane`, `tungsten-alloy`.
+# Each says what it is, what it was trained on, how large its errors are and what is beyond it.
 
 # %%
 potential = leignn.load_potential("si")

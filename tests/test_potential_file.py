@@ -27,6 +27,7 @@ FOLDERS = {
     "lips": "lips",
     "methane": "methane_gas",
     "si": "mlearn_Si",
+    "tungsten-alloy": "nbmotaw",
     "water": "water",
 }
 
