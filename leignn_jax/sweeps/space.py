@@ -73,8 +73,8 @@ class Halving(BaseModel):
 
 
 class Evolution(BaseModel):
-    """Population-based training: ``every`` so many epochs the worst ``fraction`` of a population, one at least, takes over the
-    parameters and settings of members of the best one, whose numbers are then multiplied or divided by ``factor``."""
+    """Population-based training: ``every`` so many epochs the worst ``fraction`` of a population, one at least, takes over
+    the parameters and settings of members of the best one, whose numbers are then multiplied or divided by ``factor``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     every: Annotated[int, Field(ge=1)] = 5
