@@ -71,6 +71,10 @@ CHOICES = {
         "decay 0.01": {"optimizer": {"weight_decay": 0.01}},
         "decay 0.03": {"optimizer": {"weight_decay": 0.03}},
     },
+    "default": {
+        "paper's model": {"model": {"variant": "leignn"}},
+        "default model": {},
+    },
     "stresses": {
         "hardly any stress": {"loss": {"stress_weight": 1e-9}},
         "stress 0.1": {"loss": {"stress_weight": 0.1}},
@@ -84,6 +88,7 @@ TITLES = {
     "tensors": "Tensors exchanged or only summed, and weight decay",
     "radial functions": "Radial functions and layers",
     "decays": "Weight decay of the model with bounds",
+    "default": "Today's default beside the paper's model",
     "stresses": "Weight of the stress",
 }
 # The model of the groups in which it was not the default yet.
@@ -153,7 +158,7 @@ def report(rows: list[dict]) -> str:
         "# What pays at equal training time",
         "",
         "Preset small, default settings but for what is named, the model LEIGNN where not said otherwise and in the last "
-        f"four tables what is now the default, float32, {os.cpu_count()} CPU cores "
+        f"five tables what is now the default, float32, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), one of them used; errors on validation frames. Energy and forces are timed of one frame.",
     ]
     for group, title in TITLES.items():
