@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from glob import glob
 from pathlib import Path
 
@@ -369,6 +370,20 @@ def test_a_lost_trial_is_asked_again_where_its_shape_is_trained(data, tmp_path):
     assert alive.ask(0, {"model.features": 8}).settings["model.features"] == 8
     assert alive.ask(1, {"model.features": 4}).settings == lost.settings
     assert alive.ask(2, {"model.features": 4}).settings != lost.settings
+
+
+def test_clocks_of_other_zones_make_no_trial_late(data, tmp_path, monkeypatch):
+    """A trial whose worker has not been heard of is late by the clock of who met it, whatever time it was begun."""
+    asked = study(data, tmp_path / "none", samples=9, storage=str(tmp_path / "trials.log"), patience_minutes=30)
+    alive = Trials(make_study(asked), tmp_path / "alive")
+    begun = alive._study.ask()
+    right, ahead = time.time, 9 * 3600
+    monkeypatch.setattr(time, "time", lambda: right() + ahead)
+    alive.ask(0, {})
+    assert alive._study.trials[begun.number].state.name == "RUNNING"
+    ahead += 3600
+    alive.ask(1, {})
+    assert alive._study.trials[begun.number].state.name == "FAIL"
 
 
 def test_a_worker_that_comes_too_late_has_nothing_to_do(data, tmp_path, where):

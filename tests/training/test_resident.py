@@ -1,5 +1,7 @@
 """Batches put together on the device are those of the host, to the last bit."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from frames import copper
 
 from leignn_jax.data.batches import Shape, collate, example, sizes_of
 from leignn_jax.data.labels import Labels
+from leignn_jax.errors import ConfigError
 from leignn_jax.training.resident import join_frames, resident_bytes, take_batch
 
 
@@ -40,3 +43,9 @@ def test_they_are_the_hosts(examples, chosen):
 def test_memory_is_what_is_said(examples):
     held = sum(x.nbytes for x in jax.tree.leaves(join_frames(examples)))
     assert held == pytest.approx(resident_bytes(sizes_of(examples)), rel=0.02)
+
+
+def test_more_pairs_than_a_device_counts_are_refused():
+    huge = SimpleNamespace(graph=SimpleNamespace(shape=(10, 2**30, 4, 1)))
+    with pytest.raises(ConfigError, match="20 atoms and 2,147,483,648 pairs are more than a device can count"):
+        join_frames([huge, huge])  # pyright: ignore[reportArgumentType]
