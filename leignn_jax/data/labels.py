@@ -111,7 +111,7 @@ def check_keys(keys: Any) -> None:
 
 
 def _is_of_another(atoms: ase.Atoms) -> bool:
-    """Whether a calculator's results are of other atoms; whole lattice vectors between them make no difference."""
+    """Whether a calculator's results are of other atoms; all moved alike, or by lattice vectors, they are the same."""
     of = getattr(atoms.calc, "atoms", None)
     if of is None or of is atoms or not _results(atoms):
         return False
@@ -120,6 +120,7 @@ def _is_of_another(atoms: ase.Atoms) -> bool:
     if np.abs(of.cell.array - atoms.cell.array).max() > _MOVED:
         return True
     moved = atoms.positions - of.positions
+    moved = moved - moved[0]
     if atoms.pbc.any() and np.abs(moved).max(initial=0) > _MOVED:
         along = moved @ np.linalg.pinv(atoms.cell.array)
         moved = moved - (np.round(along) * atoms.pbc) @ atoms.cell.array

@@ -273,7 +273,7 @@ def _three(name: str, value: Any) -> tuple[int, int, int]:
     """Whole numbers along the three vectors; one number is that along each."""
     several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
     given = check_sequence(name, value) if several else [value] * 3
-    numbers = [check_whole(name, n.item() if hasattr(n, "item") else n, 1) for n in given]
+    numbers = [check_whole(name, n.item() if getattr(n, "ndim", None) == 0 else n, 1) for n in given]
     if len(numbers) != 3:
         raise ConfigError(f"{name} must be one whole number or three, not {len(numbers)}.")
     return tuple(numbers)  # pyright: ignore[reportReturnType]

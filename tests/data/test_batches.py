@@ -50,9 +50,10 @@ def test_errors_name_the_frame():
     (atoms,) = copper(1)
     with pytest.raises(ElementError, match="f: frame 2: holds Cu"):
         example(atoms, read_labels(atoms), 4.0, {"H": 0.0}, "f: frame 2")
+    labels = read_labels(atoms)
     atoms.positions[1] = atoms.positions[0]
     with pytest.raises(StructureError, match="f: frame 2: "):
-        example(atoms, read_labels(atoms), 4.0, REFERENCES, "f: frame 2")
+        example(atoms, labels, 4.0, REFERENCES, "f: frame 2")
 
 
 def test_collate_pads_with_weight_zero():

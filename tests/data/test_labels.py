@@ -195,9 +195,10 @@ def test_a_calculator_that_several_frames_share():
 def test_atoms_that_were_moved_after_they_were_computed():
     atoms = frame(energy=1.0)
     atoms.positions[0] += atoms.cell[0] - 2 * atoms.cell[2]
+    atoms.positions += [0.3, -7.0, 1e3]
     assert read_labels(atoms).energy == 1.0
     for change in (
-        lambda a: a.positions.__iadd__([0, 0, 0.01]),
+        lambda a: a.positions.__iadd__([[0, 0, 0.01], [0, 0, 0]]),
         lambda a: a.set_cell([5, 5, 5.1]),
         lambda a: a.set_pbc(False),
         lambda a: a.numbers.__iadd__(1),

@@ -142,10 +142,12 @@ def test_a_store_is_a_random_access_source(tmp_path):
 def test_errors_name_the_frame_and_leave_nothing(tmp_path):
     frames = copper(3)
     frames[1].positions[1] = frames[1].positions[0]
+    frames[1].calc = SinglePointCalculator(frames[1], **frames[1].calc.results)
     with pytest.raises(StructureError, match="f: frame 1: Atoms 0 and 1"):
         write_store(tmp_path / "s", labelled(frames), 4.0, name="f")
     skew = copper(1)
     skew[0].cell[1] += 40000 * skew[0].cell[0]
+    skew[0].calc = SinglePointCalculator(skew[0], **skew[0].calc.results)
     with pytest.raises(StructureError, match="too skew"):
         write_store(tmp_path / "s", labelled(skew), 4.0)
     with pytest.raises(DataError, match="no frames"):

@@ -134,5 +134,5 @@ def test_what_is_refused(samples):
     with pytest.raises(ConfigError, match="must be a list of samples"):
         run.free_energies(samples[0])
     wider = model_at(0.0) + IdealGas(cutoff=3.0)
-    with pytest.raises(ConfigError, match="cutoff is 3 Å, and the lists of the sample hold pairs within 1 Å"):
+    with pytest.raises(ConfigError, match="cutoff is 3 Å, and the lists hold pairs within 1 Å: draw the sample"):
         run.reweighted(wider, samples[0], run.observables.potential_energy)
