@@ -108,8 +108,8 @@ def check_mapping(name: str, value: Any) -> dict[Any, Any]:
     return dict(value or {})
 
 
-def check_array(name: str, value: Any, shape: tuple[int | None, ...], kinds: str = "iuf") -> np.ndarray:
-    """An array of real numbers of this shape, in which None is any size."""
+def check_array(name: str, value: Any, shape: tuple[Any, ...], kinds: str = "iuf") -> np.ndarray:
+    """An array of real numbers of this shape, in which None is any size, and ``...`` at its start any further axes."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
@@ -117,8 +117,10 @@ def check_array(name: str, value: Any, shape: tuple[int | None, ...], kinds: str
     if array.dtype.kind not in kinds:
         what = "whole numbers" if kinds == "iu" else "numbers"
         raise ConfigError(f"{name} must be an array of {what}, not {shown(value)}.")
-    if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+    last = shape[1:] if shape[:1] == (...,) else shape
+    have = array.shape[array.ndim - len(last) :] if last is not shape and array.ndim >= len(last) else array.shape
+    if len(have) != len(last) or any(want not in (None, size) for want, size in zip(last, have, strict=True)):
+        wanted = ", ".join({None: "any", ...: "..."}.get(size, str(size)) for size in shape)
         raise ConfigError(f"{name} must have the shape [{wanted}], not {list(array.shape)}.")
     return array
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Iterable
 
 import ase
@@ -17,9 +18,9 @@ def extxyz_of(frames: Iterable[ase.Atoms]) -> str:
     """Frames as the text of a file; arrays and info that the format can't hold are left out, and told in the log."""
     text, left_out = io.StringIO(), set()
     for atoms in frames:
-        held, without = _held(atoms)
+        written, without = _writable(atoms)
         left_out |= without
-        ase.io.write(text, held, format="extxyz")
+        ase.io.write(text, written, format="extxyz")
     if left_out:
         log.warning(
             "Extended XYZ can't hold these of the structures, which are left out: %s.", ", ".join(sorted(left_out))
@@ -27,20 +28,20 @@ def extxyz_of(frames: Iterable[ase.Atoms]) -> str:
     return text.getvalue()
 
 
-def _held(atoms: ase.Atoms) -> tuple[ase.Atoms, set[str]]:
+def _writable(atoms: ase.Atoms) -> tuple[ase.Atoms, set[str]]:
     """The atoms as they can be written, and the names of what can't."""
     results = set(atoms.calc.results) if atoms.calc is not None else set()
     arrays = {name for name, array in atoms.arrays.items() if not _is_column(array) or name in results}
     info = {name for name, value in atoms.info.items() if not _is_entry(name, value) or name in results}
     if not arrays and not info:
         return atoms, set()
-    held = atoms.copy()
-    held.calc = atoms.calc
+    written = atoms.copy()
+    written.calc = atoms.calc
     for name in arrays:
-        del held.arrays[name]
+        del written.arrays[name]
     for name in info:
-        del held.info[name]
-    return held, {str(name) for name in arrays | info}
+        del written.info[name]
+    return written, {str(name) for name in arrays | info}
 
 
 def _is_column(array) -> bool:
@@ -51,8 +52,10 @@ def _is_entry(name, value) -> bool:
     if not isinstance(name, str):
         return False
     try:
-        key_val_dict_to_str({name: value})
-    except Exception:
-        # Whatever ASE makes of what it does not know.
+        with warnings.catch_warnings():
+            # By which ASE says that it leaves something out.
+            warnings.simplefilter("error", UserWarning)
+            key_val_dict_to_str({name: value})
+    except (TypeError, ValueError, UserWarning):
         return False
     return True

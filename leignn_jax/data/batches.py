@@ -213,8 +213,8 @@ def plan_batches(sizes: np.ndarray, batches: Iterable[np.ndarray], max_shapes: i
         graphs = max(graphs, block.shape[1])
         parts.append(_totals(sizes[block]))
     totals = np.concatenate(parts)
-    # As :func:`_round` has them, so that no two shapes have as many.
-    pairs = -(-totals[:, 1] // 8) * 8
+    # Rounded, so that no two shapes have as many.
+    pairs = _eights(totals[:, 1])
     cuts = np.unique(np.quantile(pairs, np.linspace(0.05, 1.0, 20), method="higher"))
     best, best_cost = (cuts[-1],), float(len(pairs) * _round(totals.max(0), graphs).pairs)
     single = best_cost
@@ -247,7 +247,12 @@ def _totals(sizes: np.ndarray) -> np.ndarray:
 
 def _round(total: np.ndarray, graphs: int) -> Shape:
     atoms, pairs, neighbors = (int(x) for x in total)
-    return Shape(atoms, -(-pairs // 8) * 8, neighbors, graphs)
+    return Shape(atoms, _eights(pairs), neighbors, graphs)
+
+
+def _eights(pairs):
+    """Multiples of 8 that are no smaller."""
+    return -(-pairs // 8) * 8
 
 
 # ---------------------------------------------------------------------------------------------------------------- prefetch

@@ -91,7 +91,8 @@ def read_labels(atoms: ase.Atoms, name: str = "frame", keys: Keys | None = None)
     check_keys(keys)
     if len(atoms) == 0:
         raise DataError(f"{name}: no atoms. Take the frame out of the file.")
-    if _is_of_another(atoms):
+    places = {place for label in DEFAULT_KEYS for place in places_of(label, keys)}
+    if not places.isdisjoint(_results(atoms)) and _is_of_another(atoms):
         raise DataError(
             f"{name}: what its calculator holds is of another structure: one calculator was used for several frames, or the "
             "atoms were moved since. Compute each frame and give it atoms.calc = SinglePointCalculator(atoms, energy=..., "
@@ -113,7 +114,7 @@ def check_keys(keys: Any) -> None:
 def _is_of_another(atoms: ase.Atoms) -> bool:
     """Whether a calculator's results are of other atoms; all moved alike, or by lattice vectors, they are the same."""
     of = getattr(atoms.calc, "atoms", None)
-    if of is None or of is atoms or not _results(atoms):
+    if of is None or of is atoms:
         return False
     if len(of) != len(atoms) or (of.numbers != atoms.numbers).any() or (of.pbc != atoms.pbc).any():
         return True

@@ -92,7 +92,7 @@ def relaxed(
         cell: False holds it, "isotropic" changes its volume only, "full" its shape too. pressure: GPa.
         steps: of FIRE, at most.
         skin: Å. sizes: of the lists; larger ones where a list was too small.
-        order: up to which derivatives are right, by solves that each of them costs; those beyond it are wrong.
+        order: derivatives up to this one are right, for a solve each; those beyond it are wrong.
 
     Raises:
         ConfigError: settings that do not fit together, or float64 is off in JAX.

@@ -174,13 +174,8 @@ def _near(neighbor: Neighbors, positions, cell):
 def _check_box(box: Any) -> None:
     if box is None:
         return
-    try:
-        shape = np.shape(box)
-    except ValueError:
-        raise ConfigError(
-            "box must be a number, three lengths or a matrix [3, 3]; its rows differ in length."
-        ) from None
-    if shape not in ((), (1,), (3,), (3, 3)) or check_array("box", box, shape) is None:
+    shape = check_array("box", box, (...,)).shape
+    if shape not in ((), (1,), (3,), (3, 3)):
         raise ConfigError(f"box must be a number, three lengths or a matrix [3, 3], not of shape {shape}.")
 
 

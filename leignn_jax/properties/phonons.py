@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ase
@@ -33,11 +32,11 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from leignn_jax.arguments import (
+    check_array,
     check_atoms,
     check_masses,
     check_model,
     check_number,
-    check_sequence,
     check_whole,
     shown,
 )
@@ -101,13 +100,10 @@ class Phonons:
 
     def frequencies(self, q: Any) -> np.ndarray:
         """``[..., modes]`` THz in ascending order, imaginary ones as negative numbers, at ``q`` [..., 3] in units of the
-        reciprocal cell."""
-        try:
-            q = np.asarray(q, float)
-        except (TypeError, ValueError):
-            q = np.zeros(0)
-        if q.shape[-1:] != (3,) or not q.size or not np.isfinite(q).all():
-            raise ConfigError("q must be wave vectors [..., 3] of finite numbers, in units of the reciprocal cell.")
+        reciprocal cell; ConfigError for others."""
+        q = check_array("q", q, (..., 3)).astype(float)
+        if not q.size or not np.isfinite(q).all():
+            raise ConfigError("q must be one wave vector or more, of finite numbers.")
         with jax.enable_x64(True):
             flat = _frequencies(self.crystal.replace(graph=None), self.force_constants, self._wave_vectors(q))
             return np.asarray(flat).reshape(*q.shape[:-1], -1)
@@ -271,12 +267,11 @@ def crystal_in_supercell(
 
 def _three(name: str, value: Any) -> tuple[int, int, int]:
     """Whole numbers along the three vectors; one number is that along each."""
-    several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
-    given = check_sequence(name, value) if several else [value] * 3
-    numbers = [check_whole(name, n.item() if getattr(n, "ndim", None) == 0 else n, 1) for n in given]
-    if len(numbers) != 3:
-        raise ConfigError(f"{name} must be one whole number or three, not {len(numbers)}.")
-    return tuple(numbers)  # pyright: ignore[reportReturnType]
+    given = check_array(name, value, (...,), "iu")
+    if given.shape not in ((), (3,)):
+        raise ConfigError(f"{name} must be one whole number or three, not {list(given.shape)}.")
+    first, second, third = (check_whole(name, n, 1) for n in np.broadcast_to(given, 3))
+    return first, second, third
 
 
 def force_constants(

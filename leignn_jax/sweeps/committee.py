@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import ase
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -15,6 +14,7 @@ from leignn_jax.arguments import check_sequence
 from leignn_jax.errors import ConfigError
 from leignn_jax.graph import Graph
 from leignn_jax.potential import Potential, Prediction, are_several, check_finite, check_potential, joined
+from leignn_jax.properties.second_derivatives import signed_root
 from leignn_jax.simulation.model_sums import Adds, without_constants
 
 
@@ -169,9 +169,7 @@ class CommitteeModel(Adds):
 
     def doubts(self, graph: Graph) -> Any:
         """``[atoms]`` eV/Å, the root of the summed variances of the components of each atom's force over members."""
-        squared = _compute_each(self.members, graph).forces.var(0).sum(-1)
-        agree = squared == 0
-        return jnp.where(agree, 0.0, jnp.sqrt(jnp.where(agree, 1.0, squared)))
+        return signed_root(_compute_each(self.members, graph).forces.var(0).sum(-1))
 
     def without_constants(self) -> CommitteeModel:
         """See :func:`leignn_jax.simulation.model_sums.without_constants`."""

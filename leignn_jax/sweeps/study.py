@@ -317,9 +317,8 @@ def _train_lot(
     with together():
         keeper = ledger.keeper(lot, lot[0].config.run.keep)
     try:
-        tuner = (
-            Evolution(study, [member.settings for member in filled], len(lot)) if study.search == "evolution" else None
-        )
+        settings = [member.settings for member in filled]
+        tuner = Evolution(study, settings, len(lot)) if study.search == "evolution" else None
         loop = Loop([m.config for m in filled], prepared, programs, keeper, mesh, many=True, tuner=tuner)
         if not loop.go(progress):
             return False, loop.signal

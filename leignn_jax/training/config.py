@@ -123,7 +123,7 @@ class OptimizerSettings(Section):
     """Numbers of the optimizer, see :class:`leignn_jax.training.optimizer.Hyperparameters`.
 
     algorithm: "muon" is for matrices, with Adam for the rest: dearer steps, of which fewer are needed
-        (``experiments/recipe``). With "adam" the same learning rate serves; energies may want 2e-3.
+        (``experiments/recipe``). "adam" goes well with the same learning rate.
     schedule: "cosine" over the whole training, or "constant"; warm-up and plateau come on top.
     warmup_epochs: may be a fraction of an epoch; None: two, or a tenth of the training where that is less.
     plateau_patience: epochs; None never.

@@ -190,6 +190,11 @@ def test_a_calculator_that_several_frames_share():
     with pytest.raises(DataError, match="frame 0: what its calculator holds is of another structure"):
         read_labels(frames[0], "frame 0")
     assert read_labels(frames[1]).energy == frames[1].get_potential_energy()
+    # Where labels come from elsewhere it does not matter.
+    frames[0].info["dft"], frames[0].arrays["slopes"] = 2.0, np.ones((2, 3))
+    others = {"energy": "dft", "forces": "slopes", "stress": "virial"}
+    frames[0].info["virial"] = np.zeros((3, 3))
+    assert read_labels(frames[0], keys=others).energy == 2.0
 
 
 def test_atoms_that_were_moved_after_they_were_computed():

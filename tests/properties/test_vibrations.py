@@ -287,7 +287,7 @@ def test_wave_vectors_and_grids_that_are_none(fcc):
     found = phonons(MODEL, fcc.atoms, supercell=jnp.asarray(2))
     assert found.supercell == (2, 2, 2)
     for q in ((0, 0), "G", [], (np.nan, 0, 0), [[0, 0], [0, 0, 0]]):
-        with pytest.raises(ConfigError, match="q must be"):
+        with pytest.raises(ConfigError, match="q must"):
             found.frequencies(q)
     for grid in ((3, 3), (2, 2, 2, 3), (2, 2, 0), "x", 1.5):
         with pytest.raises(ConfigError, match="grid"):
