@@ -405,8 +405,8 @@ def _steps(model, ensemble, system, before, dt, center, limits, last_step, doome
             **line_of(model, ensemble, system, state, dt),
         }
         if "doubt" in said:
-            # The line that says so is logged.
-            unsure = (stopped == 0) & (said["doubt"] > limits.doubt)
+            # The line that says so is logged; a chunk that ends between lines has one more.
+            unsure = (stopped == 0) & (said["doubt"] > limits.doubt) & (state.step % log_every == 0)
             stopped = jnp.where(unsure, UNSURE, stopped)
             stopped_at = jnp.where(unsure, state.step, stopped_at)
         return (state, stopped, stopped_at), said

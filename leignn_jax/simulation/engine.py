@@ -44,7 +44,7 @@ log = logging.getLogger("leignn_jax")
 
 # Steps of a chunk at most: enough that the host's work between chunks does not count.
 _CHUNK_STEPS = 200
-# Steps between two frames that are one chunk at most: in between nothing is saved and no signal obeyed.
+# Steps of a chunk at most where frames or log lines are far apart: within one nothing is saved and no signal obeyed.
 _SPLIT_STEPS = 500
 # More atoms than run in one program, of all replicas; more log lines than are kept on the device.
 _MOST_ATOMS = 10_000_000
@@ -146,7 +146,7 @@ def simulate(
             One system is divided by its atoms (:mod:`leignn_jax.domains`). Sums of fewer replicas, or in parts, round
             otherwise, so that trajectories part from those of one device as chaos has it.
         checkpoint_minutes: between states from which a killed simulation can go on; a signal is obeyed, and a state
-            written, between frames, and every 500 steps or at each log line where frames are farther apart.
+            written, every 500 steps at least, on a CPU every few seconds of a small model.
         progress: show a progress bar; None where there is a terminal.
 
     Raises:
@@ -248,13 +248,14 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     kept: list[list[dict[str, np.ndarray]]] = [[] for _ in run.structures]
     lines: list[list[dict[str, np.ndarray]]] = [[] for _ in run.structures]
     first = int(run.state.step)
-    spans, logs = _chunk_of(save_every, log_every, sum(map(len, run.structures)))
+    spans, logs, most = _chunk_of(save_every, log_every, sum(map(len, run.structures)))
     wanted = partial(_wanted, save_every=save_every, last=steps, span=log_every * logs)
+    logged = partial(_is_due, every=log_every, last=steps)
     began = saved = clock.monotonic()
     measured: tuple[float, int] | None = None
     interrupted: str | None = None
     if folder is None or not folder.resumed:
-        _store(run, folder, kept, lines, _present(run), _present_line(run), wanted)
+        _store(run, folder, kept, lines, _present(run), _present_line(run), wanted, logged)
         if folder is not None:
             # Killed at any moment from here on it can go on.
             folder.checkpoint(run)
@@ -262,8 +263,8 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     with stop_requests() as stop, ProgressBar("simulating", steps, shown, done=first) as bar:
         asked = 0
         while int(run.state.step) < steps and not (on_host(run.stopped) > 0).all() and not asked:
-            frame, line = run.advance(limits, steps, log_every, logs, spans)
-            _store(run, folder, kept, lines, frame, line, wanted)
+            frame, line = run.advance(limits, min(steps, int(run.state.step) + most), log_every, logs, spans)
+            _store(run, folder, kept, lines, frame, line, wanted, logged)
             if bar.visible:
                 bar.update(int(run.state.step), _facts(run, float(frame["energy"][-1].mean()), bar.rate))
             if measured is None:
@@ -297,19 +298,24 @@ def _simulate(run: Run, folder, limits, steps, save_every, log_every, checkpoint
     return Simulation(final, trajectory, numbers, summary, state.bath)
 
 
-def _chunk_of(save_every: int, log_every: int, atoms: int) -> tuple[int, int]:
-    """Spans of a chunk, and log lines of each: a span ends with a frame or, where these are far apart, in between."""
-    lines = save_every // log_every
-    most = max(1, steps_at_once(_SPLIT_STEPS, atoms) // log_every)
-    logs = lines if lines <= most else max(n for n in range(1, most + 1) if lines % n == 0)
-    return max(1, steps_at_once(_CHUNK_STEPS, atoms) // (logs * log_every)), logs
+def _chunk_of(save_every: int, log_every: int, atoms: int) -> tuple[int, int, int]:
+    """Spans of a chunk, log lines of each, and steps at most: a span ends with a frame or, where these are far apart, in
+    between; where log lines are too, the chunk does."""
+    lines, most = save_every // log_every, steps_at_once(_SPLIT_STEPS, atoms)
+    fitting = max(1, most // log_every)
+    logs = lines if lines <= fitting else max(n for n in range(1, fitting + 1) if lines % n == 0)
+    return max(1, steps_at_once(_CHUNK_STEPS, atoms) // (logs * log_every)), logs, most
+
+
+def _is_due(step, *, every: int, last: int):
+    return (step % every == 0) | (step == last)
 
 
 def _wanted(step, stopped, stopped_at, *, save_every: int, last: int, span: int) -> tuple[np.ndarray, np.ndarray]:
     """Which of a replica's frames at the ends of spans are kept, and their steps: those that are due, and the one at which
     a committee came to doubt, wherever it is."""
     unsure = (stopped == UNSURE) & (stopped_at > (step - 1) // span * span)
-    kept = ((stopped == 0) & ((step % save_every == 0) | (step == last))) | unsure
+    kept = ((stopped == 0) & _is_due(step, every=save_every, last=last)) | unsure
     return kept, np.where(unsure, stopped_at, step)
 
 
@@ -334,10 +340,10 @@ def _present_line(run: Run):
     return {**one, "step": np.zeros(1, np.int32), "moved": np.ones(1, bool), "stopped": stopped}
 
 
-def _store(run: Run, folder, kept, lines, frame, line, wanted) -> None:
+def _store(run: Run, folder, kept, lines, frame, line, wanted, logged) -> None:
     """Give frames and lines that are new, of replicas that have not stopped, to the folder or to memory."""
     # All processes have a part in it; what is new the first alone asks for.
-    new = _new(run, frame, line, wanted, on_host(run.stopped_at))
+    new = _new(run, frame, line, wanted, logged, on_host(run.stopped_at))
     if folder is None:
         for r, (one, row) in enumerate(new):
             kept[r].append(one)
@@ -346,8 +352,10 @@ def _store(run: Run, folder, kept, lines, frame, line, wanted) -> None:
         folder.append(new)
 
 
-def _new(run: Run, frame, line, wanted, stopped_at) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Of each replica its new frames, where they are ``wanted``, and log lines."""
+def _new(
+    run: Run, frame, line, wanted, logged, stopped_at
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Of each replica its new frames and log lines, where they are ``wanted`` and ``logged``."""
     dt = float(run.timestep)
     positions, cell = run.seen(frame["positions"], frame["images"], frame["cell"])
     for r, atoms in enumerate(run.structures):
@@ -363,7 +371,7 @@ def _new(run: Run, frame, line, wanted, stopped_at) -> Iterator[tuple[dict[str, 
             "cell": cell[chosen, r],
             "energy": frame["energy"][chosen, r].astype(np.float64) + run.references[r],
         }
-        chosen = line["moved"] & (line["stopped"][:, r] == 0)
+        chosen = line["moved"] & (line["stopped"][:, r] == 0) & logged(line["step"])
         row = {"step": line["step"][chosen].astype(np.int64)}
         row["time"] = row["step"] * dt
         for name in ("potential_energy", "kinetic_energy", "temperature", "pressure", "volume", "conserved"):

@@ -639,6 +639,28 @@ def test_between_frames_far_apart_states_are_written_and_nothing_else_changes(tm
     np.testing.assert_array_equal(split.trajectory.step, whole.trajectory.step)
 
 
+def test_between_log_lines_far_apart_too(tmp_path, monkeypatch):
+    more = {"steps": 130, "save_every": 60, "log_every": 60, "ensemble": "langevin"}
+    whole = run(**more)
+    for name in ("_SPLIT_STEPS", "_CHUNK_STEPS"):
+        monkeypatch.setattr(f"leignn_jax.simulation.engine.{name}", 25)
+    looked = []
+    advance = chunks.Run.advance
+
+    def watched(self, *given):
+        found = advance(self, *given)
+        looked.append(int(self.state.step))
+        return found
+
+    monkeypatch.setattr(chunks.Run, "advance", watched)
+    split = run(out=tmp_path / "split", checkpoint_minutes=0.0, **more)
+    assert looked == [25, 50, 60, 85, 110, 120, 130]
+    assert split.trajectory.step.tolist() == [0, 60, 120, 130]
+    assert split.thermo["step"].tolist() == [0, 60, 120, 130]
+    np.testing.assert_array_equal(split.trajectory.positions, whole.trajectory.positions)
+    np.testing.assert_array_equal(split.thermo["conserved_eV"], whole.thermo["conserved_eV"])
+
+
 def test_one_replica_is_not_resumed_as_one_of_several(tmp_path):
     run(steps=20, out=tmp_path / "alone")
     with pytest.raises(SimulationError, match="replicas = None, not 1"):
