@@ -225,11 +225,18 @@ def load_exported(path: str | Path) -> Exported:
             "platform too."
         )
     try:
-        return Exported(export.deserialize(program).call, about)
+        found = export.deserialize(program)
     except Exception as error:
         raise FileFormatError(
             f"{path} was written by jax {about['jax']}, and jax {jax.__version__} can't read it ({error}): export it anew."
         ) from error
+    positions = found.in_avals[0]
+    if (positions.shape, str(positions.dtype)) != ((about["atoms"], 3), about["dtype"]):
+        raise FileFormatError(
+            f"{path} is damaged: its program takes positions {positions.str_short()}, not {about['atoms']} x 3 of "
+            f"{about['dtype']} as its about.json says."
+        )
+    return Exported(found.call, about)
 
 
 def _backends(platforms: Sequence[str]) -> set[str]:

@@ -21,6 +21,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(content)
         return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -99,6 +101,10 @@ def in_words(error: OSError) -> str:
 
 def make_folder(path: Path, kind: type[Exception]) -> None:
     """Make a folder and those above it where they are missing; an error of this kind in words where that fails."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise kind(f"{path!a}: the folder's name is no UTF-8, which some of its files need. Choose another.") from None
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -156,7 +156,7 @@ def _coupled_sum_rule(arrays, tables, platform, odd):
         return sum(c * jnp.expand_dims(wy, axis) for c, wy in terms)
 
     shape = (rows, *np.broadcast_shapes(weights.shape[1:], features.shape[2:], (*coefficients.shape[3:], 1)))
-    return _sum_slots(slot, (neighbors, pairs, signs), shape, _sum_dtype(weights, features), platform)
+    return _sum_slots(slot, (neighbors, pairs, signs), shape, _sum_dtype(weights, coefficients, features), platform)
 
 
 def _weight_rule(arrays, tables, platform):

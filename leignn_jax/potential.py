@@ -277,6 +277,7 @@ class Potential:
 
     def _begins(self, graph: Graph, dtype):
         """``[pairs]`` Å where the wall of each pair begins, 0 where it has none; None where no pair has one."""
+        self._check_single()
         if self.walls is None or not self.config.repulsion:
             return None
         # Of both orders of two elements, that a gradient step leaves them alike. Padding and unknown elements, whose index
@@ -385,15 +386,18 @@ class Potential:
         Raises:
             ConfigError: it is a committee.
         """
+        self._check_single()
+        references = np.zeros(120)
+        references[list(self.config.numbers)] = np.asarray(self.reference_energies, np.float64)
+        zero = np.zeros_like(np.asarray(self.reference_energies))
+        return self.replace(reference_energies=zero, energy_shift=np.zeros(())), references
+
+    def _check_single(self) -> None:
         if np.ndim(self.scale):
             raise ConfigError(
                 "This potential is a committee of several: leignn_jax.committee_predict asks all of them, and "
                 "CommitteeModel(it) simulates with their mean."
             )
-        references = np.zeros(120)
-        references[list(self.config.numbers)] = np.asarray(self.reference_energies, np.float64)
-        zero = np.zeros_like(np.asarray(self.reference_energies))
-        return self.replace(reference_energies=zero, energy_shift=np.zeros(())), references
 
     def calculator(self, *, dtype: str = "float32", skin: float = 0.5):
         """An ASE calculator: energy, free_energy, forces, stress, energies; see :mod:`leignn_jax.interop.ase_calculator`."""

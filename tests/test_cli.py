@@ -12,6 +12,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import ase.build
 import ase.io
 import pytest
 from frames import copper
@@ -20,7 +21,7 @@ import leignn_jax.quickstart as tour
 from leignn_jax import cli, files, potential_file
 from leignn_jax.commands.output import plain
 from leignn_jax.data import public
-from leignn_jax.data.readers import write_hdf5
+from leignn_jax.data.readers import read_frames, write_hdf5
 from leignn_jax.properties import relax
 from leignn_jax.simulation import chunks, engine
 from leignn_jax.sweeps import study
@@ -300,6 +301,10 @@ def interrupt_after(monkeypatch, owner, name):
         (["bench", "si", "absent.cif"], "absent.cif: no such file"),
         (["sweep", "absent.yaml"], "no such study file"),
         (["data", "inspect", "absent.extxyz"], "absent.extxyz: no such file"),
+        (["evaluate", "si", "x", "--json", "."], ". is a folder"),
+        (["evaluate", "si", "x", "--plot", "p.pdf"], "call it p.png"),
+        (["label", "si", "--frames", "x", "--out", "."], ". is a folder"),
+        (["select", "si", "--pool", "x", "--out", "chosen.h5"], "call it .extxyz or .xyz"),
     ],
 )
 def test_mistakes(arguments, message, tmp_path, monkeypatch):
@@ -330,6 +335,20 @@ def test_files_that_are_another_thing(content, tmp_path):
     for command in (["evaluate", "si", file], ["data", "inspect", file], ["train", "--train", file, "--out", folder]):
         assert "file.cif: " in one_line_of_error(leignn(*command))
     assert not list(folder.iterdir())
+
+
+def test_frames_are_written_as_their_name_says_and_not_over_others(tmp_path):
+    frames = tmp_path / "frames.extxyz"
+    ase.io.write(frames, ase.build.bulk("Si", cubic=True))
+    before = frames.read_bytes()
+    assert "is what is read" in one_line_of_error(leignn("label", "si", "--frames", frames, "--out", frames), 2)
+    assert "is what is read" in one_line_of_error(leignn("select", "si", "--pool", frames, "--out", frames), 2)
+    assert frames.read_bytes() == before
+    for ending in ("xz", "gz", "bz2"):
+        out = tmp_path / f"labelled.extxyz.{ending}"
+        assert leignn("label", "si", "--frames", frames, "--out", out).code == 0
+        (found,) = read_frames(out)
+        assert found.get_potential_energy() < -40
 
 
 def test_a_folder_below_a_file(run, tmp_path):

@@ -153,6 +153,9 @@ def test_files_of_other_kinds(file, tmp_path):
         leignn.load_exported(rewritten(file, tmp_path / "old", about={"format": "leignn_jax.exported/0"}))
     with pytest.raises(FileFormatError, match="exported for tpu, not for cpu"):
         leignn.load_exported(rewritten(file, tmp_path / "tpu", about={"platforms": ["tpu"]}))
+    for said in ({"atoms": 7}, {"dtype": "float64"}):
+        with pytest.raises(FileFormatError, match="damaged: its program takes positions float32"):
+            leignn.load_exported(rewritten(file, tmp_path / "other", about=said))
     with zipfile.ZipFile(tmp_path / "empty", "w") as empty:
         empty.writestr("about.json", '{"format": "leignn_jax.exported/1"}')
         empty.writestr("program", b"")

@@ -111,9 +111,12 @@ def heat_flux(
     numbers = as_numbers(numbers, atoms)
     cells, pbc, masses = as_cells(cell, frames), as_pbc(pbc), as_masses(masses, atoms, numbers)
     layers, skin = _layers(model, layers, pbc), check_number("skin", skin, positive=True)
+    for potential in _potentials(model):
+        potential.check_elements(numbers)
     if isinstance(model, Potential):
-        model.check_elements(numbers)
         model, _ = model.split_references()
+    elif hasattr(model, "without_constants"):
+        model = model.without_constants()
     real = np.dtype(check_dtype(dtype))
     held = None
     parts = []
@@ -272,20 +275,26 @@ def _far(positions, cell, old_positions, old_cell, skin: float) -> bool:
     return bool((((positions - old_positions) ** 2).sum(-1) > (0.5 * skin) ** 2).any())
 
 
+def _potentials(model: Any) -> list[Potential]:
+    """The model, or the parts of a sum, that are potentials."""
+    return [one for one in getattr(model, "parts", (model,)) if isinstance(one, Potential)]
+
+
 def _layers(model: Any, layers: int | None, pbc: np.ndarray) -> int:
+    configs = [potential.config for potential in _potentials(model)]
+    if any(config.global_nodes for config in configs) and pbc.any():
+        raise ConfigError(
+            "This potential has global nodes, through which every atom's energy depends on all atoms at no distance: "
+            "in a periodic system it has no heat flux. Train one with global_nodes=False."
+        )
+    known = max((config.layers for config in configs), default=1)
     if isinstance(model, Potential):
-        config = model.config
-        if config.global_nodes and pbc.any():
-            raise ConfigError(
-                "This potential has global nodes, through which every atom's energy depends on all atoms at no distance: "
-                "in a periodic system it has no heat flux. Train one with global_nodes=False."
-            )
-        if layers is not None and layers != config.layers:
-            raise ConfigError(f"layers: this potential has {config.layers}; leave it out.")
-        return config.layers
+        if layers is not None and layers != known:
+            raise ConfigError(f"layers: this potential has {known}; leave it out.")
+        return known
     if layers is None:
         raise ConfigError(
             "layers: say how many times this model's messages go from atom to atom, 1 for a sum over pairs; only of a "
             "Potential it is known."
         )
-    return check_whole("layers", layers, 1, _MOST_LAYERS)
+    return check_whole("layers", layers, known, _MOST_LAYERS)

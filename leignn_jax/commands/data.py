@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from leignn_jax.commands.options import JsonFile, KeyNames, read_keys
+from leignn_jax.commands.options import JsonFile, KeyNames, plot_place, read_keys
 from leignn_jax.commands.output import interruptible, show
 
 
@@ -31,13 +31,15 @@ def inspect(
     batch_size: Annotated[int | None, typer.Option(help="Frames per batch, for the plan; as a training's.")] = None,
     units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
     key: KeyNames = None,
-    plot: Annotated[Path | None, typer.Option(help="Write histograms there, a PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write histograms there, a PNG.", callback=plot_place)] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Statistics, outliers and duplicates of a set of frames, and how it would be batched."""
     from leignn_jax.data.inspect import inspect_data, plot_data
 
-    facts = inspect_data(path, cutoff=cutoff, batch_size=batch_size, units=units, against=against, keys=read_keys(key))
+    keys = read_keys(key)
+    with interruptible("Nothing was written."):
+        facts = inspect_data(path, cutoff=cutoff, batch_size=batch_size, units=units, against=against, keys=keys)
     show(facts.to_dict(), json_file, "\n".join(f"{key:28}{value}" for key, value in facts.lines()))
     if plot is not None:
         plot_data(facts, plot)

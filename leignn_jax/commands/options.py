@@ -11,8 +11,42 @@ import typer
 if TYPE_CHECKING:
     import ase
 
+
+def file_place(path: Any) -> Any:
+    """A file to write; told before the work and not after it where it is a folder."""
+    if path is not None and Path(path).is_dir():
+        raise typer.BadParameter(f"{path} is a folder; give a file.")
+    return path
+
+
+def frames_place(path: Path) -> Path:
+    """A file of extended XYZ to write, by its name, also compressed; or what is no file, such as /dev/stdout."""
+    file_place(path)
+    name = path.with_suffix("") if path.suffix in (".xz", ".gz", ".bz2") else path
+    if name.suffix not in (".extxyz", ".xyz") and (path.is_file() or not path.exists()):
+        raise typer.BadParameter(
+            f"{path}: extended XYZ is written; call it .extxyz or .xyz, also with .xz, .gz or .bz2."
+        )
+    return path
+
+
+def plot_place(path: Path | None) -> Path | None:
+    """A PNG to write, by its name."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{path}: a PNG is written; call it {path.stem or 'plot'}.png.")
+    return file_place(path)
+
+
+def check_other(out: Path, *read: Path | None) -> None:
+    """End the command where it would write over what it reads."""
+    for path in read:
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            stop(f"--out {out}: is what is read; choose another file.")
+
+
 JsonFile = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON there; - prints it.")
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON there; - prints it.", callback=file_place),
 ]
 KeyNames = Annotated[
     list[str] | None, typer.Option("--key", metavar="LABEL=NAME", help="What a label is called, energy=dft_energy.")

@@ -36,12 +36,17 @@ def plain(value: Any) -> Any:
 
 
 def write_frames(path: Path, frames: Sequence[ase.Atoms]) -> None:
-    """Structures into a file, extended XYZ."""
-    from leignn_jax.arguments import check_path
+    """Structures into a file, extended XYZ, compressed as its name says."""
+    import bz2
+    import gzip
+    import lzma
+
     from leignn_jax.extxyz import extxyz_of
     from leignn_jax.files import write_atomically
 
-    write_atomically(check_path("--out", path), extxyz_of(frames).encode())
+    pack = {".xz": lzma.compress, ".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix)
+    content = extxyz_of(frames).encode()
+    write_atomically(path, content if pack is None else pack(content))
 
 
 @contextlib.contextmanager

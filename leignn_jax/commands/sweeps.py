@@ -13,6 +13,8 @@ from leignn_jax.commands.options import (
     JsonFile,
     Process,
     Processes,
+    check_other,
+    frames_place,
     join,
     read_committee,
     read_structures,
@@ -63,18 +65,20 @@ def sweep(
 def select(
     potentials: Annotated[list[Path], typer.Argument(help="Potentials of one model, or the file of a committee.")],
     pool: Annotated[Path, typer.Option(help="Frames to choose from.")],
-    out: Annotated[Path, typer.Option(help="Write the chosen frames there, extended XYZ.")],
+    out: Annotated[Path, typer.Option(help="Write the chosen frames there, extended XYZ.", callback=frames_place)],
     count: Annotated[int, typer.Option(help="How many to choose.")] = 10,
     known: Annotated[Path | None, typer.Option(help="Frames that are labelled already.")] = None,
     least_doubt: Annotated[float, typer.Option(help="eV/Å below which a frame is not worth it.")] = 0.0,
     json_file: JsonFile = None,
 ) -> None:
     """Choose the frames that are worth a DFT calculation: where a committee disagrees, and no two alike."""
-    from leignn_jax.sweeps.select import select as run
+    check_other(out, pool, known)
+    with interruptible("Nothing was written."):
+        from leignn_jax.sweeps.select import select as run
 
-    members, frames = read_committee(potentials), read_structures(pool, ":")
-    given = [] if known is None else read_structures(known, ":")
-    found = run(members, frames, count, known=given, least_doubt=least_doubt)
+        members, frames = read_committee(potentials), read_structures(pool, ":")
+        given = [] if known is None else read_structures(known, ":")
+        found = run(members, frames, count, known=given, least_doubt=least_doubt)
     indices = [int(i) for i in found.indices]
     # Without labels: they are to come.
     bare = [frames[i].copy() for i in indices]
@@ -91,7 +95,9 @@ def label(
         list[Path], typer.Argument(help="A potential's or committee's file, or several files of one.")
     ],
     frames: Annotated[Path, typer.Option(help="Structures to label.")],
-    out: Annotated[Path, typer.Option(help="Write them there with energy, forces and stress, extended XYZ.")],
+    out: Annotated[
+        Path, typer.Option(help="Write them there with energy, forces and stress, extended XYZ.", callback=frames_place)
+    ],
     copies: Annotated[int, typer.Option(help="Copies of each with displaced atoms, labelled too.")] = 0,
     displacement: Annotated[float, typer.Option(help="Å, standard deviation of these displacements.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the displacements.")] = 0,
@@ -99,19 +105,21 @@ def label(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
 ) -> None:
     """Label structures by a potential or a committee's mean, for a smaller or faster potential to learn from."""
-    from leignn_jax.potential_file import load_potential
-    from leignn_jax.sweeps.label import label as run
+    check_other(out, frames)
+    with interruptible("Nothing was written."):
+        from leignn_jax.potential_file import load_potential
+        from leignn_jax.sweeps.label import label as run
 
-    teacher = load_potential(potentials[0]) if len(potentials) == 1 else read_committee(potentials)
-    labelled = run(
-        teacher,
-        read_structures(frames, ":"),
-        copies=copies,
-        displacement=displacement,
-        seed=seed,
-        most_doubt=most_doubt,
-        dtype=dtype,
-    )
+        teacher = load_potential(potentials[0]) if len(potentials) == 1 else read_committee(potentials)
+        labelled = run(
+            teacher,
+            read_structures(frames, ":"),
+            copies=copies,
+            displacement=displacement,
+            seed=seed,
+            most_doubt=most_doubt,
+            dtype=dtype,
+        )
     if not labelled:
         stop(f"--most-doubt {most_doubt:g}: the committee doubts every frame more than that.")
     write_frames(out, labelled)

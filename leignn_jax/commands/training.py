@@ -17,6 +17,7 @@ from leignn_jax.commands.options import (
     Process,
     Processes,
     join,
+    plot_place,
     read_keys,
     stop,
 )
@@ -109,17 +110,19 @@ def evaluate(
     potential: Annotated[Path, typer.Argument(help="A potential's file, or the name of a bundled one.")],
     data: Annotated[Path, typer.Argument(help="Labelled frames.")],
     json_file: JsonFile = None,
-    plot: Annotated[Path | None, typer.Option(help="Write parity plots there, a PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write parity plots there, a PNG.", callback=plot_place)] = None,
     units: Annotated[str | None, typer.Option(help="Units of the data, such as kcal/mol/angstrom.")] = None,
     key: KeyNames = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     direct: Annotated[bool, typer.Option("--direct", help="Judge the direct head's forces.")] = False,
 ) -> None:
     """Errors of a potential on labelled frames, as JSON: MAE and RMSE in meV/atom, meV/Å, meV/Å^3."""
-    from leignn_jax.potential_file import load_potential
-    from leignn_jax.training.evaluate import evaluate as run
+    keys = read_keys(key)
+    with interruptible("Nothing was written."):
+        from leignn_jax.potential_file import load_potential
+        from leignn_jax.training.evaluate import evaluate as run
 
-    result = run(load_potential(potential), data, units=units, keys=read_keys(key), dtype=dtype, direct=direct)
+        result = run(load_potential(potential), data, units=units, keys=keys, dtype=dtype, direct=direct)
     show(result.metrics, json_file)
     if plot is not None:
         from leignn_jax.training.report import parity, save_figure

@@ -140,12 +140,13 @@ def sample(
     if not bool((ensemble.kT(state, timestep) > 0).all()):
         raise ConfigError("A sample needs an ensemble with a temperature, such as nvt, langevin, csvr or npt.")
     bar = np.asarray(ensemble.settings()["pressure"] if ensemble.moves_cell else 0.0) / GIGAPASCAL
-    alike = [system.numbers, system.masses, ensemble.kT(state, timestep), bar.reshape(-1)]
+    alike = [system.numbers, system.masses, system.mobile, system.pbc, ensemble.kT(state, timestep), bar.reshape(-1)]
     alike += [] if ensemble.moves_cell else [state.cell]
     if not all(bool((x == x[:1]).all()) for x in alike):
         raise ConfigError(
-            "The replicas of a sample count together: they must be of the same atoms at one temperature and pressure, in "
-            "one cell where it is held. Draw a sample of each, and join those of the same atoms by `pooled`."
+            "The replicas of a sample count together: they must be of the same atoms, of which the same are held, at one "
+            "temperature and pressure, in one cell where it is held. Draw a sample of each, and join those of the same "
+            "atoms by `pooled`."
         )
     model = without_constants(model)
 

@@ -46,7 +46,7 @@ from leignn_jax.simulation.chunks import LIMITS, centers, check_limits, start_st
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, check_reach, make_lists, make_system, move_to
 from leignn_jax.simulation.ensembles import Ensemble, InParts
 from leignn_jax.simulation.model_sums import check_structures_of, without_constants
-from leignn_jax.simulation.settings import check_bath, check_ensemble, make_ensemble
+from leignn_jax.simulation.settings import check_bath, check_ensemble, check_numbers, make_ensemble
 
 Segment = int | tuple[int, ...] | Literal["sqrt", "recursive"] | None
 
@@ -275,10 +275,23 @@ def check_call(model: EnergyModel, ensemble: Ensemble, system: System, state: St
     if not isinstance(system, System) or not isinstance(state, State):
         raise ConfigError("system and state must be what `start` returns, in this order.")
     check_bath(ensemble, system, state)
+    check_numbers(ensemble, system.numbers.shape[0])
+    _check_momentum(model, ensemble, system)
     check_reach(model, state.neighbors, "start with a model of that cutoff, such as a sum")
     if not isinstance(timestep, jax.core.Tracer):
         check_number("timestep", timestep, positive=True)
     check_whole("steps", steps, 1, MOST_STEPS)
+
+
+def _check_momentum(model: EnergyModel, ensemble: Ensemble, system: System) -> None:
+    if isinstance(system.held_momentum, jax.core.Tracer) or not np.asarray(system.held_momentum).any():
+        return
+    if not (ensemble.holds_momentum and getattr(model, "conserves_momentum", True)):
+        raise ConfigError(
+            f"The state was started with an ensemble that keeps the total momentum, and {type(ensemble).__name__} (or the "
+            "model) doesn't: temperatures and pressures would count too few motions. Give `start` the ensemble and the "
+            "model of the rollout."
+        )
 
 
 def _check_taming(truncate, decay, clip, every: int) -> None:

@@ -11,6 +11,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from leignn_jax.differentiable.gradients import Mode
 from leignn_jax.training.config import Count, NotNegative, OptimizerSettings, Positive, Section, Seed, TrainConfig
 
+# Of a curve that is compared.
+_MOST_POINTS = 100_000
 Symbol = Annotated[str, Field(pattern=r"^[A-Z][a-z]?$")]
 
 
@@ -84,6 +86,16 @@ class _Curve(Target):
     end: float
     spacing: Positive
     uncertainty: Positive
+
+    @model_validator(mode="after")
+    def _points_fit(self) -> _Curve:
+        points = (self.end - self.start) / self.spacing
+        if not 0.99 < points < _MOST_POINTS or abs(points - round(points)) > 0.01:
+            raise ValueError(
+                f"from start ({self.start:g}) to end ({self.end:g}) there must be a whole number of spacings "
+                f"({self.spacing:g}), one to {_MOST_POINTS:,}"
+            )
+        return self
 
 
 class Rdf(_Curve):

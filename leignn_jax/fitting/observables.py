@@ -161,6 +161,11 @@ def check_target(target: Any, atoms: ase.Atoms) -> None:
             f"{target.name}: {target.structure} is not periodic in all directions, so it has no {target.observable}. Give a "
             "structure with a cell."
         )
+    if isinstance(target, ElasticConstant | PhononFrequency) and atoms.constraints:
+        raise ConfigError(
+            f"{target.name}: {target.structure} holds atoms, and {target.observable} is of atoms that are all free. Take "
+            "its constraints off."
+        )
     if isinstance(target, Rdf):
         missing = sorted(set(target.pair or ()) - symbols)
         if missing:

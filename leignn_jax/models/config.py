@@ -125,7 +125,7 @@ class LEIGNNConfig(ModelConfig):
         as it does at the sites of symmetric crystals: forces then jump within 1e-3 Å and there are no phonons.
     direct_forces: add the published head that predicts forces beside the energy; they are no gradient of it.
     message_dtype: "float32", or "bfloat16" for the arrays [pairs, features] and what is gathered from them; geometry
-        and sums stay in the positions' dtype.
+        stays in the positions' dtype, and sums in float32 at least.
     remat: recompute filters in the backward pass instead of keeping them: less memory, one more filter product.
     tensor_features: width of the traceless symmetric tensors that atoms have beside scalars and vectors, and exchange
         (:mod:`leignn_jax.models.tensors`); 0, as published, is none. :func:`preset` gives half of ``features``.

@@ -193,6 +193,8 @@ class LocalMessages(nn.Module):
             return x.astype(jnp.bfloat16) if self.config.message_dtype == "bfloat16" else x
 
         few_elements = species is not None and _NEIGHBORS_PER_ELEMENT * elements < graph.lists.neighbors.shape[1]
+        # By the width of the table, which is no matter of the structure alone: where both ways give the same digits.
+        few_elements &= self.config.message_dtype == "float32"
         filters = {}
         if not few_elements:
             with jax.named_scope("filters"):

@@ -125,7 +125,7 @@ def relax(
     Args:
         potential: a :class:`leignn_jax.Potential`, or any :class:`leignn_jax.simulation.dynamics.EnergyModel`.
         atoms: one structure, or several of any sizes, which run side by side. Constraints hold atoms as in
-            :func:`leignn_jax.simulation.constraints.free_components`; where the cell changes, atoms of FixAtoms keep their
+            :func:`leignn_jax.constraints.free_components`; where the cell changes, atoms of FixAtoms keep their
             place relative to it.
         cell: False holds it, "isotropic" changes its volume only, "full" its shape too.
         pressure: GPa, of a cell that changes.

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from leignn_jax.arguments import check_atoms, check_masses
+from leignn_jax.constraints import free_components
 from leignn_jax.errors import ConfigError
 from leignn_jax.properties.second_derivatives import (
     INVERSE_CM,
@@ -25,7 +26,6 @@ from leignn_jax.properties.second_derivatives import (
     first_of_elements,
     graph_of,
 )
-from leignn_jax.simulation.constraints import free_components
 from leignn_jax.simulation.dynamics import EnergyModel
 
 
@@ -66,7 +66,7 @@ def normal_modes(
     Args:
         potential: a :class:`leignn_jax.Potential` or another EnergyModel.
         atoms: relaxed (see :func:`leignn_jax.relax`), with its masses. Constraints hold atoms as in
-            :func:`leignn_jax.simulation.constraints.free_components`.
+            :func:`leignn_jax.constraints.free_components`.
         rigid: whether the energy is the same after translation (and rotation, without periodicity), so that these
             motions are taken out of the modes; never done where atoms are held. None asks the model
             (``conserves_momentum``).

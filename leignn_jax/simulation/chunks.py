@@ -58,7 +58,7 @@ from leignn_jax.simulation.dynamics import (
     with_images,
     without_momentum,
 )
-from leignn_jax.simulation.ensembles import thermo, value_at
+from leignn_jax.simulation.ensembles import NVE, NoseHoover, thermo, value_at
 from leignn_jax.simulation.model_sums import check_structures_of, doubts, has_doubts, split_constants
 
 log = logging.getLogger("leignn_jax")
@@ -272,6 +272,7 @@ def start_state(
     if not given.all() and kelvin is None:
         which = "The structure" if len(given) == 1 else f"Structure {int(np.argmin(given))}"
         raise ConfigError(f"{which} has no velocities: give a temperature to draw them at.")
+    _tell_of_copies(structures, velocities, given, ensemble)
     _tell_of_unread_velocities([atoms for atoms, has in zip(structures, given, strict=True) if not has])
     velocities, keys = _first_velocities(
         system, velocities.astype(dtype), given, None if given.all() else kelvin, jax.random.key(seed)
@@ -318,6 +319,21 @@ def _tell_of_unread_velocities(structures) -> None:
             "Velocities are drawn: those in the column %s are not read, as they may be in any unit. Give them by "
             "atoms.set_velocities, or as a column momenta in ASE's units.",
             ", ".join(names),
+        )
+
+
+def _tell_of_copies(structures, velocities, given, ensemble) -> None:
+    if not isinstance(ensemble.wrapped or ensemble, NVE | NoseHoover):
+        return
+    starts = [
+        (a.numbers.tobytes(), a.positions.tobytes(), v.tobytes()) for a, v in zip(structures, velocities, strict=True)
+    ]
+    known = [start for start, has in zip(starts, given, strict=True) if has]
+    if len(set(known)) < len(known):
+        log.warning(
+            "Replicas begin at the same positions with the same velocities, and %s draws no random numbers: they will be "
+            "copies of each other. Take the velocities out (atoms.set_velocities of zeros), so that each draws its own.",
+            type(ensemble).__name__,
         )
 
 

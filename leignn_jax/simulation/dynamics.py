@@ -20,6 +20,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from leignn_jax.arguments import check_masses
+from leignn_jax.constraints import free_components
 from leignn_jax.data.labels import DEFAULT_KEYS
 from leignn_jax.device_neighbors import NeighborList, blank_list, lattice_vectors, renewed_each, update_near
 from leignn_jax.errors import ConfigError
@@ -27,7 +28,6 @@ from leignn_jax.graph import Graph
 from leignn_jax.list_sizes import ListSizes, largest, plan_sizes
 from leignn_jax.neighbors import near_origin
 from leignn_jax.pair_ops import PairLists
-from leignn_jax.simulation.constraints import free_components
 
 # Å/fs^2 that 1 eV/Å gives to 1 amu; eV per K; GPa per eV/Å^3.
 ACCELERATION = float(ase.units.fs**2)

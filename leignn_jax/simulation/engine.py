@@ -122,7 +122,7 @@ def simulate(
         atoms: one structure or several. Their velocities are taken where they have any, else drawn at ``temperature``.
             Total momentum is taken out of them but under Langevin dynamics or where atoms are held. Masses are those of the
             structure (``atoms.set_masses``). Constraints hold atoms as in
-            :func:`leignn_jax.simulation.constraints.free_components`.
+            :func:`leignn_jax.constraints.free_components`.
         ensemble: a short name (see :func:`make_ensemble`) or an object of :mod:`leignn_jax.simulation.ensembles`
             or a :class:`leignn_jax.simulation.jax_md.JaxMD`.
         steps: in all; a resumed simulation goes on up to that many.

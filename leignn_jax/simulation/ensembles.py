@@ -433,8 +433,8 @@ class CellRescaling(Ensemble):
         kT = self.kT(state, dt)
         unit = jnp.eye(3, dtype=state.cell.dtype)
         noise = _noise(state, (3, 3), "cell")
-        drift, variance = self._drift(system, state, kT, dt)
-        exponent = drift + jnp.sqrt(variance)[:, None, None] * self._allowed(noise)
+        drift, amount = self._drift(system, state, kT, dt)
+        exponent = drift + _root(2 * kT * amount)[:, None, None] * self._allowed(noise)
         deformation = _exponential(exponent)
         rotation = _rotation_of(deformation) if self.shape == "triclinic" else unit
         strain = transformed(jnp.swapaxes(jnp.broadcast_to(rotation, deformation.shape), 1, 2), deformation)
@@ -446,13 +446,14 @@ class CellRescaling(Ensemble):
 
         back, _ = self._drift(system, moved, kT, dt)
         back = transformed(transformed(rotation, back), jnp.swapaxes(rotation, -1, -2))
-        odds = (_squared(exponent + back) - _squared(exponent - drift)) / (2 * variance)
+        # Times kT, which may be zero.
+        odds = (_squared(exponent + back) - _squared(exponent - drift)) / (4 * amount)
         growth = jnp.log(volume(moved.cell) / volume(state.cell))
-        put_in = kT * ((1 + system.held_momentum) * growth - odds)
+        put_in = kT * (1 + system.held_momentum) * growth - odds
         return moved.replace(exchanged=state.exchanged + put_in)
 
     def _drift(self, system: System, state: State, kT, dt):
-        """Mean exponent of a move, ``[replicas, 3, 3]``, and the variance of its elements."""
+        """Mean exponent of a move, ``[replicas, 3, 3]``, and the variance of its elements over 2 kT."""
         time = time_of(state, dt)
         target = value_at(self.pressure, time) / GIGAPASCAL
         mobility = value_at(self.compressibility, time) * GIGAPASCAL / value_at(self.pressure_time_constant, time)
@@ -460,7 +461,7 @@ class CellRescaling(Ensemble):
         unit = jnp.eye(3, dtype=kT.dtype)
         excess = pressure_tensor(system, state, kT) - jnp.broadcast_to(target, kT.shape)[:, None, None] * unit
         push = volume(state.cell)[:, None, None] * self._allowed(excess, mean=True) + kT[:, None, None] * unit
-        return amount[:, None, None] * push, 2 * kT * amount
+        return amount[:, None, None] * push, amount
 
     def _allowed(self, matrix, mean: bool = False):
         """The part of a matrix along which the cell may move; normal numbers stay normal numbers."""

@@ -138,9 +138,13 @@ class SimulationFolder:
     def _read(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The last state, and what was noted with it; SimulationError where it is of a simulation with other settings."""
         try:
-            tree, meta = load_state(self._state_file, like)
+            return load_state(self._state_file, like, self._check_settings)
         except FileNotFoundError:
-            raise SimulationError(f"{self.path}: there is no state to resume from. Start without resume.") from None
+            left = any((part / "trajectory.h5").exists() for part in self.parts)
+            remedy = "Delete trajectory.h5 and thermo.csv of a start that failed, and start" if left else "Start"
+            raise SimulationError(f"{self.path}: there is no state to resume from. {remedy} without resume.") from None
+
+    def _check_settings(self, meta: dict[str, Any]) -> None:
         for name, value in self.settings.items():
             # Folders of older versions do not say on how many devices, where there was one, nor some other things.
             unsaid = {"devices": 1, "model": value, "cells (sha256)": value, "replicas": value}
@@ -149,7 +153,6 @@ class SimulationFolder:
                 raise SimulationError(
                     f"{self.path}: was run with {name} = {before}, not {value}. Resume with the same settings."
                 )
-        return tree, meta
 
 
 def _restartable(run: Run) -> dict[str, Any]:

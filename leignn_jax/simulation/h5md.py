@@ -62,6 +62,10 @@ _SEAL_BYTES = 512
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
+class OtherFramesError(FileFormatError):
+    """A part of a trajectory holds other frames than were said when its layout was read."""
+
+
 class System(NamedTuple):
     """What does not change in a trajectory: atomic numbers [atoms], masses [atoms] amu, periodic directions [3]."""
 
@@ -151,6 +155,7 @@ def read_field(layout: Layout, name: str, frames: range) -> np.ndarray:
     Raises:
         FileNotFoundError: a part is gone, since the trajectory has been merged or truncated meanwhile.
         FileFormatError: a part can't be read, or its numbers are not those that were written; names file and dataset.
+            :class:`OtherFramesError` where it holds other frames than ``layout`` says.
     """
     with told(layout.path, _places()[name]):
         result = np.empty((len(frames), *layout.frame_shape(name)), layout.dtypes[name])
@@ -165,8 +170,9 @@ def read_field(layout: Layout, name: str, frames: range) -> np.ndarray:
             with _open(source) as file, told(source, place):
                 dataset = file[place]
                 if dataset.shape != (part.total, *result.shape[1:]) or dataset.dtype != result.dtype:
-                    raise ValueError(
-                        f"{dataset.dtype}{dataset.shape} for {result.dtype}{(part.total, *result.shape[1:])}"
+                    raise OtherFramesError(
+                        f"{source}: {place} is damaged ({dataset.dtype}{dataset.shape} for {result.dtype}"
+                        f"{(part.total, *result.shape[1:])}). Copy it again."
                     )
                 result[low:high] = dataset[chosen[0] - first : chosen[-1] - first + 1 : frames.step]
         first += part.frames

@@ -55,6 +55,10 @@ class ModelSum(Adds):
         """Whether all parts do."""
         return all(getattr(part, "conserves_momentum", True) for part in self.parts)
 
+    def without_constants(self) -> ModelSum:
+        """The sum of the parts without reference energies and shifts."""
+        return ModelSum(tuple(without_constants(part) for part in self.parts))
+
     def compute(self, graph: Graph) -> Prediction:
         """The sums of what the parts say; energies of atoms where all parts have them."""
         out = [part.compute(within(graph, part.cutoff)) for part in self.parts]
@@ -102,8 +106,6 @@ def without_constants(model: Any) -> Any:
     if isinstance(model, Potential):
         zero = jnp.zeros_like(jnp.asarray(model.reference_energies, jnp.float32))
         return model.replace(reference_energies=zero, energy_shift=jnp.zeros(np.shape(model.energy_shift)))
-    if isinstance(model, ModelSum):
-        return ModelSum(tuple(without_constants(part) for part in model.parts))
     return model.without_constants() if hasattr(model, "without_constants") else model
 
 

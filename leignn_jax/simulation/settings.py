@@ -61,13 +61,22 @@ def make_ensemble(ensemble: Ensemble | str, temperature: Any = None, pressure: A
 
 
 def check_ensemble(ensemble: Ensemble, kelvin: Any, structures: list[ase.Atoms]) -> None:
-    """ConfigError where a number of the ensemble is out of range, one per replica is of another length, or the cell would
-    change of a structure that is not periodic."""
+    """As :func:`check_numbers`; ConfigError too where the cell would change of a structure that is not periodic."""
+    check_numbers(ensemble, len(structures), kelvin)
+    if ensemble.moves_cell and not all(a.pbc.all() for a in structures):
+        raise ConfigError("A changing cell needs a structure that is periodic in all three directions.")
+
+
+def check_numbers(ensemble: Ensemble, replicas: int, kelvin: Any = None) -> None:
+    """ConfigError where a number of the ensemble is out of range, or one per replica is of another length; of numbers that
+    are traced nothing is known."""
     if ensemble.wrapped is not None:
-        check_ensemble(ensemble.wrapped, kelvin, structures)
-    replicas = len(structures)
+        check_numbers(ensemble.wrapped, replicas, kelvin)
     zero = ("temperature", "friction", "gamma")
     for name, value in {**ensemble.settings(), "temperature of the start": kelvin}.items():
+        given = (value.values, value.times) if isinstance(value, Ramp) else (value,)
+        if any(isinstance(one, jax.core.Tracer) for one in given):
+            continue
         if (value is None and name == "temperature of the start") or name in ensemble.words:
             continue
         where = f"{type(ensemble).__name__}, {name}"
@@ -89,8 +98,6 @@ def check_ensemble(ensemble: Ensemble, kelvin: Any, structures: list[ase.Atoms])
             allowed = numbers > 0
         if not (np.isfinite(numbers) & allowed).all():
             raise ConfigError(f"{where}: {numbers.tolist()} is out of range.")
-    if ensemble.moves_cell and not all(a.pbc.all() for a in structures):
-        raise ConfigError("A changing cell needs a structure that is periodic in all three directions.")
 
 
 def _numbers(where: str, value: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,18 @@ def save_state(path: str | Path, tree: Any, meta: dict[str, Any]) -> None:
     except OSError as error:
         newest.unlink(missing_ok=True)
         raise SimulationError(
-            f"{path}: the state can't be written: {why_not_written(error)}. Then resume the run from its last state."
+            f"{path}: the state can't be written: {why_not_written(error)}. Then "
+            + ("resume the run from its last state." if path.is_file() or previous.is_file() else "start the run anew.")
         ) from error
 
 
-def load_state(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
+def load_state(
+    path: str | Path, like: Any, check: Callable[[dict[str, Any]], None] = lambda meta: None
+) -> tuple[Any, dict[str, Any]]:
     """The newest whole state at ``path``, as a tree like ``like``, and its meta; arrays are numpy's, random keys jax's.
 
     like: a pytree with the same structure, shapes and dtypes: arrays or ``jax.ShapeDtypeStruct``.
+    check: is given the meta first, and raises where the state is not one to go on from.
 
     Raises:
         FileNotFoundError: there is none.
@@ -75,7 +80,9 @@ def load_state(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
             problems.append(str(error))
             log.warning("%s Trying the state before.", error)
             continue
-        return _fill(candidate, arrays, json_of(candidate, header, "arrays"), like), json_of(candidate, header, "meta")
+        meta = json_of(candidate, header, "meta")
+        check(meta)
+        return _fill(candidate, arrays, json_of(candidate, header, "arrays"), like), meta
     if problems:
         raise FileFormatError(f"no state can be read: {' '.join(problems)} Start the simulation anew.")
     raise FileNotFoundError(f"{path}: no such file. Start the simulation without resuming.")

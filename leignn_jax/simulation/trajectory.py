@@ -159,14 +159,16 @@ class Trajectory:
             try:
                 values = h5md.read_field(layout, name, frames)
                 return values[::-1] if backwards else values
-            except FileNotFoundError as error:
-                missing = error
-            # A running simulation has put parts together since we looked; the frames are the same. It may do so again,
-            # and as often as it is faster than we are.
+            except (FileNotFoundError, h5md.OtherFramesError) as error:
+                found: FileNotFoundError | h5md.OtherFramesError = error
+            # A running simulation has put parts together since we looked, or one that was resumed has gone on; the frames
+            # are the same. It may do so again, and as often as it is faster than we are.
             before, layout = layout, h5md.read_layout(self.path)
             if layout.parts == before.parts:
+                if isinstance(found, h5md.OtherFramesError):
+                    raise found
                 raise FileFormatError(
-                    f"{self.path}: a part of it is missing ({missing}). Copy the folder "
+                    f"{self.path}: a part of it is missing ({found}). Copy the folder "
                     f"{h5md.parts_folder(self.path).name} with it."
                 )
             if len(frames) > 0 and layout.frames <= frames[-1]:

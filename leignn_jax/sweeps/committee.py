@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from leignn_jax.graph import Graph
 from leignn_jax.potential import Potential, Prediction, are_several, check_finite, check_potential, joined
 from leignn_jax.properties.second_derivatives import signed_root
 from leignn_jax.simulation.model_sums import Adds, without_constants
+
+log = logging.getLogger("leignn_jax")
 
 
 def committee(potentials: Sequence[Potential]) -> Potential:
@@ -40,6 +43,9 @@ def committee(potentials: Sequence[Potential]) -> Potential:
     if len({p.walls is None for p in potentials}) != 1:
         raise ConfigError("A committee needs members of one model; some of these have walls (with_walls), others none.")
     first = potentials[0]
+    numbers = [jax.tree.leaves(p.params) for p in potentials]
+    if len(numbers) > 1 and all(all(map(np.array_equal, numbers[0], one)) for one in numbers[1:]):
+        log.warning("The members of this committee have the same parameters: they agree everywhere, and doubt nothing.")
     return jax.tree.map(
         lambda *x: np.stack([np.asarray(v) for v in x]),
         first,

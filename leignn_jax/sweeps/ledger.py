@@ -89,6 +89,8 @@ class Ledger:
         make_folder(out, TrainingError)
         self._lock = FolderLock(out, TrainingError, "study")
         try:
+            if (out / "data.json").exists():
+                raise TrainingError(f"{out}: holds a training. Choose another run.out.")
             self._clear_leftovers()
             self.members = self._claim(study, points, resume, extend)
             self._ended = self._read_ended()

@@ -18,6 +18,8 @@ from leignn_jax.sweeps.committee import check_committee, iter_committee
 _POINTS, _WIDTH = 24, 0.04
 # Frames looked at for each that is chosen.
 _SHORTLIST = 5
+# Distance of two fingerprints that differ by rounding; those of frames that differ by a hundredth of an Å are 1e-3 apart.
+_ALIKE = 1e-6
 _MOST = 1_000_000
 
 
@@ -62,7 +64,10 @@ def select(
         ConfigError: ``members`` is no committee, or an argument is not what it must be.
         StructureError, ElementError: as :meth:`leignn_jax.Potential.predict`; the message names the frame.
     """
-    check_committee(members)
+    if np.size(check_committee(members).scale) < 2:
+        raise ConfigError(
+            "members: one potential has no doubt; give a committee of two at least (leignn_jax.committee)."
+        )
     pool = check_structures(pool, "pool")
     known = [] if isinstance(known, tuple | list) and not known else check_structures(known, "known")
     check_whole("count", count, 1, _MOST)
@@ -77,7 +82,7 @@ def select(
     nearest = np.full(len(order), np.inf)
     for other in fingerprints(known, elements, members.cutoff):
         nearest = np.minimum(nearest, np.linalg.norm(points - other, axis=1))
-    new = nearest > 0
+    new = nearest > _ALIKE
     order, points, nearest = order[new], points[new], nearest[new]
     chosen, distances = [], []
     place = int(np.argmax(nearest)) if len(order) else 0
@@ -86,7 +91,7 @@ def select(
         distances.append(float(nearest[place]))
         nearest = np.minimum(nearest, np.linalg.norm(points - points[place], axis=1))
         place = int(np.argmax(nearest))
-        if nearest[place] == 0:
+        if nearest[place] <= _ALIKE:
             # What is left is the same as something chosen.
             break
     return Selection(np.array(chosen, int), doubts, np.array(distances))

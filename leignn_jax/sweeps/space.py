@@ -200,6 +200,11 @@ def _check_base(study: StudyConfig) -> None:
         return
     if run.get("devices", 1) != 1:
         raise ConfigError("base.run.devices: a study's devices are mesh: [members side by side, parts of a batch].")
+    if "run.seed" in study.space and run.get("start_from") is not None:
+        raise ConfigError(
+            "space.run.seed: it makes the first parameters, and members that start from a potential (run.start_from) have "
+            "those of it: they would all be the same. Vary data.order_seed."
+        )
     for name in ("tensorboard", "wandb"):
         if run.get(name):
             raise ConfigError(f"base.run.{name}: members of a study are not logged there; leave it out.")

@@ -45,4 +45,9 @@ def checked_config(config: Any, overrides: Sequence[str], resume: bool, kind: ty
             f"config must be a YAML file, nested settings or a {kind.__name__}, not {type(config).__name__}. A few words "
             'do: {"data": {"train": "frames.extxyz"}}.'
         )
-    return make_config(config.model_dump(), overrides, kind) if overrides else config
+    if config.recipe != "default" and any(one.startswith("recipe=") for one in overrides):
+        raise ConfigError(
+            f"recipe: this config has been made with the recipe {config.recipe}; make it anew with another."
+        )
+    # As it was said: what was not is for the recipe to say.
+    return make_config(config.model_dump(exclude_unset=True), overrides, kind)

@@ -65,8 +65,12 @@ def evaluate(
     else:
         given = enumerate(check_structures(data, "data"))
         factors = unit_factors(units)
-        frames = ((i, convert(atoms, *factors, keys)) for i, atoms in given)
-        frames, file = ((atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in frames), ""
+        # Before they are converted, labels are known to be of their atoms.
+        frames = ((i, atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in given)
+        if factors != (1.0, 1.0):
+            converted = ((i, convert(atoms, *factors, keys)) for i, atoms, _ in frames)
+            frames = ((i, atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in converted)
+        frames, file = ((atoms, labels) for _, atoms, labels in frames), ""
 
     def checked() -> Iterator[tuple[ase.Atoms, Labels]]:
         for i, (atoms, labels) in enumerate(frames):

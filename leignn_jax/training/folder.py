@@ -38,6 +38,8 @@ class RunFolder:
         if not self.mine:
             return
         make_folder(self.path, TrainingError)
+        if (self.path / "ledger").is_dir():
+            raise TrainingError(f"{self.path}: holds a study. Choose another run.out.")
         folder = self.path / "checkpoints"
         self._lock = FolderLock(self.path, TrainingError, "training")
         try:
@@ -87,12 +89,18 @@ class RunFolder:
         if self.mine:
             potential.save(self.path / name)
 
-    def best_potential(self) -> Potential | None:
-        """The potential best on validation, or the last one where none was yet; None in a process that is not the first."""
+    def best_potential(self, epoch: int) -> Potential | None:
+        """The potential best on validation, of this epoch, or the last one where none was yet (0); None in a process that
+        is not the first."""
         if not self.mine:
             return None
         best = self.path / "potential.safetensors"
-        return load_potential(best if best.exists() else self.path / "last.safetensors")
+        if epoch and not best.exists():
+            raise TrainingError(
+                f"{best}: is missing, though epoch {epoch} was the best on validation. Bring it back, or train anew in "
+                "another run.out."
+            )
+        return load_potential(best if epoch else self.path / "last.safetensors")
 
     def wait(self) -> None:
         """Until everything is on disk."""

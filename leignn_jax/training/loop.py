@@ -26,7 +26,7 @@ from leignn_jax.potential import Potential
 from leignn_jax.processes import arrays_from_first, from_first, on_host, together
 from leignn_jax.training.config import TrainConfig
 from leignn_jax.training.logs import TrainingProgress
-from leignn_jax.training.loss import metrics
+from leignn_jax.training.loss import combine, metrics
 from leignn_jax.training.members import first_state, first_states
 from leignn_jax.training.parallel import DATA, on_own_device, place_answers, place_state
 from leignn_jax.training.prepared import Prepared, failure_of_step, resident_frames, step_frames, train_batches
@@ -289,7 +289,7 @@ class Loop:
             rows.append(row)
         if found is not None:
             for row, one in zip(rows, self._each(found), strict=True):
-                row["validation_loss"] = float(one["loss"]) / float(one["graphs"])
+                row["validation_loss"] = float(combine(one["terms"]))
                 row |= {f"validation_{k}": v for k, v in metrics(one["sums"]).items()}
             if self.more is not None:
                 rows[0] |= self.more.row(self.carry[0].averaged())

@@ -60,12 +60,6 @@ def measure(kind: str, error, delta):
     return jnp.where(size < delta, 0.5 * error**2 / delta, size - 0.5 * delta)
 
 
-def weighted_mean(values, weights):
-    """Mean over the entries with weight, zero where there is none."""
-    weights = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)), values.shape)
-    return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
-
-
 def errors(potential: Potential, batch: Batch, kinds: LossKinds):
     """Errors of energy per atom [eV], forces [eV/Å] and virial per atom [eV].
 
@@ -88,24 +82,40 @@ def errors(potential: Potential, batch: Batch, kinds: LossKinds):
     return (energy - batch.energy) / atoms, forces - batch.forces, virial
 
 
-def combine(potential: Potential, batch: Batch, energy, forces, virial, weights: LossWeights, kinds: LossKinds):
-    """The loss, no unit, of the errors that :func:`errors` gave."""
+class Term(NamedTuple):
+    """A part of the loss: the sum of weighted errors, no unit, and of the labels' weights; to be added over batches."""
+
+    size: Any
+    weight: Any
+
+
+def loss_terms(potential: Potential, batch: Batch, energy, forces, virial, weights: LossWeights, kinds: LossKinds):
+    """The parts of the loss, by label, of the errors that :func:`errors` gave."""
     scale = jnp.asarray(potential.scale, energy.dtype)
 
-    def term(kind, error, present):
-        return weighted_mean(measure(kind, error / scale, weights.huber), present)
+    def term(share, kind, error, present):
+        sizes = measure(kind, error / scale, weights.huber)
+        present = jnp.broadcast_to(present.reshape(present.shape + (1,) * (sizes.ndim - present.ndim)), sizes.shape)
+        return Term(share * (sizes * present).sum(), present.sum())
 
-    total = weights.energy * term(kinds.energy, energy, batch.energy_weight)
-    total += weights.forces * term(kinds.forces, forces, batch.forces_weight)
+    terms = {
+        "energy": term(weights.energy, kinds.energy, energy, batch.energy_weight),
+        "forces": term(weights.forces, kinds.forces, forces, batch.forces_weight),
+    }
     if virial is not None:
-        total += weights.stress * term(kinds.stress, virial, batch.stress_weight)
-    return total
+        terms["stress"] = term(weights.stress, kinds.stress, virial, batch.stress_weight)
+    return terms
+
+
+def combine(terms: dict[str, Term]):
+    """The loss, no unit: the mean of each part over the labels that there are, zero where there is none."""
+    return sum(term.size / jnp.maximum(term.weight, 1e-12) for term in terms.values())
 
 
 def loss(potential: Potential, batch: Batch, weights: LossWeights, kinds: LossKinds):
     """The loss, no unit, and sums for the metrics (see :func:`metric_sums`)."""
     found = errors(potential, batch, kinds)
-    return combine(potential, batch, *found, weights, kinds), metric_sums(batch, *found)
+    return combine(loss_terms(potential, batch, *found, weights, kinds)), metric_sums(batch, *found)
 
 
 def metric_sums(batch: Batch, energy, forces, virial) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def advance_steps(carry, resident: ResidentFrames, frames, kinds, first, last, *
 
         return jax.lax.switch(kinds[number], [partial(with_shape, shape) for shape in shapes], both[0])
 
-    shown = {"loss": jnp.zeros(()), "failed": jnp.zeros((), bool)}
+    shown = {"loss": jnp.zeros((), jnp.float32), "failed": jnp.zeros((), bool)}
     return jax.lax.fori_loop(first, last, one, (carry, shown))
 
 
@@ -170,7 +170,7 @@ def _advance_one(carry, batch, added, *, step: Callable):
     before = state.step
     state, out = step(state, batch, added=added)
     good = state.step > before
-    one = {"sums": out["sums"], "loss": out["loss"], "steps": jnp.ones(())}
+    one = {"sums": out["sums"], "loss": out["loss"], "steps": jnp.ones((), jnp.float32)}
     last = {k: out[k] for k in ("gradient_norm", "learning_rate")}
     totals = jax.tree.map(lambda r, x: jnp.where(good, r + x, r), running["totals"], one)
     return (state, {"totals": totals, "last": last}), {"loss": out["loss"], "failed": state.failed_at >= 0}
@@ -206,8 +206,9 @@ def no_sums(state: TrainState, prepared: Prepared, config: TrainConfig):
     evaluate = partial(evaluate_step, kinds=prepared.kinds(config))
     sums = jax.eval_shape(evaluate, state.potential, batch, state.hyper.final_weights)["sums"]
     sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
-    last = {name: jnp.zeros(()) for name in ("gradient_norm", "learning_rate")}
-    return {"totals": {"sums": sums, "loss": jnp.zeros(()), "steps": jnp.zeros(())}, "last": last}
+    last = {name: jnp.zeros((), jnp.float32) for name in ("gradient_norm", "learning_rate")}
+    zero = jnp.zeros((), jnp.float32)
+    return {"totals": {"sums": sums, "loss": zero, "steps": zero}, "last": last}
 
 
 def train_row(running) -> dict[str, Any]:

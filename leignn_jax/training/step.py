@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from leignn_jax.data.batches import Batch
 from leignn_jax.errors import ConfigError
 from leignn_jax.potential import Potential
-from leignn_jax.training.loss import LossKinds, LossWeights, loss
+from leignn_jax.training.loss import LossKinds, LossWeights, errors, loss, loss_terms, metric_sums
 from leignn_jax.training.optimizer import (
     Algorithm,
     Hyperparameters,
@@ -159,10 +159,9 @@ def train_step(
 
 
 def evaluate_step(potential: Potential, batch: Batch, weights: LossWeights, *, kinds: LossKinds) -> dict[str, Any]:
-    """Sums of errors of one batch, and its loss times its number of structures; nothing is changed."""
-    value, sums = loss(potential, batch, weights, kinds)
-    graphs = batch.graph.graph_mask.sum().astype(value.dtype)
-    return {"sums": sums, "loss": value * graphs, "graphs": graphs}
+    """Sums of errors of one batch, and the parts of its loss, all to be added over batches; nothing is changed."""
+    found = errors(potential, batch, kinds)
+    return {"sums": metric_sums(batch, *found), "terms": loss_terms(potential, batch, *found, weights, kinds)}
 
 
 def _trainable(params, freeze: Sequence[str]):

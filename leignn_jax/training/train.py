@@ -122,7 +122,7 @@ def _result(loop: Loop, folder: RunFolder, finished: bool) -> TrainResult:
     config, prepared, standing = loop.config, loop.prepared, loop.standing
     history = standing.histories[0]
     with together():
-        mine = folder.best_potential()
+        mine = folder.best_potential(standing.bests[0]["epoch"])
     start = prepared.potential if mine is None else mine
     metadata = from_first(start.metadata_json)
     potential = start.replace(params=arrays_from_first(start.params), metadata_json=metadata)

@@ -185,12 +185,24 @@ def test_it_can_be_differentiated_and_mapped(crystal):
     assert float(slope) == pytest.approx(float(three[2] - three[0]) / 2e-5, rel=1e-6)
 
 
+def test_of_a_sum_reference_energies_are_left_out_too(crystal, two_layers):
+    atoms, velocities = crystal
+    alone = of(two_layers, atoms, velocities)
+    in_a_sum = of(two_layers + IdealGas(), atoms, velocities, layers=2)
+    np.testing.assert_allclose(in_a_sum.convective, alone.convective, rtol=1e-5)
+    np.testing.assert_allclose(in_a_sum.potential, alone.potential, rtol=1e-4, atol=1e-7)
+
+
 def test_words(crystal, two_layers):
     atoms, velocities = crystal
     with pytest.raises(ConfigError, match=r"global nodes.*global_nodes=False"):
         of(network(2, global_nodes=True), atoms, velocities)
     with pytest.raises(ConfigError, match="layers: say how many times"):
         of(PAIRS, atoms, velocities)
+    with pytest.raises(ConfigError, match=r"global nodes.*global_nodes=False"):
+        of(network(2, global_nodes=True) + PAIRS, atoms, velocities, layers=2)
+    with pytest.raises(ConfigError, match="layers must be a whole number from 2"):
+        of(two_layers + PAIRS, atoms, velocities, layers=1)
     with pytest.raises(ConfigError, match="this potential has 2"):
         of(two_layers, atoms, velocities, layers=1)
     with pytest.raises(DataError, match="give both of each frame"):

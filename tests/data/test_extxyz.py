@@ -101,6 +101,14 @@ def test_atoms_that_contradict(tmp_path, old, new, message):
         read(tmp_path, f"2\n{HEAD}\n{ATOMS.replace(old, new)}")
 
 
+def test_empty_values(tmp_path):
+    """What follows the blank is the next key, and no value."""
+    for empty in ('config_type=""', "config_type=", "config_type ="):
+        (atoms,) = read(tmp_path, f"2\n{HEAD} {empty} energy=-1.5 pair = 2\n{ATOMS}")
+        assert atoms.get_potential_energy() == -1.5
+        assert atoms.info == {"config_type": "", "pair": 2}
+
+
 @pytest.mark.parametrize("count", ["1000000000", "\uff12", "2.0", "-2", "two"])
 def test_counts_of_atoms(tmp_path, count):
     with pytest.raises(FileFormatError, match=r"f\.extxyz: frame 0.*(claims 1000000000 atoms|number of atoms)"):

@@ -183,6 +183,18 @@ def test_aselmdb(tmp_path):
     assert_same(read_frames(tmp_path), frames)
 
 
+def test_hdf5_of_no_structures_or_of_a_trajectory(tmp_path):
+    write_hdf5(tmp_path / "one.h5", copper(1)[0])
+    assert_same(read_frames(tmp_path / "one.h5"), copper(1))
+    with pytest.raises(ConfigError, match="frames: give one structure or more"):
+        write_hdf5(tmp_path / "none.h5", [])
+    with h5py.File(tmp_path / "trajectory.h5", "w") as file:
+        file.create_group("h5md")
+        file.create_group("observables/time").attrs["unit"] = "fs"
+    with pytest.raises(FileFormatError, match="is a trajectory"):
+        read_frames(tmp_path / "trajectory.h5")
+
+
 def test_hdf5(tmp_path):
     frames = copper(4, sizes=((1, 1, 1), (2, 1, 1)))
     write_hdf5(tmp_path / "frames.h5", frames)

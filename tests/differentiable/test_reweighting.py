@@ -166,6 +166,9 @@ def test_what_is_refused(sample):
     heavier = both[0].replace(masses=both[0].masses.at[1].mul(2.0))
     with pytest.raises(ConfigError, match="count together"):
         run.sample(wells(), Langevin(KELVIN), heavier, both[1], 1.0, 20, every=10)
+    held = both[0].replace(mobile=both[0].mobile.at[1, 0].set(0.0))
+    with pytest.raises(ConfigError, match="of which the same are held"):
+        run.sample(wells(), Langevin(KELVIN), held, both[1], 1.0, 20, every=10)
     with pytest.raises(ConfigError, match="two frames"):
         run.sample(wells(), Langevin(KELVIN), system, state, 1.0, 20, every=10, discard=10)
     ramp = JaxMD(simulate.nvt_langevin, kT=Ramp(np.array([0.0, 1.0]), np.array([0.1, 0.2])), gamma=0.1)

@@ -294,6 +294,25 @@ def test_another_ensemble_than_the_states_is_told(argon):
             run.rollout(MODEL, other, system, state, 1.0, 2)
     with pytest.raises(ConfigError, match="what `start` returns"):
         run.rollout(MODEL, NVE(), state, system, 1.0, 2)
+    # Neither remembers anything, but noise brings the momentum back that NVE holds.
+    for call in (run.rollout, partial(run.sample, every=1)):
+        with pytest.raises(ConfigError, match=r"keeps the total momentum, and Langevin .* doesn't"):
+            call(MODEL, Langevin(40.0), system, state, 1.0, 2)
+    system, state = run.start(MODEL, argon, Langevin(40.0), temperature=40.0, dtype="float64")
+    run.rollout(MODEL, NVE(), system, state, 1.0, 2)
+
+
+def test_numbers_of_another_ensemble_are_checked(argon):
+    system, state = run.start(MODEL, [argon] * 2, Langevin(40.0), temperature=40.0, dtype="float64")
+    for other, words in (
+        (Langevin(-40.0), r"Langevin, temperature: -40\.0 is out of range"),
+        (Langevin(40.0, -0.01), "Langevin, friction: -0.01 is out of range"),
+        (Langevin(np.array([40.0, 50.0, 60.0])), r"has shape \(3,\); give one number, or one for each of 2 replicas"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run.rollout(MODEL, other, system, state, 1.0, 2)
+    traced = jax.jit(lambda t: run.rollout(MODEL, Langevin(t), system, state, 1.0, 2).state.positions)
+    assert np.isfinite(traced(50.0)).all()
 
 
 def test_ensembles_by_name(argon):
@@ -454,7 +473,7 @@ def test_recursive_segments_lie_between_observations_too(argon):
 
 
 def test_a_model_that_reaches_beyond_the_lists_is_refused(argon):
-    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float64")
+    system, state = run.start(MODEL, argon, Langevin(40.0), temperature=40.0, dtype="float64")
     farther = LennardJones(cutoff=8.0)
     for call in (run.rollout, partial(run.sample, every=1)):
         ensemble = NVE() if call is run.rollout else Langevin(40.0)

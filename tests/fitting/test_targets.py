@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.constraints import FixAtoms
 
 import leignn_jax as leignn
 from leignn_jax.errors import ConfigError
@@ -33,6 +34,8 @@ def folder(tmp_path_factory):
     atoms = ase.build.bulk("Cu", cubic=True, a=3.7)
     ase.io.write(path / "cu.xyz", atoms)
     ase.io.write(path / "molecule.xyz", ase.Atoms("Cu2", [[0, 0, 0], [0, 0, 2.3]]))
+    atoms.set_constraint(FixAtoms([0]))
+    ase.io.write(path / "held.xyz", atoms)
     r = np.linspace(0, 6, 601)
     np.savetxt(path / "g.txt", np.c_[r, np.ones_like(r)])
     x = np.linspace(0, 700, 701)
@@ -175,6 +178,11 @@ def test_what_is_simulated_alike_is_simulated_once(potential, folder):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({**KINDS["elastic_constant"], "structure": "held.xyz"}, "elastic_constant is of atoms that are all free"),
+        ({**KINDS["phonon_frequency"], "structure": "held.xyz"}, "phonon_frequency is of atoms that are all free"),
+        ({**KINDS["rdf"], "start": 3.5}, r"from start \(3\.5\) to end \(3\) there must be a whole number of spacings"),
+        ({**KINDS["rdf"], "spacing": 0.3}, "a whole number of spacings"),
+        ({**KINDS["density_of_states"], "spacing": 1e-6}, "one to 100,000"),
         ({**KINDS["pressure"], "structure": "molecule.xyz"}, "not periodic in all directions, so it has no pressure"),
         ({**KINDS["rdf"], "pair": ["Cu", "O"]}, "pair names O"),
         ({**KINDS["phonon_frequency"], "modes": [12]}, "4 atoms have 0 to 11"),

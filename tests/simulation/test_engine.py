@@ -269,6 +269,23 @@ def test_wrong_settings_are_told(more, words):
         run(**more)
 
 
+def test_replicas_that_will_be_copies_are_told(caplog):
+    atoms = argon()
+    atoms.set_velocities(np.random.default_rng(0).normal(size=(4, 3)) * 0.01)
+    run("langevin", atoms, replicas=2, steps=0)
+    assert "copies of each other" not in caplog.text
+    run("nose-hoover", atoms, replicas=2, steps=0)
+    assert "copies of each other" in caplog.text
+
+
+def test_at_zero_kelvin_a_barostat_drifts_without_noise():
+    cold = CellRescaling(0.0, 0.1, compressibility=0.5, shape="triclinic", every=5)
+    found = run(cold, temperature=10.0)
+    conserved = found.thermo["conserved_eV"]
+    assert np.isfinite(conserved).all()
+    assert np.ptp(found.thermo["volume_A3"]) > 0.01
+
+
 def test_structures_that_can_not_be_simulated():
     with pytest.raises(StructureError, match=r"atoms\[1\]: The structure has no atoms"):
         run("nve", [argon(), ase.Atoms()])

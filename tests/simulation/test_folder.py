@@ -175,6 +175,34 @@ def test_the_last_structure_that_can_not_be_written_is_told(tmp_path, monkeypatc
     assert run(out=tmp_path, resume=True).summary["finished"]
 
 
+def test_frames_read_before_it_went_on_are_there_still(tmp_path):
+    before = run(out=tmp_path, steps=40)
+    run(out=tmp_path, resume=True)
+    assert before.trajectory.positions.shape == (3, 4, 3)
+    same_frames(before.trajectory, read_trajectory(tmp_path / "trajectory.h5"))
+
+
+def test_a_start_that_failed_is_told_and_can_be_begun_anew(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leignn_jax.simulation.state.write_atomically", full)
+        with pytest.raises(SimulationError, match=r"state can't be written: the disk is full.*Then start the run anew"):
+            run(out=tmp_path)
+    with pytest.raises(SimulationError, match=r"Delete trajectory\.h5 and thermo\.csv of a start that failed"):
+        run(out=tmp_path, resume=True)
+    for name in ("trajectory.h5", "thermo.csv"):
+        (tmp_path / name).unlink()
+    assert run(out=tmp_path).trajectory.step.tolist() == [0, 20, 40, 60]
+
+
+def test_another_ensemble_is_told_by_its_name(tmp_path):
+    run("npt", out=tmp_path, steps=20)
+    with pytest.raises(SimulationError, match="was run with ensemble = CellRescaling, not NVE"):
+        run("nve", out=tmp_path, resume=True)
+
+
 def test_folders_that_do_not_fit_are_told(tmp_path):
     with pytest.raises(SimulationError, match="no state to resume from"):
         run(out=tmp_path / "none", resume=True)

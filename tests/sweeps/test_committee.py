@@ -8,8 +8,10 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import leignn_jax as leignn
+from leignn_jax.bench import bench
 from leignn_jax.cli import main
 from leignn_jax.errors import ConfigError, DataError, ElementError
+from leignn_jax.properties.phonons import phonons
 from leignn_jax.properties.relax import relax
 from leignn_jax.simulation.model_sums import ModelSum, without_constants
 from leignn_jax.simulation.own_models import PairEnergy
@@ -226,6 +228,29 @@ def test_the_most_doubtful_come_first_and_none_twice(members):
     assert len(none.indices) == 0
 
 
+def test_members_that_are_copies_are_told(potentials, caplog):
+    leignn.committee(potentials)
+    assert not caplog.records
+    leignn.committee([potentials[0]] * 2)
+    assert "same parameters" in caplog.text
+
+
+def test_one_potential_has_no_doubt_to_choose_by(potentials):
+    with pytest.raises(ConfigError, match="one potential has no doubt"):
+        leignn.select(leignn.committee(potentials[:1]), [crystal(0)], 1)
+
+
+def test_known_frames_and_turned_copies_are_not_chosen(members, tmp_path):
+    """A file's digits and a turn change a fingerprint by its rounding."""
+    pool = [crystal(i, 0.1) for i in range(4)]
+    ase.io.write(tmp_path / "known.extxyz", pool[:2])
+    known = ase.io.read(tmp_path / "known.extxyz", index=":")
+    assert sorted(leignn.select(members, pool, 4, known=known).indices) == [2, 3]
+    turned = pool[0].copy()
+    turned.rotate(40, (1, 2, 3), rotate_cell=True)
+    assert len(leignn.select(members, [pool[0], turned], 2).indices) == 1
+
+
 def test_command_line(members, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     members.save("committee.safetensors")
@@ -270,7 +295,15 @@ def test_constants_are_taken_off_under_tracing_too(members):
 
 
 def test_one_answer_of_a_committee_is_refused_in_words(members, potentials):
-    asked = (members.predict, lambda atoms: members.calculator(), lambda atoms: relax(members, atoms))
+    asked = (
+        members.predict,
+        lambda atoms: members.calculator(),
+        lambda atoms: relax(members, atoms),
+        lambda atoms: phonons(members, atoms, supercell=1),
+        lambda atoms: bench(members, atoms),
+        lambda atoms: members.energy(leignn.Graph.from_ase(atoms, members.cutoff)),
+        lambda atoms: members.features(leignn.Graph.from_ase(atoms, members.cutoff)),
+    )
     for ask in asked:
         with pytest.raises(ConfigError, match="committee of several"):
             ask(crystal(0))

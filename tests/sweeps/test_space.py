@@ -58,6 +58,10 @@ def test_groups_are_what_changes_shapes():
     ("values", "message"),
     [
         ({"spce": {}}, r"unknown key 'spce': did you mean 'space'\?"),
+        (
+            {"base": {**BASE, "model": {}, "run": {"start_from": "si"}}, "space": {"run.seed": [0, 1]}},
+            r"space\.run\.seed: .* all be the same",
+        ),
         ({"base": BASE}, "space: name at least one setting"),
         ({"base": BASE, "space": {"run.sed": [1]}}, "did you mean 'seed'"),
         ({"base": BASE, "space": {"seed": [1]}}, r"write section\.key"),

@@ -5,7 +5,8 @@ import pytest
 
 from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import ALL_VARIANTS, PRESETS
-from leignn_jax.training.config import by_content, dump_config, load_config, make_config
+from leignn_jax.training.api import checked_config
+from leignn_jax.training.config import TrainConfig, by_content, dump_config, load_config, make_config
 from leignn_jax.training.strict_yaml import parse_yaml, read_yaml
 
 
@@ -102,6 +103,20 @@ def test_published_recipe():
     assert np.isinf(hyper.decay_steps)
     assert hyper.weights.forces == 0.999
     assert config.model_for(("H", "O")).features == 512
+
+
+def test_a_recipe_on_top_of_a_config_says_what_was_not_said():
+    made = make_config({"data": {"train": "f.xyz"}, "optimizer": {"learning_rate": 1e-4}})
+    found = checked_config(made, ["recipe=published"], True)
+    assert found.loss.force_source == "direct"
+    assert found.optimizer.algorithm == "amsgrad"
+    assert found.optimizer.learning_rate == 1e-4
+    assert found.model == {"preset": "published"}
+    assert checked_config(TrainConfig(recipe="published"), [], True).loss.force_source == "direct"
+    with pytest.raises(ConfigError, match="made with the recipe published"):
+        checked_config(found, ["recipe=default"], True)
+    with pytest.raises(ConfigError, match=r'"keep" needs run\.start_from'):
+        checked_config(TrainConfig(data={"train": "f.xyz", "reference_energies": "keep"}), [], True)
 
 
 def test_elements_of_the_data_must_be_there():

@@ -3,11 +3,12 @@
 import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from frames import copper
 
 import leignn_jax as leignn
-from leignn_jax.errors import ConfigError, ElementError
+from leignn_jax.errors import ConfigError, DataError, ElementError
 
 
 def test_an_element_of_the_test_set_only(tmp_path):
@@ -25,6 +26,19 @@ def test_an_element_of_the_test_set_only(tmp_path):
         leignn.evaluate(potential, tmp_path / "test.extxyz")
     with pytest.raises(ElementError, match="frame 1: Atom 2 is Au"):
         leignn.evaluate(potential, frames)
+
+
+def test_results_of_another_frame_are_refused_and_others_passed_over():
+    potential, (one, other) = leignn.load_potential("si"), (bulk("Si", cubic=True), bulk("Si", cubic=True))
+    other.rattle(0.1, seed=0)
+    for units in (None, "hartree/bohr"):
+        one.calc = other.calc = SinglePointCalculator(one, energy=-40.0, forces=np.zeros((8, 3)))
+        with pytest.raises(DataError, match="frame 1: what its calculator holds is of another structure"):
+            leignn.evaluate(potential, [one, other], units=units)
+        other.calc = SinglePointCalculator(other, energy=-40.0, forces=np.zeros((8, 3)), dipole=None)
+        other.calc.results |= {"node_energy": np.zeros(8), "note": "converged"}
+        found = leignn.evaluate(potential, [one, other], units=units)
+        assert found.metrics["structures"] == 2
 
 
 def test_direct_forces_of_a_potential_without_them():

@@ -1,5 +1,6 @@
 """A run's folder: what goes on there, and what is refused."""
 
+import os
 import shutil
 
 import jax
@@ -40,6 +41,28 @@ def test_a_run_goes_on_where_its_folder_and_its_data_have_come_to_lie(files, tmp
     shutil.copy(files / "test.h5", tmp_path / "validation.h5")
     with pytest.raises(TrainingError, match=r"another config .*data\.validation: True"):
         leignn.train(values, [f"data.validation={tmp_path / 'validation.h5'}"], progress=False)
+
+
+def test_a_folder_of_another_kind_is_refused(files, tmp_path):
+    (tmp_path / "study" / "ledger").mkdir(parents=True)
+    with pytest.raises(TrainingError, match=r"study: holds a study"):
+        leignn.train(settings(files, tmp_path / "study"), progress=False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data.json").write_text("{}")
+    base = settings(files, tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"run: holds a training"):
+        leignn.sweep({"base": base, "space": {"optimizer.learning_rate": [1e-3]}}, progress=False)
+    odd = tmp_path / os.fsdecode(b"r\xe9")
+    with pytest.raises(TrainingError, match="name is no UTF-8"):
+        leignn.train(settings(files, odd), progress=False)
+
+
+def test_a_best_potential_that_is_gone_is_told(files, tmp_path):
+    values = settings(files, tmp_path / "run", epochs=1)
+    leignn.train(values, progress=False)
+    (tmp_path / "run" / "potential.safetensors").unlink()
+    with pytest.raises(TrainingError, match="is missing, though epoch 1 was the best on validation"):
+        leignn.train(values, progress=False)
 
 
 def test_a_full_disk_is_an_error_before_the_first_step(files, tmp_path, monkeypatch):

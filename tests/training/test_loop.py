@@ -97,6 +97,12 @@ def wait_for(path: Path, process, lines: int = 1, seconds: float = 600) -> None:
         time.sleep(0.02)
 
 
+def test_it_trains_where_jax_has_64_bits(files, tmp_path):
+    with jax.enable_x64(True):
+        found = leignn.train(settings(files, tmp_path / "run", epochs=1), progress=False)
+    assert np.isfinite(found.metrics["validation"]["forces_mae_mev_per_angstrom"])
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(files, tmp_path):
     """The process writes a checkpoint, exits, and a second one ends with the bits of an undisturbed run."""
     undisturbed = leignn.train(settings(files, tmp_path / "undisturbed", epochs=60), progress=False)

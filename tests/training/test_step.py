@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from frames import copper
 
 from leignn_jax.data.batches import Shape, collate, example, sizes_of
@@ -15,7 +16,7 @@ from leignn_jax.errors import ConfigError
 from leignn_jax.models.config import LEIGNNConfig
 from leignn_jax.potential import Potential
 from leignn_jax.training.config import make_config
-from leignn_jax.training.loss import LossKinds, LossWeights, loss, measure, metrics
+from leignn_jax.training.loss import LossKinds, LossWeights, combine, loss, measure, metrics
 from leignn_jax.training.optimizer import Plateau, learning_rate, loss_weights, plateau_step, transformation
 from leignn_jax.training.step import evaluate_step, start_state, train_step
 
@@ -108,6 +109,25 @@ def test_missing_labels_do_not_count(frames):
     sums = evaluate_step(make().potential, batch_of(some), LossWeights(1.0, 1.0, 1.0, 0.1), kinds=KINDS)["sums"]
     assert (sums["energy"]["count"], sums["stress"]["count"], sums["forces"]["count"]) == (1, 9, 24)
     assert metrics({"energy": {"abs": 0.0, "sq": 0.0, "count": 0.0}})["energy_mae_mev_per_atom"] is None
+
+
+def test_the_loss_of_several_batches_is_that_of_one(frames):
+    """Where every second frame has an energy, and one a stress: a batch without labels counts for nothing."""
+    frames = [atoms.copy() for atoms in frames]
+    for i, atoms in enumerate(copper(4, sizes=((1, 1, 1), (2, 1, 1)))):
+        kept = {"forces": atoms.get_forces()} | ({"energy": atoms.get_potential_energy()} if i % 2 else {})
+        kept |= {"stress": atoms.get_stress()} if i == 2 else {}
+        frames[i].calc = SinglePointCalculator(frames[i], **kept)
+    potential, weights = make().potential, LossWeights(1.0, 2.0, 3.0, 0.1)
+
+    def terms(batches):
+        each = [evaluate_step(potential, batch, weights, kinds=KINDS)["terms"] for batch in batches]
+        return jax.tree.map(lambda *x: sum(x), *each)
+
+    whole = combine(terms([batch_of(frames)]))
+    for parts in ([frames[:1], frames[1:]], [[atoms] for atoms in frames]):
+        np.testing.assert_allclose(combine(terms(map(batch_of, parts))), whole, rtol=1e-5)
+    np.testing.assert_allclose(loss(potential, batch_of(frames), weights, KINDS)[0], whole, rtol=1e-6)
 
 
 def test_steps_reduce_the_loss(frames, step):

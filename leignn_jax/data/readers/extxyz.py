@@ -128,7 +128,8 @@ def _atoms(block: Sequence[str]) -> ase.Atoms:
 _PIECE = (
     r"""(?:\\.|"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|\{(?:\\.|[^}\\])*\}?|\[(?:\\.|[^\]\\])*\]?|[^\s="'{\[\\]|\\$)"""
 )
-_PAIR = re.compile(rf"\s*(=*{_PIECE}+)(\s*=\s*((?:{_PIECE}|=)*))?")
+# Blanks may stand around "=", but what follows them is no value where it is the next key.
+_PAIR = re.compile(rf"\s*(=*{_PIECE}+)(\s*=(?:\s+(?!(?>{_PIECE}+)\s*=))?((?:{_PIECE}|=)*))?")
 _PIECES = re.compile(rf"{_PIECE}|=")
 _QUOTES = {'"': '"', "'": "'", "{": "}", "[": "]"}
 _SPECIAL = frozenset("\\\"'{}[]")
@@ -185,7 +186,7 @@ def _value(key: str, text: str) -> Any:
     if key in ("Properties", "uid"):
         return text
     words = re.findall(r"[^\s,]+", text)
-    value = _numbers_in(words) if _is_plain(text) else None
+    value = _numbers_in(words) if words and _is_plain(text) else None
     if key in _MATRICES:
         sizes = (9,) if key == "Lattice" else (9, 6)
         if value is None or value.size not in sizes:
@@ -194,7 +195,7 @@ def _value(key: str, text: str) -> Any:
         return value.reshape(3, 3, order="F") if value.size == 9 else value
     if value is not None:
         return value[0] if len(value) == 1 else value
-    if all(word in _BOOLEANS for word in words):
+    if words and all(word in _BOOLEANS for word in words):
         truths = [_BOOLEANS[word] for word in words]
         return truths[0] if len(truths) == 1 else truths
     if text.startswith("_JSON "):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import ase
 import numpy as np
 
+from leignn_jax.arguments import check_structures
 from leignn_jax.data.labels import Keys, label_of_names, read_labels
 from leignn_jax.data.readers.arrays import as_numbers, check_array
 from leignn_jax.data.readers.frames import frame
@@ -106,10 +107,16 @@ def units_of_hdf5(path: Path) -> str:
 
     try:
         with h5py.File(path, "r") as file:
+            is_trajectory = "h5md" in file
             look("", file)
             file.visititems(look)
     except Exception as error:
         raise FileFormatError(f"{path}: can't be read ({error}). Is it truncated or of another format?") from error
+    if is_trajectory:
+        raise FileFormatError(
+            f"{path}: is a trajectory (H5MD). leignn_jax.read_trajectory(path).to_atoms() gives its frames, and "
+            "leignn_jax.write_extxyz a file of them, as `leignn md --extxyz` does."
+        )
     return units_said(path, said)
 
 
@@ -118,9 +125,13 @@ def write_hdf5(path: str | os.PathLike, frames: Sequence[ase.Atoms]) -> None:
 
     Datasets of a group: numbers [atoms], positions [frames, atoms, 3], cell [frames, 3, 3], pbc [frames, 3], and energy
     [frames], forces [frames, atoms, 3], stress [frames, 3, 3] where every frame of the group has them.
+
+    Raises:
+        ConfigError: ``frames`` are no structures, or none.
     """
     import h5py
 
+    frames = check_structures(frames, "frames")
     groups: dict[bytes, list[tuple[ase.Atoms, dict]]] = {}
     for i, atoms in enumerate(frames):
         labels = {k: v for k, v in read_labels(atoms, f"frame {i}")._asdict().items() if v is not None}

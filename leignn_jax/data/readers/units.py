@@ -84,7 +84,9 @@ def convert(atoms: ase.Atoms, energy: float, length: float, keys: Keys | None = 
         store |= {name: numbers_of(store[name], name) * factor for name, factor in named.items() if name in store}
     results = {} if atoms.calc is None else atoms.calc.results
     if results:
-        converted.calc = SinglePointCalculator(
-            converted, **{name: np.asarray(value) * named.get(name, 1.0) for name, value in results.items()}
-        )
+        converted.calc = SinglePointCalculator(converted)
+        converted.calc.results = {
+            name: value if value is None or name not in named else numbers_of(value, name) * named[name]
+            for name, value in results.items()
+        }
     return converted

@@ -21,10 +21,10 @@ from ase.constraints import (
 )
 
 import leignn_jax as leignn
+from leignn_jax.constraints import free_components
 from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.properties.relax import relax
 from leignn_jax.properties.vibrations import normal_modes
-from leignn_jax.simulation.constraints import free_components
 from leignn_jax.simulation.engine import simulate
 from leignn_jax.simulation.simple_models import LennardJones
 
