@@ -152,7 +152,8 @@ def rollout(
 
     Args:
         model: potential or other model, differentiable by its parameters.
-        ensemble: that of :func:`start`, or another one that remembers the same; differentiable by its numbers.
+        ensemble: that of :func:`start`, or another one that remembers the same and keeps the total momentum where that
+            of the start does; differentiable by its numbers.
         system, state: from :func:`start`; differentiable by masses, positions, velocities and cell.
         timestep: fs. steps: a multiple of ``every`` (static).
         observe: what to look at after every ``every`` steps: ``(system, state) -> pytree``, such as those of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from numpy.typing import ArrayLike
 
 from leignn_jax.errors import FileFormatError, SimulationError
 from leignn_jax.files import remove_leftovers, sync_folder, why_not_written, write_atomically
+
+log = logging.getLogger("leignn_jax")
 
 UNITS = {
     "time": "fs",
@@ -55,6 +58,8 @@ class ThermoLog:
         self._last: int | None = None
         remove_leftovers(self.path)
         if not self.path.exists():
+            if resume_step:
+                log.warning("%s: no log to go on with; its first row comes after step %d.", path, resume_step)
             return
         if resume_step is None:
             raise SimulationError(

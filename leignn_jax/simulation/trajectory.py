@@ -20,6 +20,7 @@ from ase import units
 from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import ArrayLike, DTypeLike
 
+from leignn_jax.arguments import check_path
 from leignn_jax.errors import FileFormatError, SimulationError
 from leignn_jax.extxyz import extxyz_of
 from leignn_jax.files import remove_leftovers, why_not_written
@@ -183,7 +184,7 @@ def read_trajectory(path: str | Path, index: int | slice = slice(None)) -> Traje
         FileFormatError: it is damaged or no trajectory of this package. Numbers are checked against their checksums where
             they are read, steps and times here.
     """
-    layout = h5md.read_layout(Path(path))
+    layout = h5md.read_layout(check_path("path", path))
     trajectory = Trajectory(layout, range(layout.frames))
     problem = wrong_clock(trajectory.step, trajectory.time)
     if problem is not None:

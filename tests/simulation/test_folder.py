@@ -197,6 +197,14 @@ def test_a_start_that_failed_is_told_and_can_be_begun_anew(tmp_path, monkeypatch
     assert run(out=tmp_path).trajectory.step.tolist() == [0, 20, 40, 60]
 
 
+def test_a_log_that_is_gone_is_told(tmp_path, caplog):
+    run(out=tmp_path, steps=20)
+    (tmp_path / "thermo.csv").unlink()
+    found = run(out=tmp_path, resume=True, steps=40)
+    assert "no log to go on with; its first row comes after step 20" in caplog.text
+    assert found.thermo["step"].tolist() == [30, 40]
+
+
 def test_another_ensemble_is_told_by_its_name(tmp_path):
     run("npt", out=tmp_path, steps=20)
     with pytest.raises(SimulationError, match="was run with ensemble = CellRescaling, not NVE"):
