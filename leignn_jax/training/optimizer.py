@@ -113,29 +113,61 @@ def _muon(hyper: Hyperparameters) -> optax.GradientTransformation:
     """Muon for matrices between features, Adam (with Nesterov's step) for all else: embeddings, biases, the last row.
 
     An update of a matrix has all its singular values alike, and the root mean square of Adam's, 0.2, so that one learning
-    rate does for both (K. Jordan et al. 2024; Liu et al., arXiv:2502.16982).
+    rate does for both (K. Jordan et al. 2024; Liu et al., arXiv:2502.16982). Matrices of one shape are one array: a seventh
+    of the products, each of many matrices.
     """
 
-    def matrices(params):
-        def one(path, array):
-            named = any("embedding" in jax.tree_util.keystr((key,)) for key in path)
-            return None if named or array.ndim != 2 or min(array.shape) == 1 else MuonDimensionNumbers()
-
-        return jax.tree_util.tree_map_with_path(one, params)
+    def kinds(arrays):
+        together = dict.fromkeys(arrays["matrices"], MuonDimensionNumbers(reduction_axis=1, output_axis=2))
+        return {"matrices": together, "others": dict.fromkeys(arrays["others"])}
 
     scaled = muon(
         1.0,
         adam_b1=hyper.beta1,
         adam_b2=hyper.beta2,
         eps=hyper.epsilon,
-        muon_weight_dimension_numbers=matrices,
+        muon_weight_dimension_numbers=kinds,
         consistent_rms=0.2,
     )
+
+    def init(params):
+        return scaled.init(_by_shape(params))
 
     def update(updates, state, params=None):
         # The same numbers on every device; matrices of features are small.
         with jax.default_matmul_precision("highest"):
-            return scaled.update(updates, state, params)
+            found, state = scaled.update(_by_shape(updates), state, None if params is None else _by_shape(params))
+        return _as_tree(found, updates), state
 
     # Muon gives what is to be added; here updates are what is taken off.
-    return optax.chain(optax.GradientTransformation(scaled.init, update), optax.scale(-1.0))
+    return optax.chain(optax.GradientTransformation(init, update), optax.scale(-1.0))
+
+
+def _shape_of_matrix(path, array) -> str | None:
+    """The shape of a matrix between features in words; None of all else."""
+    named = any("embedding" in jax.tree_util.keystr((key,)) for key in path)
+    return None if named or array.ndim != 2 or min(array.shape) == 1 else f"{array.shape[0]} x {array.shape[1]}"
+
+
+def _by_shape(tree: Any) -> dict[str, dict[str, Any]]:
+    """ "matrices" of each shape ``[count, rows, columns]``, and "others" by where they are in the tree."""
+    matrices: dict[str, list[Any]] = {}
+    others: dict[str, Any] = {}
+    for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        shape = _shape_of_matrix(path, array)
+        if shape is None:
+            others[jax.tree_util.keystr(path)] = array
+        else:
+            matrices.setdefault(shape, []).append(array)
+    return {"matrices": {shape: jnp.stack(found) for shape, found in matrices.items()}, "others": others}
+
+
+def _as_tree(arrays: dict[str, dict[str, Any]], like: Any) -> Any:
+    """What :func:`_by_shape` put together, as the tree it was."""
+    left = {shape: iter(jnp.unstack(found)) for shape, found in arrays["matrices"].items()}
+
+    def one(path, array):
+        shape = _shape_of_matrix(path, array)
+        return arrays["others"][jax.tree_util.keystr(path)] if shape is None else next(left[shape])
+
+    return jax.tree_util.tree_map_with_path(one, like)

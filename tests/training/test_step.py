@@ -9,6 +9,7 @@ import optax
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from frames import copper
+from optax.contrib import MuonDimensionNumbers, muon
 
 from leignn_jax.data.batches import Shape, collate, example, sizes_of
 from leignn_jax.data.labels import read_labels
@@ -168,6 +169,29 @@ def test_muon_turns_matrices_and_leaves_the_rest_to_adam():
     # Adam's first step, with Nesterov's momentum: of one size, whatever the gradient.
     for one in (update["embedding"], update["energy"]["kernel"], update["messages_0"]["scalar"]["bias"]):
         np.testing.assert_allclose(np.abs(one), 28 / 19, rtol=1e-3)
+
+
+def test_matrices_of_one_shape_are_turned_as_each_alone():
+    state = make(algorithm="muon", clip_norm=1e9)
+    params, hyper = state.potential.params, state.hyper
+
+    def dimensions(tree):
+        def one(path, x):
+            inner = "embedding" not in str(path) and x.ndim == 2 and min(x.shape) > 1
+            return MuonDimensionNumbers() if inner else None
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    numbers = {"adam_b1": hyper.beta1, "adam_b2": hyper.beta2, "eps": hyper.epsilon, "consistent_rms": 0.2}
+    alone = muon(1.0, muon_weight_dimension_numbers=dimensions, **numbers)
+    ours, moments, theirs = transformation(hyper, "muon"), state.moments, alone.init(params)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+        found, moments = jax.jit(ours.update)(gradient, moments, params)
+        with jax.default_matmul_precision("highest"):
+            wanted, theirs = jax.jit(alone.update)(gradient, theirs, params)
+        equal(found, jax.tree.map(jnp.negative, wanted), rtol=1e-4, atol=1e-5)
 
 
 def test_muon_trains_and_keeps_what_is_frozen(frames):
