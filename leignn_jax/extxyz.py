@@ -74,7 +74,7 @@ def _is_column(name: str, array: np.ndarray) -> bool:
 
 def _is_word(text: str) -> bool:
     """Whether lines and columns of text keep it as it is."""
-    return text.isprintable() and len(text.split()) == 1 and text.strip() == text
+    return text.isprintable() and text.split() == [text]
 
 
 def _is_entry(name, value) -> bool:

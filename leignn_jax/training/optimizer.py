@@ -150,7 +150,7 @@ def _shape_of_matrix(path, array) -> str | None:
 
 
 def _by_shape(tree: Any) -> dict[str, dict[str, Any]]:
-    """ "matrices" of each shape ``[count, rows, columns]``, and "others" by where they are in the tree."""
+    """The "matrices" of each shape ``[count, rows, columns]``, and the "others" by where they are in the tree."""
     matrices: dict[str, list[Any]] = {}
     others: dict[str, Any] = {}
     for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]:
