@@ -21,11 +21,11 @@ def test_on_a_cpu_chunks_of_large_systems_are_short(monkeypatch, atoms, steps):
 @pytest.mark.parametrize(
     ("save_every", "log_every", "atoms", "chunk"),
     [
-        (10, 10, 100, (20, 1)),
-        (10, 10, 1000, (5, 1)),
-        (1000, 10, 100, (1, 50)),
-        (1000, 10, 1000, (1, 5)),
-        (100, 100, 100_000, (1, 1)),
+        (10, 10, 100, (20, 1, 500)),
+        (10, 10, 1000, (5, 1, 50)),
+        (1000, 10, 100, (1, 50, 500)),
+        (1000, 10, 1000, (1, 5, 50)),
+        (100, 100, 100_000, (1, 1, 1)),
     ],
 )
 def test_spans_and_lines_of_a_chunk(save_every, log_every, atoms, chunk):

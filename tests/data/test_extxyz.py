@@ -247,6 +247,10 @@ def test_what_ase_writes_reads_as_ase_reads_it(tmp_path_factory, info):
     (found,) = read_frames(path)
     assert found.info.keys() == expected.info.keys()
     for key, value in expected.info.items():
+        if isinstance(value, np.ndarray) and not value.size:
+            # Blanks in quotes, which ASE takes for no numbers.
+            assert found.info[key] == info[key]
+            continue
         # The same word with one underscore more is a number for int(), and not for people.
         if not (isinstance(found.info[key], str) and "_" in found.info[key]):
             np.testing.assert_array_equal(found.info[key], value)
