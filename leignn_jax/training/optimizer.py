@@ -134,6 +134,7 @@ def _muon(hyper: Hyperparameters) -> optax.GradientTransformation:
         return scaled.init(_by_shape(params))
 
     def update(updates, state, params=None):
+        found: Any
         # The same numbers on every device; matrices of features are small.
         with jax.default_matmul_precision("highest"):
             found, state = scaled.update(_by_shape(updates), state, None if params is None else _by_shape(params))
