@@ -231,9 +231,13 @@ class Potential:
         energy alone was trained, no head reads the vectors and tensors of the last layer: they are as they came from the
         neighbours. No unit; dtype of the positions; padding has features too, which mean nothing; of a divided structure
         those of own atoms. Pure.
+
+        Raises:
+            ConfigError: it is a committee.
         """
         import e3nn_jax
 
+        self._check_single()
         vectors = graph.vectors()
         seen = _seen(graph, vectors, self._begins(graph, vectors.dtype))
         features = network(self.config).apply({"params": self.params}, graph, seen).features
@@ -259,6 +263,7 @@ class Potential:
 
     def _network(self, graph: Graph, vectors):
         """Atomic energies without references, and direct forces, as functions of the pair vectors."""
+        self._check_single()
         begins = self._begins(graph, vectors.dtype)
         output = network(self.config).apply({"params": self.params}, graph, _seen(graph, vectors, begins))
         scale = jnp.asarray(self.scale, vectors.dtype)
@@ -277,7 +282,6 @@ class Potential:
 
     def _begins(self, graph: Graph, dtype):
         """``[pairs]`` Å where the wall of each pair begins, 0 where it has none; None where no pair has one."""
-        self._check_single()
         if self.walls is None or not self.config.repulsion:
             return None
         # Of both orders of two elements, that a gradient step leaves them alike. Padding and unknown elements, whose index
@@ -393,6 +397,7 @@ class Potential:
         return self.replace(reference_energies=zero, energy_shift=np.zeros(())), references
 
     def _check_single(self) -> None:
+        """ConfigError where members are on a leading axis; under vmap over them each is one."""
         if np.ndim(self.scale):
             raise ConfigError(
                 "This potential is a committee of several: leignn_jax.committee_predict asks all of them, and "

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import argon_runs
 import ase.build
 import ase.io
 import numpy as np
 import pytest
+from argon_runs import ARGON
 from ase.constraints import (
     ExternalForce,
     FixAtoms,
@@ -26,10 +28,8 @@ from leignn_jax.errors import ConfigError, StructureError
 from leignn_jax.properties.relax import relax
 from leignn_jax.properties.vibrations import normal_modes
 from leignn_jax.simulation.engine import simulate
-from leignn_jax.simulation.simple_models import LennardJones
 
 pytestmark = pytest.mark.usefixtures("fast_compiles")
-ARGON = LennardJones(cutoff=6.0)
 SETTINGS: dict[str, Any] = {"steps": 20, "save_every": 20, "temperature": 40.0, "dtype": "float64"}
 AXES = [
     FixCartesian(0, (True, False, True)),
@@ -40,8 +40,7 @@ AXES = [
 
 
 def argon(*constraints):
-    atoms = ase.build.bulk("Ar", cubic=True, a=5.4)
-    atoms.rattle(0.05, seed=0)
+    atoms = argon_runs.argon()
     atoms.set_constraint(constraints)
     return atoms
 

@@ -90,7 +90,7 @@ def heat_flux(
         pbc: ``[3]`` bool or one for all.
         masses: ``[atoms]`` amu; None is the elements' standard masses.
         layers: how many times an atomic energy's messages go from atom to atom; 1 for a sum over pairs. None is what the
-            potential has.
+            potential has; of a sum of models at least that of the potentials in it.
         skin: Å, lists are made anew when an atom has moved by half of it; changes the time that it takes, not the result.
         dtype: "float32" or "float64", of the model's arithmetic.
 

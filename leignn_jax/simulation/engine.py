@@ -146,7 +146,7 @@ def simulate(
             One system is divided by its atoms (:mod:`leignn_jax.domains`). Sums of fewer replicas, or in parts, round
             otherwise, so that trajectories part from those of one device as chaos has it.
         checkpoint_minutes: between states from which a killed simulation can go on; a signal is obeyed, and a state
-            written, every 500 steps at least, on a CPU every few seconds of a small model.
+            written, every 500 steps at least, and on a CPU the sooner the larger the system.
         progress: show a progress bar; None where there is a terminal.
 
     Raises:

@@ -61,7 +61,7 @@ def select(
         dtype: of the committee's arithmetic.
 
     Raises:
-        ConfigError: ``members`` is no committee, or an argument is not what it must be.
+        ConfigError: ``members`` is no committee, or one of a single potential, or an argument is not what it must be.
         StructureError, ElementError: as :meth:`leignn_jax.Potential.predict`; the message names the frame.
     """
     if np.size(check_committee(members).scale) < 2:

@@ -65,12 +65,16 @@ def evaluate(
     else:
         given = enumerate(check_structures(data, "data"))
         factors = unit_factors(units)
-        # Before they are converted, labels are known to be of their atoms.
-        frames = ((i, atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in given)
-        if factors != (1.0, 1.0):
-            converted = ((i, convert(atoms, *factors, keys)) for i, atoms, _ in frames)
-            frames = ((i, atoms, read_labels(atoms, f"frame {i}", keys)) for i, atoms in converted)
-        frames, file = ((atoms, labels) for _, atoms, labels in frames), ""
+
+        def labelled(i: int, atoms: ase.Atoms) -> tuple[ase.Atoms, Labels]:
+            # Before they are converted it can be told whether labels are of these atoms.
+            labels = read_labels(atoms, f"frame {i}", keys)
+            if factors == (1.0, 1.0):
+                return atoms, labels
+            atoms = convert(atoms, *factors, keys)
+            return atoms, read_labels(atoms, f"frame {i}", keys)
+
+        frames, file = (labelled(i, atoms) for i, atoms in given), ""
 
     def checked() -> Iterator[tuple[ase.Atoms, Labels]]:
         for i, (atoms, labels) in enumerate(frames):

@@ -146,7 +146,7 @@ def _muon(hyper: Hyperparameters) -> optax.GradientTransformation:
 
 def _shape_of_matrix(path, array) -> str | None:
     """The shape of a matrix between features in words; None of all else."""
-    named = any("embedding" in jax.tree_util.keystr((key,)) for key in path)
+    named = "embedding" in jax.tree_util.keystr(path)
     return None if named or array.ndim != 2 or min(array.shape) == 1 else f"{array.shape[0]} x {array.shape[1]}"
 
 

@@ -110,7 +110,7 @@ def test_gradients_are_those_of_finite_differences(name, argon):
         np.testing.assert_allclose(along, difference, rtol=1e-5, atol=1e-9, err_msg=kind)
 
 
-@pytest.mark.parametrize("kind", [Langevin, pytest.param(CSVR, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [Langevin, CellRescaling, pytest.param(CSVR, marks=pytest.mark.slow)])
 def test_a_bath_that_ends_at_zero_kelvin_has_a_gradient(kind, argon):
     """The noise of a bath is the root of its temperature, which has no slope at zero: 0 times infinity is no answer."""
     times = np.array([0.0, 20.0, 20.5, 60.0])
