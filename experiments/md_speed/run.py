@@ -191,7 +191,7 @@ def table(results: dict) -> str:
         found = [r[over] / r[under] for r in rounds if over in r and under in r]
         return statistics.median(found) if found else float("nan")
 
-    lines = ["# Speed of molecular dynamics", "", f"{results['device']}, float32, {results['rounds']} rounds.", ""]
+    lines = ["# Speed of molecular dynamics", "", f"{results['device']}, float32, rounds: {results['rounds']}.", ""]
     lines += ["64 atoms of Si at 300 K, NVE, 1 fs:", "", "| | ms per step | against the engine |", "|---|---:|---:|"]
     names = ["bare call", "engine", "ase", *(f"mlip {n}" for n in ("Visnet", "Nequip", "Mace"))]
     for name in names:
@@ -245,7 +245,7 @@ def plot(results: dict) -> None:
     names = ["engine", "ase", *(f"mlip {n}" for n in ("Visnet", "Nequip", "Mace"))]
     shown = {n: [r[n] for r in results["rows"] if n in r] for n in names}
     shown = {n: statistics.median(v) for n, v in shown.items() if v}
-    labels = {"engine": "LEIGNN, our engine", "ase": "LEIGNN, ASE's MD"}
+    labels = {"engine": "leignn_jax", "ase": "leignn_jax, ASE's MD"}
     bars = right.barh([labels.get(n, n) for n in shown], list(shown.values()), color=["C3", "C3", "0.5", "0.5", "0.5"])
     right.bar_label(bars, fmt="%.3g ms", padding=3)
     right.set(xscale="log", xlabel="ms per step", title="64 atoms of Si, NVE")
