@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from leignn_jax.arguments import check_array, check_model
-from leignn_jax.differentiable.reweighting import Sample, joined, mbar, reweighted
+from leignn_jax.differentiable.reweighting import Sample, in_common, joined, mbar, reweighted
 from leignn_jax.errors import ConfigError
 from leignn_jax.simulation.dynamics import EnergyModel, State, System, evaluate
 from leignn_jax.simulation.model_sums import without_constants
@@ -69,7 +69,8 @@ def thermodynamic_integration(
             pooled ones, which are weighted.
 
     Raises:
-        ConfigError: couplings that do not grow, or not one sample each; no model.
+        ConfigError: couplings that do not grow, or not one sample each; no model; frames of several temperatures or
+            pressures in one sample.
     """
     at = check_array("couplings", couplings, (None,)).astype(float)
     if not callable(model_at):
@@ -80,6 +81,9 @@ def thermodynamic_integration(
         count = len(samples) if isinstance(samples, Sequence) else 1
         raise ConfigError(f"samples: give one for each of {len(at)} couplings, not {count}.")
     check_model(model_at(at[0]), "model_at of the first coupling")
+    for one in samples:
+        for name in ("kT", "pressure"):
+            in_common(one, name)
 
     @jax.jit
     def slope_of(coupling, sample):

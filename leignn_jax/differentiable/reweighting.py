@@ -294,12 +294,13 @@ def reweighted(
         sample: from :func:`sample` or :func:`pooled`.
         observe: ``(system, state) -> pytree`` with leaves ``[replicas, ...]``, such as those of
             :mod:`leignn_jax.differentiable.observables`.
-        kT: eV. pressure: GPa. None are those of the sample.
+        kT: eV. pressure: GPa. None are those of the sample, which frames pooled of several have not in common.
         least: frames that must still count; only where nothing is traced, as an error can't come from a compiled program.
             There look at ``effective``.
 
     Raises:
-        ConfigError: a pressure for a sample of constant volume, or leaves without an axis of replicas.
+        ConfigError: a pressure for a sample of constant volume, or none for one pooled of several; the same of kT; leaves
+            without an axis of replicas. In a compiled program an average over frames of several is NaN.
         SimulationError: fewer than ``least`` frames count: draw a new sample with the present model.
     """
     check_model(model, "model")
@@ -310,8 +311,8 @@ def reweighted(
     check_number("least", least, positive=True)
     check_reach(model, sample.state.neighbors, "draw the sample with a model of that cutoff, such as a sum")
     model, shape = without_constants(model), sample.energy.shape
-    kT = sample.kT if kT is None else jnp.broadcast_to(jnp.asarray(kT, sample.kT.dtype), shape)
-    bars = sample.pressure if pressure is None else jnp.asarray(pressure, sample.kT.dtype) / GIGAPASCAL
+    kT = in_common(sample, "kT") if kT is None else jnp.broadcast_to(jnp.asarray(kT, sample.kT.dtype), shape)
+    bars = in_common(sample, "pressure") if pressure is None else jnp.asarray(pressure, kT.dtype) / GIGAPASCAL
     bars = jnp.broadcast_to(bars, shape)
     u, seen = _frames(model, sample, kT, bars, observe)
     logs = sample.made - u
@@ -336,6 +337,16 @@ def reweighted(
     flat, tree = jax.tree.flatten(seen)
     both = [average(x) for x in flat]
     return Reweighted(tree.unflatten([b[0] for b in both]), tree.unflatten([b[1] for b in both]), effective)
+
+
+def in_common(sample: Sample, name: str):
+    """kT or the pressure of the frames, one for all: ConfigError where they were made at several, NaN where that can't be
+    known before the program runs."""
+    values = getattr(sample, name)
+    alike = jnp.isclose(values, values[0, 0], rtol=1e-6, atol=0.0).all()
+    if not isinstance(alike, jax.core.Tracer) and not bool(alike):
+        raise ConfigError(f"The frames were made at several values of {name}: say by {name} at which one to average.")
+    return jnp.where(alike, values, jnp.nan)
 
 
 def _error(parts, lengths: Sequence[int]):

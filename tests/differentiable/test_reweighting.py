@@ -106,6 +106,17 @@ def test_pooling_two_halves_is_the_whole(sample):
     assert float(both.effective) == pytest.approx(float(whole.effective), rel=1e-9)
 
 
+def test_frames_of_several_temperatures_have_none_in_common(sample):
+    """Each weighted at its own, they were averages of nothing: beyond those of both temperatures."""
+    both = run.pooled([sample, sample_of_wells(1.5 * KELVIN, seed=1, steps=5_000)])
+    with pytest.raises(ConfigError, match="several values of kT: say by kT"):
+        run.reweighted(wells(), both, squared)
+    with pytest.raises(ConfigError, match="several values of kT"):
+        run.thermodynamic_integration(wells, [0.5, 0.6], [both, both])
+    assert np.isnan(jax.jit(lambda s: run.reweighted(wells(), s, squared).value)(both))
+    assert deviation(run.reweighted(wells(), both, squared, kT=1.2 * KT), 3 * 1.2 * KT / STIFFNESS) < 3
+
+
 @pytest.fixture(scope="module")
 def argon(fast_compiles):
     with jax.enable_x64(True):
