@@ -198,6 +198,9 @@ def rollout(
     rounds = steps // every
     lengths, part = segment_lengths(rounds, segment, every), slots_together(segment, every)
     model = without_constants(model)
+    # In the state's dtype: a number of float64 would take the state with it.
+    kind = state.positions.dtype
+    timestep = timestep.astype(kind) if isinstance(timestep, jax.core.Tracer) else np.asarray(timestep, kind)
 
     def watch(things, trouble, before, after):
         return watched(trouble, things["system"], before, after, things["center"], limits)

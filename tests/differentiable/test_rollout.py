@@ -128,6 +128,19 @@ def test_a_bath_that_ends_at_zero_kelvin_has_a_gradient(kind, argon):
         np.testing.assert_allclose(jax.jit(slope)(40.0), difference, rtol=1e-5)
 
 
+@pytest.mark.parametrize("reversible", [False, True])
+def test_a_timestep_of_another_dtype_leaves_the_state_its_own(argon, reversible):
+    system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float32")
+
+    def end(timestep):
+        return run.rollout(MODEL, NVE(), system, state, timestep, 3, reversible=reversible).state.positions
+
+    plain = end(2.0)
+    assert plain.dtype == jnp.float32
+    np.testing.assert_array_equal(end(np.float64(2.0)), plain)
+    np.testing.assert_allclose(jax.vmap(end)(jnp.array([2.0, 1.0]))[0], plain, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_modes_agree_for_a_potential(argon):
     config = leignn.preset("small", elements=("Ar",), features=8, layers=1, num_radial=4, cutoff=4.2)
