@@ -75,7 +75,8 @@ def check_numbers(ensemble: Ensemble, replicas: int, kelvin: Any = None) -> None
     zero = ("temperature", "friction", "gamma")
     for name, value in {**ensemble.settings(), "temperature of the start": kelvin}.items():
         given = (value.values, value.times) if isinstance(value, Ramp) else (value,)
-        if any(isinstance(one, jax.core.Tracer) for one in given):
+        # Of a list each number is a leaf, to be traced by itself.
+        if any(isinstance(one, jax.core.Tracer) for one in jax.tree.leaves(given)):
             continue
         if (value is None and name == "temperature of the start") or name in ensemble.words:
             continue

@@ -128,6 +128,19 @@ def test_a_bath_that_ends_at_zero_kelvin_has_a_gradient(kind, argon):
         np.testing.assert_allclose(jax.jit(slope)(40.0), difference, rtol=1e-5)
 
 
+def test_lists_of_numbers_are_traced_as_arrays_are(argon):
+    """Each number of a list is a leaf of the ensemble."""
+    system, state = run.start(MODEL, argon, Langevin(40.0), temperature=40.0, dtype="float64")
+
+    def end(ensemble):
+        return run.rollout(MODEL, ensemble, system, state, 2.0, 2).state.energy.sum()
+
+    lists, arrays = (Langevin(Ramp(kind([0.0, 9.0]), kind([40.0, 80.0])), kind([0.01])) for kind in (list, jnp.array))
+    found, expected = (jax.jit(jax.grad(end))(ensemble) for ensemble in (lists, arrays))
+    np.testing.assert_allclose(found.temperature.values, expected.temperature.values, rtol=1e-12)
+    np.testing.assert_allclose(found.friction, expected.friction, rtol=1e-12)
+
+
 @pytest.mark.parametrize("reversible", [False, True])
 def test_a_timestep_of_another_dtype_leaves_the_state_its_own(argon, reversible):
     system, state = run.start(MODEL, argon, NVE(), temperature=40.0, dtype="float32")
