@@ -58,7 +58,7 @@ def sweep(
         if not result.rows:
             typer.echo("The other workers have all trials: there was none left for this one.", err=True)
             return
-        show(result.rows, json_file, (result.out / "results.csv").read_text().rstrip())
+        show(result.rows, json_file, (result.out / "results.csv").read_text(encoding="utf-8").rstrip())
         typer.echo(f"Report: {result.out / 'report.html'}", err=True)
 
 

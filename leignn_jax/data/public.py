@@ -74,7 +74,7 @@ def public_data() -> dict[str, PublicData]:
 def read_registry(path: Path) -> dict[str, PublicData]:
     """The sets in a YAML file of the form of resources/datasets.yaml, by name."""
     found = {}
-    for name, entry in yaml.safe_load(path.read_text()).items():
+    for name, entry in yaml.safe_load(path.read_bytes()).items():
         for member, words in entry.get("members", {"": {}}).items():
             one = _make_set(name, entry, {"member": member, **words})
             found[one.name] = one

@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -275,6 +277,14 @@ def test_archives_that_are_refused_leave_nothing(offer, server, content, message
         get_data("one", folder)
     assert [p.name for p in folder.iterdir()] == ["s.tar.gz"]
     assert not (folder.parent / "b.txt").exists()
+
+
+def test_the_registry_is_read_where_the_locale_knows_no_umlauts():
+    """As on Windows, and where LANG names a locale of before UTF-8."""
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = "from leignn_jax.data import public_data; public_data()"
+    done = subprocess.run([sys.executable, "-c", command], env=plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_registry_can_be_used_as_it_stands():
