@@ -17,10 +17,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     What a link points to is written, and what is no file (a pipe, /dev/stdout) as it is: nothing takes its place.
     """
-    path = Path(os.path.realpath(path))
+    # Before links are followed: /dev/stdout is one to a pipe's number, which is no path.
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(content)
         return
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)

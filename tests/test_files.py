@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 from leignn_jax.files import write_atomically
 
@@ -31,3 +32,12 @@ def test_a_pipe_stays_one(tmp_path):
     reader.join(10)
     assert got == [b"one"]
     assert pipe.is_fifo()
+
+
+def test_a_pipe_is_written_by_its_number():
+    """As /dev/stdout is in a shell's pipeline: a link that names no place."""
+    reading, writing = os.pipe()
+    write_atomically(Path(f"/dev/fd/{writing}"), b"one")
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b"one"
