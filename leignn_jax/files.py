@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file by a temporary one beside it, fsync and rename.
+    """Write a file that is whole or not there; see :func:`open_atomically`."""
+    with open_atomically(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, by a temporary one beside it, fsync and rename; the old one stays where the block raises.
 
     What a link points to is written, and what is no file (a pipe, /dev/stdout) as it is: nothing takes its place.
     """
     # Before links are followed: /dev/stdout is one to a pipe's number, which is no path.
     if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_bytes(content)
+        with open(path, "wb") as file:
+            yield file
         return
     path = Path(os.path.realpath(path))
     if path.is_dir():
@@ -28,7 +39,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         put_in_place(temporary, path)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import shutil
-import tempfile
 import threading
 import time as clock
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from leignn_jax.arguments import check_path
 from leignn_jax.errors import FileFormatError, SimulationError
 from leignn_jax.extxyz import extxyz_of
-from leignn_jax.files import remove_leftovers, why_not_written
+from leignn_jax.files import open_atomically, remove_leftovers, why_not_written
 from leignn_jax.simulation import h5md
 from leignn_jax.simulation.h5md_checks import wrong_cells, wrong_clock, wrong_system
 
@@ -200,15 +198,11 @@ def write_extxyz(path: str | Path, trajectory: Trajectory, wrap: bool = False) -
     Raises:
         SimulationError: the file can't be written.
     """
-    path = Path(path)
+    path = check_path("path", path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / "frames.xyz"
-            with open(temporary, "w") as file:
-                for piece in trajectory.pieces():
-                    file.write(extxyz_of(piece.to_atoms(wrap)))
-            os.replace(temporary, path)
+        with open_atomically(path) as file:
+            for piece in trajectory.pieces():
+                file.write(extxyz_of(piece.to_atoms(wrap)).encode())
     except OSError as error:
         raise SimulationError(f"{path}: can't be written: {why_not_written(error)}.") from error
 

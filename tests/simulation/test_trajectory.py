@@ -20,7 +20,7 @@ from damage import outcomes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leignn_jax.errors import FileFormatError, SimulationError
+from leignn_jax.errors import ConfigError, FileFormatError, SimulationError
 from leignn_jax.simulation import h5md
 from leignn_jax.simulation.trajectory import TrajectoryWriter, read_trajectory, write_extxyz
 
@@ -231,6 +231,22 @@ def test_extxyz_is_read_back_by_ase(tmp_path, monkeypatch):
     with largest_file(1000), pytest.raises(SimulationError, match=r"frames.xyz.*size of files is reached"):
         write_extxyz(tmp_path / "frames.xyz", read_trajectory(path))
     assert len(ase.io.read(tmp_path / "frames.xyz", ":")) == 4
+
+
+def test_extxyz_takes_the_place_of_no_link_and_no_pipe(tmp_path):
+    """Who is root would put a file in the place of /dev/stdout."""
+    write(tmp_path / "trajectory.h5", range(2))
+    trajectory = read_trajectory(tmp_path / "trajectory.h5")
+    (tmp_path / "link.xyz").symlink_to(tmp_path / "frames.xyz")
+    write_extxyz(tmp_path / "link.xyz", trajectory)
+    assert (tmp_path / "link.xyz").is_symlink()
+    reading, writing = os.pipe()
+    write_extxyz(f"/dev/fd/{writing}", trajectory)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == (tmp_path / "frames.xyz").read_bytes()
+    with pytest.raises(ConfigError, match="path must be the name of a file"):
+        write_extxyz(3, trajectory)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("merged", [False, True])
