@@ -57,7 +57,8 @@ class SimulationFolder:
                     for atoms, part, at in zip(run.structures, self.parts, stopped_at, strict=True):
                         # Files of a replica that has stopped end there.
                         last = step if step is None or at < 0 else min(step, int(at))
-                        self.writers.append(TrajectoryWriter(part / "trajectory.h5", atoms, resume_step=last))
+                        file, every = part / "trajectory.h5", settings["save_every"]
+                        self.writers.append(TrajectoryWriter(file, atoms, resume_step=last, every=every))
                         self.logs.append(ThermoLog(part / "thermo.csv", resume_step=last))
         except BaseException:
             self.close()

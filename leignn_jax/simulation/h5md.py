@@ -279,8 +279,10 @@ def merge(path: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def truncate(path: Path, step: int) -> Layout | None:
+def truncate(path: Path, step: int, every: int | None = None) -> Layout | None:
     """Drop the frames after ``step``; None, and no file, where none is left.
+
+    every: steps between frames; by default those between the last two, of which the last may be that of a run's end.
 
     Raises:
         SimulationError: frames between the last one and ``step`` are missing.
@@ -291,10 +293,12 @@ def truncate(path: Path, step: int) -> Layout | None:
     if problem is not None:
         raise FileFormatError(f"{path}: {problem}. It is damaged: write to another folder.")
     kept = int(np.searchsorted(steps, step, side="right"))
-    if kept == layout.frames and kept > 1 and steps[-1] + (steps[-1] - steps[-2]) < step:
+    if every is None and kept > 1:
+        every = int(steps[-1] - steps[-2])
+    if kept == layout.frames and every is not None and steps[-1] + every < step:
         raise SimulationError(
-            f"{path}: its last frame is step {steps[-1]}, with one every {steps[-1] - steps[-2]} steps, but the run goes "
-            f"on from step {step}: frames between are missing. Write to another folder, or go on from an earlier state."
+            f"{path}: its last frame is step {steps[-1]}, with one every {every} steps, but the run goes on from step "
+            f"{step}: frames between are missing. Write to another folder, or go on from an earlier state."
         )
     if kept == 0:
         path.unlink()

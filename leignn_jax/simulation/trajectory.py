@@ -217,6 +217,7 @@ class TrajectoryWriter:
     path: such as ``trajectory.h5``; parts of an unfinished one are in ``trajectory.parts`` beside it.
     atoms: the system; numbers, masses, periodic directions and, where ``append`` gets none, the cell.
     resume_step: go on with the file there, after dropping the frames of later steps.
+    every: steps between frames, of which none may be missing before ``resume_step``; by default those between the last two.
     dtype: of velocities and forces on disk; by default float32, or that of the file there. Positions, which may have gone
         far, are float64, as cells and energies.
 
@@ -232,6 +233,7 @@ class TrajectoryWriter:
         atoms: ase.Atoms,
         *,
         resume_step: int | None = None,
+        every: int | None = None,
         dtype: DTypeLike | None = None,
         flush_seconds: float = 30.0,
         part_bytes: int = 64 << 20,
@@ -244,7 +246,7 @@ class TrajectoryWriter:
         self._flush_seconds = flush_seconds
         self._part_bytes = part_bytes
         try:
-            self._layout = self._begin(resume_step)
+            self._layout = self._begin(resume_step, every)
         except OSError as error:
             raise self._disk_error(error) from error
         if self._layout is not None:
@@ -325,7 +327,7 @@ class TrajectoryWriter:
                 raise
             log.error("%s", error)
 
-    def _begin(self, resume_step: int | None) -> h5md.Layout | None:
+    def _begin(self, resume_step: int | None, every: int | None) -> h5md.Layout | None:
         """What is on disk already; None for a new trajectory."""
         path = self.path
         problem = wrong_system(*self._system)
@@ -341,7 +343,7 @@ class TrajectoryWriter:
             for name, ours, theirs in zip(layout.system._fields, self._system, layout.system, strict=True):
                 if not np.array_equal(ours, theirs):
                     raise SimulationError(f"{path}: a trajectory of another system: its {name} differ.")
-            layout = h5md.truncate(path, resume_step)
+            layout = h5md.truncate(path, resume_step, every)
             if layout is not None:
                 return layout
         elif resume_step is not None and resume_step > 0:

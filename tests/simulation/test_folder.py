@@ -142,6 +142,24 @@ def test_sigterm_ends_with_a_folder_to_resume(tmp_path, monkeypatch, caplog):
     same_atoms(again.atoms, run(steps=500).atoms)
 
 
+def test_stopped_between_frames_after_a_short_start_it_goes_on(tmp_path, monkeypatch):
+    """The frame at the end of the start is not one of those that are due every thousand steps."""
+    run(out=tmp_path, steps=20, save_every=1000)
+    advance = chunks.Run.advance
+
+    def asked(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return advance(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks.Run, "advance", asked)
+        stopped = run(out=tmp_path, steps=520, save_every=1000, resume=True)
+    assert stopped.summary["steps"] == 500
+    again = run(out=tmp_path, steps=520, save_every=1000, resume=True)
+    assert again.trajectory.step.tolist() == [0, 20, 520]
+    same_atoms(again.atoms, run(steps=520).atoms)
+
+
 def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
     run(out=tmp_path, steps=40)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
