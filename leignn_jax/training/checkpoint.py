@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import jax
 import numpy as np
 
 from leignn_jax.errors import TrainingError
-from leignn_jax.files import FolderLock, digest
+from leignn_jax.files import FolderLock, digest, why_not_written
 
 log = logging.getLogger("leignn_jax")
 
@@ -73,13 +76,11 @@ class Checkpoints:
         meta = {**meta, "sha256": digest(arrays)}
         meta["meta_sha256"] = _hash_of(meta)
         ocp = self._ocp
-        try:
+        with self._told():
             # It is there already when a run stops right after one.
             if number not in self._manager.all_steps():
                 args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
                 self._manager.save(number, args=args)
-        except OSError as error:
-            raise _disk_error(self.folder, error) from error
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, as a tree like ``like``, and its meta; None where there is none.
@@ -118,17 +119,36 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until everything is on disk."""
-        try:
+        with self._told():
             self._manager.wait_until_finished()
-        except OSError as error:
-            raise _disk_error(self.folder, error) from error
 
     def close(self) -> None:
         try:
-            self.wait()
-            self._manager.close()
+            with self._told():
+                self._manager.wait_until_finished()
+                self._manager.close()
         finally:
             self._lock.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """TrainingError where the disk is full, or a quota is used up, of which :func:`check_room` sees nothing."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            found = error if isinstance(error, OSError) else _in_its_text(error)
+            if found is None:
+                raise
+            raise TrainingError(
+                f"{self.folder}: a checkpoint can't be written: {why_not_written(found)}. The run goes on from the one "
+                "before."
+            ) from error
+
+
+def _in_its_text(error: Exception) -> OSError | None:
+    """The system's error that TensorStore, which writes the arrays for orbax, tells by its number."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return None if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def _hash_of(meta: dict[str, Any]) -> str:
@@ -151,8 +171,3 @@ def check_room(folder: Path, arrays: dict[str, np.ndarray]) -> None:
             f"{folder}: {free / 2**20:.0f} MiB free on the disk, {need / 2**20:.0f} MiB needed for a checkpoint. Free some "
             "space; the run goes on from its last checkpoint."
         )
-
-
-def _disk_error(folder: Path, error: OSError) -> TrainingError:
-    reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-    return TrainingError(f"{folder}: a checkpoint can't be written: {reason}. The run goes on from the one before.")

@@ -1,7 +1,9 @@
 """Checkpoints: what was saved comes back, or words; leftovers go."""
 
+import contextlib
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -59,6 +61,32 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
 
 
 # Threads of orbax print what they met after its call has raised it.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
+@pytest.mark.parametrize("limit", [100, 8000])
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_told(tmp_path, limit):
+    """Whoever writes first, orbax its notes or TensorStore the arrays."""
+    tree = {"a": np.random.default_rng(0).random(9000)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, tree, {"epoch": 1})
+    checkpoints.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        checkpoints.save(2, tree, {"epoch": 2})
+        with pytest.raises(TrainingError, match=r"can't be written: a limit on the size of files is reached.*goes on"):
+            checkpoints.wait()
+        with contextlib.suppress(TrainingError):
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = Checkpoints(tmp_path)
+    assert again.restore(tree)[1]["epoch"] == 1
+    again.close()
+
+
+# As above.
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )
