@@ -27,12 +27,23 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
     What a link points to is written, and what is no file (a pipe, /dev/stdout) as it is: nothing takes its place.
     """
-    # Before links are followed: /dev/stdout is one to a pipe's number, which is no path.
-    if path.exists() and not path.is_file() and not path.is_dir():
-        with open(path, "wb") as file:
+    try:
+        # Before links are followed: /dev/stdout is one to a pipe's number, which is no path.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with open(path, "wb") as file:
+                yield file
+            return
+        with _beside(Path(os.path.realpath(path))) as file:
             yield file
-        return
-    path = Path(os.path.realpath(path))
+    except OSError as error:
+        # A full disk tells no name, and that of the temporary file tells nobody anything.
+        if error.filename is None or Path(error.filename).name.startswith(f".{Path(os.path.realpath(path)).name}."):
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[BinaryIO]:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,15 @@
 """Files that are whole or not there, and what is no file."""
 
+import errno
 import os
+import resource
+import tempfile
 import threading
 from pathlib import Path
 
-from leignn_jax.files import write_atomically
+import pytest
+
+from leignn_jax.files import in_words, write_atomically
 
 
 def test_nothing_is_left_beside(tmp_path):
@@ -41,3 +46,25 @@ def test_a_pipe_is_written_by_its_number():
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         assert pipe.read() == b"one"
+
+
+@pytest.mark.parametrize("name", ["report.html", "link"])
+def test_what_can_not_be_written_is_told_by_its_own_name(tmp_path, monkeypatch, name):
+    """A full disk tells none, a folder that can't be written to that of the temporary file."""
+    (tmp_path / "link").symlink_to(tmp_path / "report.html")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as full:
+            write_atomically(tmp_path / name, b"more than ten bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def refuse(*_, dir, prefix):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/{prefix}k3mq1")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError) as refused:
+        write_atomically(tmp_path / name, b"one")
+    for found in (full, refused):
+        assert in_words(found.value).startswith(f"{tmp_path / name}: ")

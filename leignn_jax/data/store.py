@@ -165,9 +165,10 @@ def write_store(
         try:
             _write_arrays(temporary, frames, cutoff, dict(facts or {}), name)
         except OSError as error:
-            if error.filename is not None:
+            # What has another name is the source, which can't be read.
+            if error.filename is not None and Path(error.filename).parent != temporary:
                 raise
-            raise DataError(f"{folder}: can't be written ({error}). Is the disk full?") from error
+            raise DataError(f"{folder}: can't be written ({error.strerror}). Is the disk full?") from error
         _put(temporary, folder, replace)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
