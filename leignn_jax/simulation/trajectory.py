@@ -463,7 +463,10 @@ class TrajectoryWriter:
 
     def _remedy(self) -> str:
         durable = getattr(self, "_durable", None)
-        kept = "Nothing is on disk yet" if durable is None else f"Frames up to step {durable} are safe"
+        if durable is not None:
+            kept = f"Frames up to step {durable} are safe"
+        else:
+            kept = "The frames there are safe" if self.path.exists() else "Nothing is on disk yet"
         return f"{kept}; then resume the run."
 
     def _last_step(self, layout: h5md.Layout) -> int:

@@ -249,6 +249,14 @@ def test_extxyz_takes_the_place_of_no_link_and_no_pipe(tmp_path):
         write_extxyz(3, trajectory)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_full_disk_on_going_on_is_not_said_to_have_lost_what_is_there(tmp_path):
+    path = tmp_path / "trajectory.h5"
+    write(path, range(5))
+    with largest_file(1000), pytest.raises(SimulationError, match="The frames there are safe; then resume the run"):
+        TrajectoryWriter(path, ATOMS, resume_step=4)
+    assert read_trajectory(path).step.tolist() == list(range(5))
+
+
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("state", [-1, 0, 12, 13, 29])
 def test_resume_drops_what_came_after_the_state(tmp_path, merged, state):
