@@ -342,7 +342,9 @@ def _binned(neighbors: NeighborList, positions, cell) -> tuple[_Bins, Any]:
     # A grid too coarse or too fine for the cell that it has become would miss pairs.
     heights = 1.0 / jnp.linalg.norm(backward, axis=0)
     covered = jnp.where(pbc, reach * heights / bins, jnp.where(bins > 1, heights / bins, jnp.inf))
-    overflow = OVERFLOW_GRID * (covered < neighbors.cutoff + neighbors.skin).any()
+    # Nor does it hold anything where vectors of another cell lie in one plane with the box of the open directions.
+    flat = (lattice[0] * jnp.cross(lattice[1], lattice[2])).sum() == 0
+    overflow = OVERFLOW_GRID * ((covered < neighbors.cutoff + neighbors.skin).any() | flat)
 
     # Atoms sorted by bin, each row of the table the atoms of one.
     place = bins_of(jnp, inside, bins)

@@ -6,6 +6,7 @@ import sys
 import zipfile
 
 import ase.build
+import jax
 import numpy as np
 import pytest
 
@@ -95,6 +96,19 @@ def test_a_molecule_in_float64(tmp_path):
     right = potential.predict(frames[1], dtype="float64")
     assert found.energy == pytest.approx(right.energy, abs=1e-9)
     np.testing.assert_allclose(found.forces, right.forces, atol=1e-10)
+
+
+def test_a_slab_across_another_direction_is_refused(tmp_path):
+    config = leignn.preset("small", elements=("Si",), features=8, layers=1, num_radial=4, cutoff=3.0)
+    potential = leignn.Potential.create(config, jax.random.key(0))
+    slab = ase.Atoms("Si2", positions=[[0, 0, 0], [1.4, 1.4, 1.4]], cell=[3.0, 3.4, 0.0], pbc=(True, True, False))
+    potential.export(tmp_path / "slab.zip", slab, platforms=["cpu"])
+    exported = leignn.load_exported(tmp_path / "slab.zip")
+    close(exported.predict(slab), potential.predict(slab))
+    # In the plane of x and z, in which the vector that the program has along its own open direction lies too.
+    turned = ase.Atoms(slab.numbers, slab.positions[:, [0, 2, 1]], cell=slab.cell.array[:, [0, 2, 1]], pbc=slab.pbc)
+    with pytest.raises(StructureError, match="another cell"):
+        exported.predict(turned)
 
 
 def test_the_same_potential_is_the_same_bytes(potential, silicon, tmp_path):
