@@ -113,6 +113,16 @@ def test_a_triangle():
     assert found.rigid.shape == (6,)
 
 
+def test_a_straight_molecule_need_not_be_quite_straight():
+    """As a relaxation leaves it: bent by 5e-3 Å it has both of its bending modes."""
+    r, _ = bond()
+    atoms = Atoms("Ar3", [[0, 0, -r], [0.005, 0, 0], [0, 0, r]])
+    found = normal_modes(MODEL, atoms)
+    assert (found.frequencies.shape, found.rigid.shape) == ((4,), (5,))
+    atoms.positions[1, 0] = 0.2
+    assert normal_modes(MODEL, atoms).rigid.shape == (6,)
+
+
 def lattice_sum(atoms, q):
     """Frequencies of one atom per cell by direct sum over pairs: no supercell, no images."""
     indices = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 3, indexing="ij"), -1).reshape(-1, 3)
