@@ -182,7 +182,8 @@ def read_trajectory(path: str | Path, index: int | slice = slice(None)) -> Traje
         FileFormatError: it is damaged or no trajectory of this package. Numbers are checked against their checksums where
             they are read, steps and times here.
     """
-    layout = h5md.read_layout(check_path("path", path))
+    # Frames are read when they are asked for, wherever the process has gone to meanwhile.
+    layout = h5md.read_layout(check_path("path", path).absolute())
     trajectory = Trajectory(layout, range(layout.frames))
     problem = wrong_clock(trajectory.step, trajectory.time)
     if problem is not None:

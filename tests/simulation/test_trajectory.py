@@ -233,6 +233,15 @@ def test_extxyz_is_read_back_by_ase(tmp_path, monkeypatch):
     assert len(ase.io.read(tmp_path / "frames.xyz", ":")) == 4
 
 
+def test_frames_are_read_after_a_change_of_folder(tmp_path, monkeypatch):
+    write(tmp_path / "trajectory.h5", range(2))
+    monkeypatch.chdir(tmp_path)
+    trajectory = read_trajectory("trajectory.h5")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert len(trajectory.positions[:]) == 2
+
+
 def test_extxyz_takes_the_place_of_no_link_and_no_pipe(tmp_path):
     """Who is root would put a file in the place of /dev/stdout."""
     write(tmp_path / "trajectory.h5", range(2))
