@@ -115,13 +115,14 @@ def rdf(
         second = numbers[graph.lists.senders].reshape(replicas, pairs)
         weights = pair_weights(first, second, state.neighbors.pair_mask, kind).astype(distances.dtype)
         volumes = dynamics.volume(state.cell)
+        bins = jnp.asarray(edges, distances.dtype)
         curves = []
         for r in range(replicas):
             if kind is None:
                 a = b = (system.numbers[r] > 0).sum()
             else:
                 a, b = ((system.numbers[r] == z).sum() for z in kind)
-            curves.append(smooth_rdf(distances[r], weights[r], edges.astype(distances.dtype), width, volumes[r], a, b))
+            curves.append(smooth_rdf(distances[r], weights[r], bins, width, volumes[r], a, b))
         return jnp.stack(curves)
 
     return observe
@@ -182,7 +183,7 @@ def angle_distribution(
         vectors, mask = neighbor_vectors(graph.lists, graph.vectors())
         triples = triple_mask(graph.numbers, graph.numbers[graph.lists.neighbors], mask, kind)
         replicas = system.numbers.shape[0]
-        bins = edges.astype(vectors.dtype)
+        bins = jnp.asarray(edges, vectors.dtype)
 
         def of_replica(parts):
             return smooth_angle_distribution(parts[0], parts[1], bins, width, r_max=r_max, fade=fade)
@@ -193,11 +194,12 @@ def angle_distribution(
     return observe
 
 
-def _edges(edges: Any) -> jax.Array:
+def _edges(edges: Any) -> np.ndarray:
+    """On the host: numbers that are compared, also where a compiled program is being made."""
     edges = check_array("edges", edges, (None,))
     if len(edges) < 2 or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any() or edges[0] < 0:
         raise ConfigError("edges must be two numbers or more that grow, from 0 on.")
-    return jnp.asarray(edges)
+    return edges
 
 
 def _check_kind(kind: Any, count: int) -> None:

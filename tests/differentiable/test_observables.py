@@ -1,5 +1,7 @@
 """Observables for fits: against the analysis on the host, differences, exact answers, and what has no cell."""
 
+from functools import partial
+
 import ase
 import ase.build
 import jax
@@ -181,6 +183,18 @@ def test_histograms_that_can_not_be(wrong):
         see.rdf(**given)
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         see.angle_distribution(**{"r_max": 4.0, **given})
+
+
+def test_histograms_are_made_inside_of_programs_too(two):
+    """As a fit makes the RDF of a trajectory."""
+    _, system, state = two
+
+    def of(edges):
+        angles = see.angle_distribution(edges, 1.0, r_max=4.0, reach=5.2)
+        return see.rdf(edges / 30.0, 0.1, reach=5.2)(system, state), angles(system, state)
+
+    edges = np.array([90.0, 120.0, 140.0])
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), jax.jit(lambda: of(edges))(), of(edges))
 
 
 def test_an_element_that_is_not_there(two):
