@@ -5,10 +5,10 @@ At a minimum y* (displacements and strain) the generalized forces f(y, model) va
     dy = -H^-1 (df / d model) d model,    H = df / dy,
 
 the Hessian. H is never made: one conjugate-gradient solve with its products, translations, held atoms and rotations of the
-cell projected out, gives a derivative in either mode. What is computed of the minimum, its energy, lattice constants,
-:func:`leignn_jax.properties.elasticity.elastic_tensor` or second derivatives of its ``graph``, then has the derivative with
-the minimum's own movement in it. H itself is held: n such steps, each from where the one before ends, have the first n
-derivatives.
+cell, or of a whole that turns for nothing, projected out, gives a derivative in either mode. What is computed of the
+minimum, its energy, lattice constants, :func:`leignn_jax.properties.elasticity.elastic_tensor` or second derivatives of its
+``graph``, then has the derivative with the minimum's own movement in it. H itself is held: n such steps, each from where
+the one before ends, have the first n derivatives.
 """
 
 from __future__ import annotations
@@ -160,10 +160,10 @@ def _settle(model, pressure, system, lists, positions, vectors, *, cell: Cell, s
         return jax.tree.map(jnp.subtract, y, there.conjugate(still, held, y, there.slope(still, held, y))[0])
 
     y = jax.lax.stop_gradient(jax.lax.fori_loop(0, _NEWTON, newton, there.zero()))
-    moved = y
+    moved, turns = y, there.free_turns(still, held, y)
     for _ in range(order):
         # Zero but for its derivatives, which move the minimum with model and pressure.
-        change = there.solve(still, held, y, there.slope(model, pressure, moved))
+        change = there.solve(still, held, y, there.slope(model, pressure, moved), turns)
         moved = jax.tree.map(jnp.subtract, moved, change)
     # Along a random direction curvatures of all motions are met, not only of those that a force points along.
     shaken = there.allowed(jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), y))
@@ -245,6 +245,27 @@ class _Surroundings:
             by_strain = volume(vectors)[:, None, None] / self.length * transformed(back, stress + pressure * unit)
         return self.allowed((transformed(-forces, jnp.swapaxes(deform, 1, 2)), by_strain))
 
+    def free_turns(self, model, pressure, y):
+        """Rotations of the whole that cost nothing, orthonormal ``[3, atoms, 3]``, zeros in place of those that do."""
+        positions = jax.lax.stop_gradient(self.at(y)[0][0])
+        if self.cell:
+            return jnp.zeros((3, *positions.shape), positions.dtype)
+        # Around what is held, if anything is.
+        held = (self.system.mobile[0] == 0).any(-1)
+        pivots = jnp.where(held.any(), held, True)[:, None]
+        center = (positions * pivots).sum(0) / pivots.sum()
+        spins = jnp.cross(jnp.eye(3, dtype=positions.dtype)[:, None], positions - center)
+        spins = jax.vmap(lambda spin: self.allowed((spin[None], jnp.zeros_like(y[1])))[0][0])(spins)
+        sizes, axes = jnp.linalg.eigh(jnp.einsum("iax,jax->ij", spins, spins))
+        # A linear molecule has one that moves nothing.
+        real = sizes > 1e-6 * jnp.maximum(sizes[-1], 1.0)
+        turns = jnp.einsum("iax,ij->jax", spins, axes * jnp.where(real, jnp.where(real, sizes, 1.0) ** -0.5, 0.0))
+        forces = jax.lax.map(
+            lambda turn: self.product(model, pressure, y, (turn[None], jnp.zeros_like(y[1])))[0][0], turns
+        )
+        costs, axes = jnp.linalg.eigh(jnp.einsum("iax,jax->ij", turns, forces))
+        return jnp.einsum("iax,ij->jax", turns, jnp.where(jnp.abs(costs) < -_SADDLE, axes, 0.0))
+
     def product(self, model, pressure, y, x):
         """The Hessian at y times x."""
         along = jax.jvp(lambda z: self.slope(model, pressure, z), (y,), (self.allowed(x),))[1]
@@ -283,18 +304,26 @@ class _Surroundings:
         _, x, _, _, rest, curvature = jax.lax.while_loop(going, one, begin)
         return x, curvature, rest <= goal
 
-    def solve(self, model, pressure, y, right):
-        """x with H x = right, to differentiate by ``right`` in either mode; NaN where it was not found."""
+    def solve(self, model, pressure, y, right, turns):
+        """x with H x = right, to differentiate by ``right`` in either mode; NaN where it was not found.
+
+        Along ``turns`` H is zero: nothing moves along them, whatever a cotangent asks.
+        """
+
+        def curved(x):
+            u, e = self.allowed(x)
+            return u - jnp.einsum("rax,jax,jby->rby", u, turns, turns), e
+
         # As one array: a part of a right-hand side that nothing depends on has no cotangent, which the solve can't take.
         flat, restore = ravel_pytree(right)
 
         def product(x):
             x = restore(x)
-            rest = jax.tree.map(jnp.subtract, x, self.allowed(x))
+            rest = jax.tree.map(jnp.subtract, x, curved(x))
             return ravel_pytree(jax.tree.map(jnp.add, self.product(model, pressure, y, x), rest))[0]
 
         def by_conjugate(_, right, rounding=_ROUNDING):
-            x, _, solved = self.conjugate(model, pressure, y, self.allowed(restore(right)), rounding)
+            x, _, solved = self.conjugate(model, pressure, y, curved(restore(right)), rounding)
             return jnp.where(solved, ravel_pytree(x)[0], jnp.nan)
 
         # Forces of nothing but rounding are done; a cotangent is in the unit of whatever loss, however small.

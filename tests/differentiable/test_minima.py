@@ -76,6 +76,29 @@ def test_atoms_move_with_the_model():
     compare(of, {"epsilon": 0.0104, "sigma": 3.4})
 
 
+@pytest.mark.parametrize(
+    ("box", "held"),
+    [(0.0, []), pytest.param(20.0, [], marks=pytest.mark.slow), pytest.param(0.0, [1], marks=pytest.mark.slow)],
+)
+def test_a_molecule_does_not_turn_with_the_model(box, held):
+    """Whatever a loss of its positions asks for: a triangle only grows, in either mode, also in a box of vacuum, and from
+    an atom that is held."""
+    atoms = ase.Atoms("Ar3", [[0.0, 0.0, 0.0], [3.9, 0.1, 0.0], [1.8, 3.3, 0.2]], cell=3 * [box], pbc=box > 0)
+    atoms.set_constraint(FixAtoms(held))
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
+
+    @jax.jit
+    def at(sigma):
+        return run.relaxed(LennardJones(0.0104, sigma, cutoff=6.0), atoms).positions
+
+    positions = at(3.4)
+    sides = [jnp.linalg.norm(at(sigma)[1] - at(sigma)[0]) for sigma in (3.399, 3.4, 3.401)]
+    grown = (positions - positions[jnp.array(held or [0, 1, 2])].mean(0)) * (sides[2] - sides[0]) / 2e-3 / sides[1]
+    slope = jax.grad(lambda sigma: (weights * at(sigma)).sum())(3.4)
+    assert float(slope) == pytest.approx(float((weights * grown).sum()), rel=1e-4)
+    np.testing.assert_allclose(jax.jacfwd(at)(3.4), grown, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_elastic_constants_and_a_vibration_move_with_the_minimum(argon):
     def of(argument):
