@@ -345,7 +345,10 @@ def in_common(sample: Sample, name: str):
     values = getattr(sample, name)
     alike = jnp.isclose(values, values[0, 0], rtol=1e-6, atol=0.0).all()
     if not isinstance(alike, jax.core.Tracer) and not bool(alike):
-        raise ConfigError(f"The frames were made at several values of {name}: say by {name} at which one to average.")
+        raise ConfigError(
+            f"The frames were made at several values of {name}: name the one to average at ({name} of reweighted), or pool "
+            "frames of one."
+        )
     return jnp.where(alike, values, jnp.nan)
 
 

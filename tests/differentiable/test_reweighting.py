@@ -109,7 +109,7 @@ def test_pooling_two_halves_is_the_whole(sample):
 def test_frames_of_several_temperatures_have_none_in_common(sample):
     """Each weighted at its own, they were averages of nothing: beyond those of both temperatures."""
     both = run.pooled([sample, sample_of_wells(1.5 * KELVIN, seed=1, steps=5_000)])
-    with pytest.raises(ConfigError, match="several values of kT: say by kT"):
+    with pytest.raises(ConfigError, match="several values of kT: name the one"):
         run.reweighted(wells(), both, squared)
     with pytest.raises(ConfigError, match="several values of kT"):
         run.thermodynamic_integration(wells, [0.5, 0.6], [both, both])
