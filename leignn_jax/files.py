@@ -44,6 +44,7 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside ``path``, which takes its place where the block ends well."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)

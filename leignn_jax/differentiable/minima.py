@@ -50,8 +50,8 @@ _SHRINK, _PRODUCTS = 1e-11, 5
 _ROUNDING = 1e-13  # eV/Å
 # What may be left of forces and, by a length, of stress at a minimum, eV/Å.
 _LEFT = 1e-8
-# eV/Å^2, beyond the rounding of motions without curvature, such as rotations of a molecule.
-_SADDLE = -1e-6
+# eV/Å^2: curvatures below are the rounding of motions that have none, such as rotations of a molecule.
+_FLAT = 1e-6
 _KINDS = {False: "the cell is held", "isotropic": "its volume changes", "full": "its shape too"}
 
 
@@ -173,7 +173,7 @@ def _settle(model, pressure, system, lists, positions, vectors, *, cell: Cell, s
     positions, vectors = there.at(moved)
     energy, _, _ = evaluate(model, system, end.neighbors, positions, vectors)
     fits, arrived = (end.neighbors.overflow == 0).all(), (end.status == CONVERGED).all()
-    valid = fits & arrived & (left < _LEFT) & (curvature > _SADDLE) & jnp.isfinite(energy).all()
+    valid = fits & arrived & (left < _LEFT) & (curvature > -_FLAT) & jnp.isfinite(energy).all()
     poison = jnp.where(valid, 1.0, jnp.nan)
     positions, vectors, energy = poison * positions, poison * vectors, poison * energy
     graph = joined_graph(system, end.neighbors, positions, vectors)
@@ -192,7 +192,7 @@ def _why(end: FireState, steps: int, curvature: float) -> str:
             f"No minimum after {int(end.step.max())} steps of at most {steps}: forces of {force:.3g} eV/Å are left. Take "
             "more steps, or start nearer to the minimum."
         )
-    if curvature <= _SADDLE:
+    if curvature <= -_FLAT:
         return (
             f"Not a minimum but a saddle: along some motion the curvature is {curvature:.3g} eV/Å^2 or less. Move the "
             "atoms a little (atoms.rattle) and start again."
@@ -264,7 +264,7 @@ class _Surroundings:
             lambda turn: self.product(model, pressure, y, (turn[None], jnp.zeros_like(y[1])))[0][0], turns
         )
         costs, axes = jnp.linalg.eigh(jnp.einsum("iax,jax->ij", turns, forces))
-        return jnp.einsum("iax,ij->jax", turns, jnp.where(jnp.abs(costs) < -_SADDLE, axes, 0.0))
+        return jnp.einsum("iax,ij->jax", turns, jnp.where(jnp.abs(costs) < _FLAT, axes, 0.0))
 
     def product(self, model, pressure, y, x):
         """The Hessian at y times x."""
@@ -286,7 +286,7 @@ class _Surroundings:
 
         def going(carry):
             k, _, _, _, rest, curvature = carry
-            return (k < most) & (rest > goal) & (curvature > _SADDLE)
+            return (k < most) & (rest > goal) & (curvature > -_FLAT)
 
         def one(carry):
             k, x, r, p, rest, curvature = carry

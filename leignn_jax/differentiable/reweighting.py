@@ -340,8 +340,8 @@ def reweighted(
 
 
 def in_common(sample: Sample, name: str):
-    """kT or the pressure of the frames, one for all: ConfigError where they were made at several, NaN where that can't be
-    known before the program runs."""
+    """What all frames have in common, "kT" or "pressure", ``[frames, replicas]`` eV or eV/Å^3: ConfigError where they were
+    made at several, NaN where that can't be known before the program runs."""
     values = getattr(sample, name)
     alike = jnp.isclose(values, values[0, 0], rtol=1e-6, atol=0.0).all()
     if not isinstance(alike, jax.core.Tracer) and not bool(alike):
